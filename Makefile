@@ -1,0 +1,31 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+# Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
+runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
+	XDG_RUNTIME_DIR=$$(mktemp -d) && export XDG_RUNTIME_DIR && \
+	trap 'rm -rf "$$XDG_RUNTIME_DIR"' EXIT; fi;
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: a C linker, a Vulkan loader and driver
+	@scripts/setup.sh
+
+demo: setup ## train a classifier of handwritten digits on the GPU
+	@$(runtime_dir) cargo run --locked --release --features cli --example digits
+
+test: setup ## run every test and doc test; a missing GPU is a failure
+	@$(runtime_dir) WGLOSS_REQUIRE_GPU=1 cargo test --locked --features cli
+
+lint: setup ## check formatting, clippy and rustdoc, warnings denied
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
+		{ echo "lint needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --lib --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+
+clean: ## remove what was built and what the demo wrote
+	cargo clean --locked
+	rm -rf out

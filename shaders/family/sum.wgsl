@@ -1,0 +1,71 @@
+// Sums: each team adds up a stretch of terms and writes one number; the host repeats this over the
+// results until one is left. The order is fixed, so that the sum is the same to the bit every time.
+//
+// Hook, from a file of terms/:
+//     fn term(i: u32) -> f32                     the i-th of what is summed
+
+struct Params {
+    // how many terms there are
+    count: u32,
+    // how many of them one team sums: a multiple of 32 times its size
+    per_team: u32,
+    teams: u32,
+    // with DIVIDE: what the total is divided by; 0 means the divisor in the control block
+    divisor: f32,
+    classes: u32,
+    ignore_index: i32,
+    unused_0: u32,
+    unused_1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(6) var<storage, read_write> sums: array<f32>;
+
+// Whether the total is the divisor of a mean, left in the control block for later dispatches.
+override TO_CONTROL: bool = false;
+// Whether the total is divided. A divisor of 0 makes it NaN.
+override DIVIDE: bool = false;
+
+fn term_or_zero(i: u32) -> f32 {
+    if i < params.count {
+        return term(i);
+    }
+    return 0.0;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn sum(builtins: Builtins) {
+    let team = team_of(builtins);
+    if team.index >= params.teams {
+        return;
+    }
+    let first = team.index * params.per_team;
+    // eight times four terms are added apart, so that no accumulator takes many additions
+    let stride = 4u * team.size;
+    let end = min(first + params.per_team, params.count);
+    var total = vec4(0.0);
+    for (var block = first + 4u * team.member; block < end; block += 8u * stride) {
+        var part = vec4(0.0);
+        for (var i = block; i < min(block + 8u * stride, end); i += stride) {
+            part += vec4(
+                term_or_zero(i), term_or_zero(i + 1u), term_or_zero(i + 2u), term_or_zero(i + 3u));
+        }
+        total += part;
+    }
+    var result = team_sum(team, vec4(add_up(total))).x;
+    if team.member != 0u {
+        return;
+    }
+    if DIVIDE {
+        var divisor = params.divisor;
+        if divisor == 0.0 {
+            divisor = control.divisor;
+        }
+        result = select(result / divisor, nan(), divisor == 0.0);
+    }
+    if TO_CONTROL {
+        control.divisor = result;
+    } else {
+        sums[team.index] = result;
+    }
+}

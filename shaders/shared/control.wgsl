@@ -1,0 +1,23 @@
+// What the dispatches of one call tell one another and the host. Zeroed before the first of them.
+
+struct Control {
+    // the divisor of the mean, where only the device can know it
+    divisor: f32,
+    // u32 max minus the first element or row with a bad value; 0 while there is none
+    first_bad: atomic<u32>,
+    // the value found there
+    bad_value: i32,
+    // for a class out of range: how many classes there are
+    classes: u32,
+}
+
+@group(0) @binding(7) var<storage, read_write> control: Control;
+
+// A maximum of inverted places: zero, the state after clearing, then means none.
+fn report_bad(place: u32) {
+    atomicMax(&control.first_bad, 0xffffffffu - place);
+}
+
+fn is_first_bad(place: u32) -> bool {
+    return atomicLoad(&control.first_bad) == 0xffffffffu - place;
+}

@@ -1,0 +1,81 @@
+// Elementary functions of known accuracy, and tests for NaN and infinities that every driver keeps.
+//
+// WGSL's own exp may be off by 3 + 2|x| ULP, and its log by 2^-21 absolute near 1, which is all of
+// log1p of something small. Measured against float64 on lavapipe and SwiftShader: exp_nonpositive
+// 3 ULP, log1p 2 ULP.
+
+// The lowest finite f32: a neutral element for max that stays finite in differences.
+const LOWEST: f32 = -3.4028234663852886e38;
+
+// Through a variable, because constant expressions must not be infinite or NaN in WGSL.
+fn positive_infinity() -> f32 {
+    var bits = 0x7f800000u;
+    return bitcast<f32>(bits);
+}
+
+fn nan() -> f32 {
+    var bits = 0x7fc00000u;
+    return bitcast<f32>(bits);
+}
+
+// By bits: drivers may assume that NaN does not occur, and fold `x != x` to false.
+fn is_nan(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+
+fn is_nan4(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
+}
+
+fn is_negative_infinity4(x: vec4<f32>) -> vec4<bool> {
+    return bitcast<vec4<u32>>(x) == vec4(0xff800000u);
+}
+
+// The bits of x rotated so that the sign comes last, inverted: above 0xff000000 exactly for +inf
+// and NaN of either sign. A maximum over these keys finds them in a row, in integer arithmetic.
+fn nan_or_positive_infinity_key(x: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(x);
+    return (bits << vec4(1u)) | (~bits >> vec4(31u));
+}
+
+const NAN_OR_POSITIVE_INFINITY: u32 = 0xff000000u;
+
+// e^x for x <= 0, -inf included; 0 below -87. Exactly 1 at 0.
+// Cody-Waite reduction and a degree-6 polynomial (coefficients of Cephes' expf).
+fn exp_nonpositive(x: vec4<f32>) -> vec4<f32> {
+    let y = max(x, vec4(-88.0));
+    let n = round(y * 1.44269504);
+    // fma: some back ends fold a separate product and difference into something else
+    var r = fma(n, vec4(-0.693359375), y);
+    r = fma(n, vec4(2.12194440e-4), r);
+    var p = fma(r, vec4(1.9875691500e-4), vec4(1.3981999507e-3));
+    p = fma(r, p, vec4(8.3334519073e-3));
+    p = fma(r, p, vec4(4.1665795894e-2));
+    p = fma(r, p, vec4(1.6666665459e-1));
+    p = fma(r, p, vec4(5.0000001201e-1));
+    p = fma(r * r, p, r) + 1.0;
+    let power = bitcast<vec4<f32>>((vec4<i32>(n) + vec4(127)) << vec4(23u));
+    return select(p * power, vec4(0.0), x < vec4(-87.0));
+}
+
+// ln(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), which does not cancel near 0.
+fn log1p_unit(u: vec4<f32>) -> vec4<f32> {
+    let s = u / (u + 2.0);
+    let z = s * s;
+    var p = fma(z, vec4(0.153846154), vec4(0.181818182));
+    p = fma(z, p, vec4(0.222222222));
+    p = fma(z, p, vec4(0.285714286));
+    p = fma(z, p, vec4(0.4));
+    p = fma(z, p, vec4(0.666666667));
+    return fma(s * z, p, s + s);
+}
+
+// ln(1 + u) for any u >= 0. Above 1 the built-in log is as good: it is poor only near 1.
+fn log1p(u: f32) -> f32 {
+    return select(log1p_unit(vec4(min(u, 1.0))).x, log(1.0 + u), u > 1.0);
+}
+
+// The sum of four.
+fn add_up(v: vec4<f32>) -> f32 {
+    return (v.x + v.y) + (v.z + v.w);
+}

@@ -1,0 +1,46 @@
+// f32 storage, element by element: any alignment, any stride.
+//
+// Every file in this folder defines the buffers whose storage type varies, and the same functions
+// over them. Loads and stores move four elements, `step` apart. `last` in 0..=3 is the last of the
+// four that exists: the ones after it repeat it when loaded, and are not stored.
+
+@group(0) @binding(1) var<storage, read> input: array<f32>;
+@group(0) @binding(2) var<storage, read> targets: array<f32>;
+@group(0) @binding(4) var<storage, read> upstream: array<f32>;
+@group(0) @binding(5) var<storage, read_write> grad: array<f32>;
+
+fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
+    let i = at + min(vec4(0u, 1u, 2u, 3u), vec4(last)) * step;
+    return vec4(input[i.x], input[i.y], input[i.z], input[i.w]);
+}
+
+fn load_input_element(at: u32) -> f32 {
+    return input[at];
+}
+
+fn load_targets(at: u32, step: u32, last: u32) -> vec4<f32> {
+    let i = at + min(vec4(0u, 1u, 2u, 3u), vec4(last)) * step;
+    return vec4(targets[i.x], targets[i.y], targets[i.z], targets[i.w]);
+}
+
+fn load_upstream(at: u32, step: u32, last: u32) -> vec4<f32> {
+    let i = at + min(vec4(0u, 1u, 2u, 3u), vec4(last)) * step;
+    return vec4(upstream[i.x], upstream[i.y], upstream[i.z], upstream[i.w]);
+}
+
+fn load_upstream_element(at: u32) -> f32 {
+    return upstream[at];
+}
+
+fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
+    grad[at] = value.x;
+    if last >= 1u {
+        grad[at + step] = value.y;
+    }
+    if last >= 2u {
+        grad[at + 2u * step] = value.z;
+    }
+    if last >= 3u {
+        grad[at + 3u * step] = value.w;
+    }
+}

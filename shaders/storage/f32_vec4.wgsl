@@ -1,0 +1,33 @@
+// f32 storage, sixteen bytes at a time: for elements one apart (`step` 1) in groups of four that
+// are aligned and whole (`at` a multiple of 4, `last` 3). The host chooses this file only then.
+
+@group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> targets: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> upstream: array<vec4<f32>>;
+// the same buffer for kernels that read single elements of it
+@group(0) @binding(4) var<storage, read> upstream_elements: array<f32>;
+@group(0) @binding(5) var<storage, read_write> grad: array<vec4<f32>>;
+
+fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
+    return input[at / 4u];
+}
+
+fn load_input_element(at: u32) -> f32 {
+    return input[at / 4u][at % 4u];
+}
+
+fn load_targets(at: u32, step: u32, last: u32) -> vec4<f32> {
+    return targets[at / 4u];
+}
+
+fn load_upstream(at: u32, step: u32, last: u32) -> vec4<f32> {
+    return upstream[at / 4u];
+}
+
+fn load_upstream_element(at: u32) -> f32 {
+    return upstream_elements[at];
+}
+
+fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
+    grad[at / 4u] = value;
+}

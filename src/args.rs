@@ -1,0 +1,253 @@
+//! What goes into an op and what comes out, wherever it lives.
+
+use crate::{Error, Result};
+
+/// How the losses of rows or elements become the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Reduction {
+    /// One loss per row or element.
+    None,
+    /// Their sum over the op's divisor (see each op).
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+}
+
+impl Reduction {
+    /// PyTorch's word: `none`, `mean`, `sum`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reduction::None => "none",
+            Reduction::Mean => "mean",
+            Reduction::Sum => "sum",
+        }
+    }
+}
+
+/// What to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The loss.
+    Forward,
+    /// The gradient of the loss with respect to the input, times an upstream gradient.
+    Backward,
+    /// Both, in one pass over the input where the mathematics allows it.
+    ForwardBackward,
+}
+
+impl Pass {
+    /// `forward`, `backward`, `forward_backward`: also the shaders' entry points.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Backward => "backward",
+            Pass::ForwardBackward => "forward_backward",
+        }
+    }
+
+    /// Whether this pass computes the loss.
+    pub fn has_loss(self) -> bool {
+        self != Pass::Backward
+    }
+
+    /// Whether this pass computes the gradient.
+    pub fn has_grad(self) -> bool {
+        self != Pass::Forward
+    }
+}
+
+macro_rules! args {
+    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
+        /// The arguments of an op: host [`Array`](crate::Array)s, device
+        /// [`Tensor`](crate::Tensor)s, or only their [`Layout`](crate::Layout)s.
+        ///
+        /// ```
+        /// # use wgloss::{Args, Array};
+        /// # let (logits, target, weight) = ([0.0_f32; 6], [0, 2], [1.0_f32; 3]);
+        /// let args = Args::new(Array::new(&logits, &[2, 3])?)
+        ///     .target(Array::from(&target))
+        ///     .weight(Array::from(&weight));
+        /// # wgloss::Result::Ok(())
+        /// ```
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Args<T> {
+            pub(crate) input: T,
+            $(pub(crate) $name: Option<T>,)*
+        }
+
+        impl<T> Args<T> {
+            /// The input (logits, predictions), with nothing else yet.
+            pub fn new(input: T) -> Self {
+                Args { input, $($name: None,)* }
+            }
+
+            $($(#[$doc])*
+            pub fn $name(mut self, $name: T) -> Self {
+                self.$name = Some($name);
+                self
+            })*
+
+            /// The same arguments, each turned into something else.
+            pub(crate) fn map<'a, U>(
+                &'a self,
+                mut f: impl FnMut(&'static str, &'a T) -> Result<U>,
+            ) -> Result<Args<U>> {
+                Ok(Args {
+                    input: f("input", &self.input)?,
+                    $($name: self.$name.as_ref().map(|v| f($text, v)).transpose()?,)*
+                })
+            }
+
+            /// The same arguments, each turned into something else without fail.
+            pub(crate) fn map_ref<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Args<U> {
+                Args {
+                    input: f(&self.input),
+                    $($name: self.$name.as_ref().map(&mut f),)*
+                }
+            }
+
+            /// [`Args::map`] with waiting.
+            pub(crate) async fn map_async<'a, U>(
+                &'a self,
+                mut f: impl AsyncFnMut(&'static str, &'a T) -> Result<U>,
+            ) -> Result<Args<U>> {
+                Ok(Args {
+                    input: f("input", &self.input).await?,
+                    $($name: match &self.$name {
+                        Some(value) => Some(f($text, value).await?),
+                        None => None,
+                    },)*
+                })
+            }
+
+            /// Each argument of both, by name.
+            pub(crate) fn zip<'a, U>(
+                &'a self,
+                other: &'a Args<U>,
+                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+            ) -> Result<()> {
+                f("input", Some(&self.input), Some(&other.input))?;
+                $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
+                Ok(())
+            }
+
+            /// Refuses every argument that is not among `known`.
+            pub(crate) fn only(&self, known: &[&str], op: impl Fn() -> String) -> Result<()> {
+                $(if self.$name.is_some() && !known.contains(&$text) {
+                    return Err(Error::Unexpected { argument: $text, op: op() });
+                })*
+                Ok(())
+            }
+        }
+    };
+}
+
+args! {
+    /// The targets: class indices, or values of the input's shape.
+    target "target",
+    /// The weights: of classes (`[C]`) for cross entropy, of elements otherwise. Always f32.
+    weight "weight",
+    /// The weight of the positive term of BCE with logits. Always f32.
+    pos_weight "pos_weight",
+    /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
+    /// passes without one take 1.
+    upstream "upstream",
+    /// The row state that a forward pass kept: spares backward its first read of the input.
+    state "state",
+}
+
+impl<T> Args<T> {
+    /// The input.
+    pub fn input(&self) -> &T {
+        &self.input
+    }
+}
+
+/// What a pass computed, whichever pass it was: the form in which tools handle every op alike.
+///
+/// [`Gpu::forward`](crate::Gpu::forward) and its kin return [`Forward`], [`Backward`] and
+/// [`ForwardBackward`] instead, in which nothing has to be unwrapped.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output<T> {
+    /// The loss, unless the pass is backward.
+    pub loss: Option<T>,
+    /// The gradient, unless the pass is forward.
+    pub grad: Option<T>,
+    /// The row state, where the op was told to keep it.
+    pub state: Option<T>,
+    /// What only the device could see of the inputs (see [`Forward::status`]).
+    pub status: Option<T>,
+}
+
+/// The loss.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forward<T> {
+    /// The loss, f32: 0-dimensional for mean and sum, one value per row or element for none.
+    pub loss: T,
+    /// The row state, `[rows, 4]` in f32, where the op was told to keep it: spares backward its
+    /// first read of the input.
+    pub state: Option<T>,
+    /// From device tensors: the words in which the device reports inputs that it alone could see,
+    /// such as a class out of range; [`Gpu::check`](crate::Gpu::check) turns them into an error.
+    /// `None` from host arrays, where that error was returned already, and for ops that take any
+    /// input.
+    pub status: Option<T>,
+}
+
+/// The gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backward<T> {
+    /// The gradient with respect to the input, in its shape and storage type.
+    pub grad: T,
+    /// As [`Forward::status`].
+    pub status: Option<T>,
+}
+
+/// The loss and the gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForwardBackward<T> {
+    /// As [`Forward::loss`].
+    pub loss: T,
+    /// As [`Backward::grad`].
+    pub grad: T,
+    /// As [`Forward::state`].
+    pub state: Option<T>,
+    /// As [`Forward::status`].
+    pub status: Option<T>,
+}
+
+impl<T> Output<T> {
+    /// Each part of both, by name.
+    pub(crate) fn zip<'a, U>(
+        &'a self,
+        other: &'a Output<U>,
+        f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+    ) -> Result<()> {
+        f("loss", self.loss.as_ref(), other.loss.as_ref())?;
+        f("grad", self.grad.as_ref(), other.grad.as_ref())?;
+        f("state", self.state.as_ref(), other.state.as_ref())?;
+        f("status", self.status.as_ref(), other.status.as_ref())
+    }
+
+    /// The same, each part turned into something else.
+    pub(crate) fn map<U>(self, mut f: impl FnMut(&'static str, T) -> Result<U>) -> Result<Output<U>> {
+        let mut part = |name, value: Option<T>| value.map(|v| f(name, v)).transpose();
+        Ok(Output {
+            loss: part("loss", self.loss)?,
+            grad: part("grad", self.grad)?,
+            state: part("state", self.state)?,
+            status: part("status", self.status)?,
+        })
+    }
+
+    /// The same, borrowed.
+    pub(crate) fn as_ref(&self) -> Output<&T> {
+        Output {
+            loss: self.loss.as_ref(),
+            grad: self.grad.as_ref(),
+            state: self.state.as_ref(),
+            status: self.status.as_ref(),
+        }
+    }
+}

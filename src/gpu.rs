@@ -1,0 +1,408 @@
+//! The device: found or taken over, its limits and features, its errors, its pipelines.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::kernel::Kernel;
+use crate::select::{Facts, Team};
+use crate::{Error, Result};
+
+/// A device and its queue, with the pipelines compiled for it so far.
+///
+/// Cloning is cheap: clones share everything.
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    facts: Facts,
+    lost: Arc<Mutex<Option<String>>>,
+    pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    one: wgpu::Buffer,
+    unused: wgpu::Buffer,
+}
+
+/// Which adapter [`Gpu::with_options`] takes, and how it is used.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GpuOptions {
+    hardware_only: bool,
+    name: Option<String>,
+    team: Option<Team>,
+}
+
+impl GpuOptions {
+    /// Refuse software adapters, which are CPUs. Default: take one where there is no hardware.
+    pub fn hardware_only(mut self, hardware_only: bool) -> Self {
+        self.hardware_only = hardware_only;
+        self
+    }
+
+    /// Take only adapters whose name or driver contains this, in any case of letters.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Use this team for every kernel, where the device has it: for tests and experiments.
+    /// Default: chosen by shape and device.
+    pub fn team(mut self, team: Team) -> Self {
+        self.team = Some(team);
+        self
+    }
+
+    fn describe(&self) -> String {
+        let kind = if self.hardware_only { "a hardware GPU" } else { "a Vulkan, Metal or DX12 adapter" };
+        match &self.name {
+            Some(name) => format!("{kind} named {name:?}"),
+            None => kind.into(),
+        }
+    }
+}
+
+/// Discrete before integrated before virtual before unknown before software.
+fn preference(device_type: wgpu::DeviceType) -> usize {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+/// The features that make a difference, of those an adapter has.
+pub(crate) fn useful_features(available: wgpu::Features) -> wgpu::Features {
+    available & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY)
+}
+
+/// What is needed beyond WebGPU's defaults, of what an adapter has.
+fn useful_limits(available: &wgpu::Limits) -> wgpu::Limits {
+    wgpu::Limits {
+        max_buffer_size: available.max_buffer_size,
+        max_storage_buffer_binding_size: available.max_storage_buffer_binding_size,
+        max_compute_invocations_per_workgroup: available.max_compute_invocations_per_workgroup,
+        max_compute_workgroup_size_x: available.max_compute_workgroup_size_x,
+        max_compute_workgroup_storage_size: available.max_compute_workgroup_storage_size,
+        max_compute_workgroups_per_dimension: available.max_compute_workgroups_per_dimension,
+        ..wgpu::Limits::default()
+    }
+}
+
+/// All adapters on which kernels can run, the one to prefer first.
+#[cfg(not(target_arch = "wasm32"))]
+pub async fn adapters() -> Vec<wgpu::Adapter> {
+    let mut adapters = instance().enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    adapters.retain(|adapter| {
+        adapter
+            .get_downlevel_capabilities()
+            .flags
+            .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+    });
+    adapters.sort_by_key(|adapter| preference(adapter.get_info().device_type));
+    adapters
+}
+
+fn instance() -> wgpu::Instance {
+    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    wgpu::Instance::new(wgpu::InstanceDescriptor { backends: wgpu::Backends::PRIMARY, ..descriptor })
+}
+
+impl Gpu {
+    /// The best adapter there is: hardware first.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none, [`Error::Internal`] when its driver refuses.
+    pub async fn new() -> Result<Self> {
+        Self::with_options(&GpuOptions::default()).await
+    }
+
+    /// [`Gpu::new`] for callers that do not use async.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn blocking() -> Result<Self> {
+        pollster::block_on(Self::new())
+    }
+
+    /// The best adapter that the options allow.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none, [`Error::Internal`] when its driver refuses.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn with_options(options: &GpuOptions) -> Result<Self> {
+        let adapters = adapters().await;
+        let suits = |adapter: &&wgpu::Adapter| {
+            let info = adapter.get_info();
+            let named = options.name.as_ref().is_none_or(|name| {
+                let known = format!("{} {} {}", info.name, info.driver, info.driver_info);
+                known.to_lowercase().contains(&name.to_lowercase())
+            });
+            named && !(options.hardware_only && info.device_type == wgpu::DeviceType::Cpu)
+        };
+        let Some(adapter) = adapters.iter().find(suits) else {
+            let found: Vec<_> = adapters.iter().map(|a| a.get_info().name).collect();
+            return Err(Error::NoAdapter {
+                expected: options.describe(),
+                found: if found.is_empty() { "none".into() } else { found.join(", ") },
+            });
+        };
+        Self::from_adapter(adapter, options).await
+    }
+
+    /// The adapter that the browser gives.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when it gives none, [`Error::Internal`] when its driver refuses.
+    #[cfg(target_arch = "wasm32")]
+    pub async fn with_options(options: &GpuOptions) -> Result<Self> {
+        let request = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        match instance().request_adapter(&request).await {
+            Ok(adapter) => Self::from_adapter(&adapter, options).await,
+            Err(_) => {
+                Err(Error::NoAdapter { expected: options.describe(), found: "none".into() })
+            }
+        }
+    }
+
+    async fn from_adapter(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wgloss"),
+            required_features: useful_features(adapter.features()),
+            required_limits: useful_limits(&adapter.limits()),
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        let gpu = Self::from_device(device, queue, options).await?;
+        // Errors come back through scopes; what reaches this was not provoked by a call of ours.
+        let lost = gpu.inner.lost.clone();
+        gpu.device().on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&lost).get_or_insert(error.to_string());
+        }));
+        Ok(gpu)
+    }
+
+    /// The caller's own device and queue, as they are: with the limits and features that they
+    /// were created with. `options` may force a team; what it says of adapters is not looked at.
+    ///
+    /// The device's lost callback is set; [`Error::DeviceLost`] comes from it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the device is lost already.
+    pub async fn from_device(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: &GpuOptions,
+    ) -> Result<Self> {
+        let lost = Arc::new(Mutex::new(None));
+        let setter = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            lock(&setter).get_or_insert(format!("{reason:?}: {message}"));
+        });
+        let info = device.adapter_info();
+        let limits = device.limits();
+        let facts = Facts {
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            subgroup: device
+                .features()
+                .contains(wgpu::Features::SUBGROUP)
+                .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            max_workgroup_size: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            // kernels count elements in 32 bits
+            max_binding: limits.max_storage_buffer_binding_size.min(u32::MAX.into()),
+            max_buffer: limits.max_buffer_size,
+            device: info.name.clone(),
+            forced: options.team,
+        };
+        let small = |label, usage| wgpu::BufferDescriptor {
+            label: Some(label),
+            size: 16,
+            usage: usage | wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        };
+        let create = || {
+            let one = device.create_buffer(&small("wgloss.one", wgpu::BufferUsages::COPY_DST));
+            queue.write_buffer(&one, 0, bytemuck::cast_slice(&[1.0_f32; 4]));
+            let unused = device.create_buffer(&small("wgloss.unused", wgpu::BufferUsages::empty()));
+            (one, unused)
+        };
+        let (one, unused) = guarded(&device, &lost, create).await?;
+        let pipelines = Mutex::default();
+        let inner = Inner { device, queue, info, facts, lost, pipelines, one, unused };
+        Ok(Gpu { inner: Arc::new(inner) })
+    }
+
+    /// The wgpu device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The wgpu queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// The adapter's name, driver and type.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// Whether the adapter is a CPU.
+    pub fn is_software(&self) -> bool {
+        self.inner.facts.software
+    }
+
+    /// What the choice of kernels depends on.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.inner.facts
+    }
+
+    /// A buffer that holds ones.
+    pub(crate) fn one(&self) -> &wgpu::Buffer {
+        &self.inner.one
+    }
+
+    /// A buffer for bindings that a kernel names and leaves alone.
+    pub(crate) fn unused(&self) -> &wgpu::Buffer {
+        &self.inner.unused
+    }
+
+    /// The pipeline of a kernel, compiled at most once.
+    pub(crate) fn pipeline(&self, kernel: &Kernel) -> wgpu::ComputePipeline {
+        let mut pipelines = lock(&self.inner.pipelines);
+        if let Some(pipeline) = pipelines.get(kernel) {
+            return pipeline.clone();
+        }
+        let module = self.device().create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&kernel.label),
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+        });
+        let constants: Vec<_> = kernel.constants.iter().map(|&(k, v)| (k, v.into())).collect();
+        let pipeline = self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&kernel.label),
+            layout: None,
+            module: &module,
+            entry_point: Some(kernel.entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // every kernel writes its workgroup memory before it reads it
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        pipelines.insert(kernel.clone(), pipeline.clone());
+        pipeline
+    }
+
+    /// Forgets every pipeline: some may have failed to compile.
+    pub(crate) fn forget_pipelines(&self) {
+        lock(&self.inner.pipelines).clear();
+    }
+
+    /// Runs `work`, and waits for the errors that wgpu found in it.
+    pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> T) -> impl Future<Output = Result<T>> {
+        guarded(&self.inner.device, &self.inner.lost, work)
+    }
+
+    /// The error that the device is lost, if it is.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        lost(&self.inner.device, &self.inner.lost)
+    }
+
+    /// Runs a future of this crate to its end, and drives the device meanwhile.
+    ///
+    /// Callers that use async await the future instead, and see to it, as wgpu asks, that some
+    /// thread polls the device ([`wgpu::Device::poll`]); browsers do that by themselves.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        use std::task::{Context, Poll, Wake, Waker};
+
+        struct Unpark(std::thread::Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return output;
+            }
+            // An error here is one of the device's: the future sees it too.
+            let _ = self.device().poll(wgpu::PollType::wait_indefinitely());
+            // Returns at once if that woke the future; otherwise another thread is at work.
+            std::thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("facts", &self.inner.facts).finish_non_exhaustive()
+    }
+}
+
+/// A poisoned lock guards data that is whole all the same: entries are inserted in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lost(device: &wgpu::Device, lost: &Mutex<Option<String>>) -> Option<Error> {
+    // the callback comes with a poll
+    let _ = device.poll(wgpu::PollType::Poll);
+    lock(lost).clone().map(Error::DeviceLost)
+}
+
+async fn guarded<T>(
+    device: &wgpu::Device,
+    is_lost: &Mutex<Option<String>>,
+    work: impl FnOnce() -> T,
+) -> Result<T> {
+    let (value, scopes) = scoped(device, work);
+    let mut first = None;
+    for scope in scopes {
+        if let Some(error) = scope.await {
+            first = first.or(Some(error));
+        }
+    }
+    if let Some(lost) = lost(device, is_lost) {
+        return Err(lost);
+    }
+    match first {
+        None => Ok(value),
+        Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory(source.to_string())),
+        Some(wgpu::Error::Validation { description, .. }) => Err(Error::Validation(description)),
+        Some(wgpu::Error::Internal { description, .. }) => Err(Error::Internal(description)),
+    }
+}
+
+/// The guards of error scopes must not cross threads, so they end here, before any await.
+fn scoped<T, W: FnOnce() -> T>(
+    device: &wgpu::Device,
+    work: W,
+) -> (T, [impl Future<Output = Option<wgpu::Error>> + use<T, W>; 3]) {
+    let filters =
+        [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+    let [validation, out_of_memory, internal] =
+        filters.map(|filter| device.push_error_scope(filter));
+    let value = work();
+    // innermost first
+    (value, [internal.pop(), out_of_memory.pop(), validation.pop()])
+}

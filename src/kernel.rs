@@ -1,0 +1,81 @@
+//! Kernels: whole WGSL files joined into one text, an entry point and its constants.
+//!
+//! WGSL's module scope ignores order, so a list of files is all the linking there is: files of one
+//! folder define the same functions, and a kernel takes one of each.
+
+use std::fmt::Write;
+
+/// A WGSL file of `shaders/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct File {
+    /// Its path below `shaders/`.
+    pub(crate) path: &'static str,
+    text: &'static str,
+}
+
+impl File {
+    pub(crate) const fn new(path: &'static str, text: &'static str) -> Self {
+        File { path, text }
+    }
+}
+
+/// The file at a path below `shaders/`.
+macro_rules! shader {
+    ($path:expr) => {
+        $crate::kernel::File::new(
+            $path,
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
+        )
+    };
+}
+pub(crate) use shader;
+
+pub(crate) const MATH: File = shader!("shared/math.wgsl");
+pub(crate) const CONTROL: File = shader!("shared/control.wgsl");
+pub(crate) const CLASSES: File = shader!("shared/classes.wgsl");
+pub(crate) const ROWS: File = shader!("family/rows.wgsl");
+pub(crate) const ELEMENTS: File = shader!("family/elements.wgsl");
+pub(crate) const SUM: File = shader!("family/sum.wgsl");
+pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
+pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl");
+
+/// The shader of a team.
+pub(crate) fn team(team: crate::Team) -> File {
+    match team {
+        crate::Team::Invocation => shader!("team/invocation.wgsl"),
+        crate::Team::Subgroup => shader!("team/subgroup.wgsl"),
+        crate::Team::Workgroup => shader!("team/workgroup.wgsl"),
+    }
+}
+
+/// The shader of f32 storage: `vec4` where every group of four elements is whole and aligned.
+pub(crate) fn storage(vec4: bool) -> File {
+    if vec4 { shader!("storage/f32_vec4.wgsl") } else { shader!("storage/f32.wgsl") }
+}
+
+/// The shader of an upstream gradient: a tensor of the losses' shape, or one value.
+pub(crate) fn upstream(tensor: bool) -> File {
+    if tensor { shader!("upstream/tensor.wgsl") } else { shader!("upstream/scalar.wgsl") }
+}
+
+/// A kernel: what a pipeline is made of, and the key under which it is cached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    /// For labels: `cross_entropy.forward.f32.subgroup`.
+    pub label: String,
+    pub files: Vec<File>,
+    pub entry_point: &'static str,
+    /// Values of `override` declarations.
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Kernel {
+    /// The joined text. Each part's start is marked, so that a compiler's line can be found.
+    pub fn source(&self) -> String {
+        let mut source = String::new();
+        for file in &self.files {
+            let _ = writeln!(source, "// ---- shaders/{}\n{}", file.path, file.text);
+        }
+        source
+    }
+}

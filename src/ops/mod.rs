@@ -1,0 +1,125 @@
+//! The ops: options, checks, documentation. One file an op, the stem of its shader.
+
+mod bce_with_logits;
+mod cross_entropy;
+mod elements;
+
+pub(crate) use elements::Point;
+
+pub use bce_with_logits::BceWithLogits;
+pub use cross_entropy::CrossEntropy;
+
+use std::fmt;
+
+use crate::reference::Values;
+use crate::program::Program;
+use crate::select::Facts;
+use crate::shape::Layout;
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
+
+/// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](crate::reference))
+/// need to know of it.
+///
+/// Only this crate implements it.
+pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
+    /// The stem: of the file, the shader, labels, tests and benches.
+    fn name(&self) -> &'static str;
+
+    /// Checks options and layouts, and tells the layouts of what the pass computes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Value`], [`Error::Missing`] or
+    /// [`Error::Unexpected`], naming the argument.
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>>;
+
+    /// Checks what only the host can check before any work: the values of host arrays.
+    #[doc(hidden)]
+    fn check_values(&self, args: &Args<Array<'_>>) -> Result<()>;
+
+    /// The dispatches for layouts that `outputs` has passed.
+    #[doc(hidden)]
+    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program>;
+
+    /// The definition in float64, over arrays that `outputs` and `check_values` have passed.
+    #[doc(hidden)]
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// The argument's layout, or [`Error::Missing`].
+fn required<'a, T>(
+    argument: &'static str,
+    value: &'a Option<T>,
+    op: impl FnOnce() -> String,
+) -> Result<&'a T> {
+    value.as_ref().ok_or_else(|| Error::Missing { argument, op: op() })
+}
+
+/// Refuses a storage type that is not among `allowed`.
+fn expect_dtype(argument: &'static str, layout: &Layout, allowed: &[DType]) -> Result<()> {
+    if allowed.contains(&layout.dtype()) {
+        return Ok(());
+    }
+    let names: Vec<_> = allowed.iter().map(|dtype| dtype.name()).collect();
+    Err(Error::DType { argument, expected: names.join(" or "), actual: layout.dtype() })
+}
+
+/// Refuses a shape other than `expected`.
+fn expect_shape(argument: &'static str, layout: &Layout, expected: &[usize]) -> Result<()> {
+    if layout.shape() == expected {
+        return Ok(());
+    }
+    let (expected, actual) = (format!("{expected:?}"), layout.shape().to_vec());
+    Err(Error::Shape { argument, expected, actual })
+}
+
+/// Refuses an upstream gradient that is not one value for mean and sum, or the loss's shape for
+/// none.
+fn expect_upstream(
+    args: &Args<Layout>,
+    reduction: Reduction,
+    loss: &[usize],
+) -> Result<()> {
+    let Some(upstream) = &args.upstream else { return Ok(()) };
+    match reduction {
+        Reduction::None => {
+            expect_dtype("upstream", upstream, &[args.input.dtype()])?;
+            expect_shape("upstream", upstream, loss)
+        }
+        Reduction::Mean | Reduction::Sum => {
+            expect_dtype("upstream", upstream, &[DType::F32])?;
+            match upstream.elements() {
+                1 => Ok(()),
+                _ => Err(Error::Shape {
+                    argument: "upstream",
+                    expected: format!("[] for reduction {}", reduction.name()),
+                    actual: upstream.shape().to_vec(),
+                }),
+            }
+        }
+    }
+}
+
+/// Refuses a weight that is not finite, naming its place.
+fn expect_finite(argument: &'static str, array: Option<&Array<'_>>) -> Result<()> {
+    let Some(array) = array else { return Ok(()) };
+    match array.to_f64().iter().enumerate().find(|(_, value)| !value.is_finite()) {
+        None => Ok(()),
+        Some((index, value)) => Err(Error::Value {
+            argument,
+            expected: "finite values".into(),
+            actual: format!("{value} at element {index}"),
+        }),
+    }
+}
+
+/// The layouts of the loss for a reduction.
+fn loss_layout(reduction: Reduction, unreduced: &[usize]) -> Layout {
+    match reduction {
+        Reduction::None => Layout::new(unreduced, DType::F32),
+        Reduction::Mean | Reduction::Sum => Layout::new(&[], DType::F32),
+    }
+}

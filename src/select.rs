@@ -1,0 +1,151 @@
+//! Which kernel for which shape on which device: pure functions, tested without a GPU.
+
+/// Who shares one row, or one stretch of elements (`shaders/team`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Team {
+    /// One invocation: for few classes.
+    Invocation,
+    /// One subgroup, which needs no barrier.
+    Subgroup,
+    /// One workgroup, with barriers: for long rows on real GPUs.
+    Workgroup,
+}
+
+impl Team {
+    /// The stem of the shader.
+    pub fn name(self) -> &'static str {
+        match self {
+            Team::Invocation => "invocation",
+            Team::Subgroup => "subgroup",
+            Team::Workgroup => "workgroup",
+        }
+    }
+}
+
+/// What the choice of kernels depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Whether the adapter is a CPU: barriers are slow there, and loops may be cut short.
+    pub software: bool,
+    /// The smallest and largest subgroup, where the device has subgroup operations.
+    pub subgroup: Option<(u32, u32)>,
+    /// The most invocations of a workgroup.
+    pub max_workgroup_size: u32,
+    /// The most workgroups along one dimension of a dispatch.
+    pub max_workgroups: u32,
+    /// The most bytes of one storage binding.
+    pub max_binding: u64,
+    /// The most bytes of one buffer.
+    pub max_buffer: u64,
+    /// The device's name, for messages.
+    pub device: String,
+    /// Use this team wherever it is possible, whatever would be faster: for tests and experiments.
+    pub forced: Option<Team>,
+}
+
+/// A team and the workgroups it comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub team: Team,
+    /// Invocations of a workgroup.
+    pub workgroup_size: u32,
+    /// The fewest teams a workgroup holds.
+    pub teams_per_workgroup: u32,
+    /// The fewest members a team has.
+    pub team_size: u32,
+}
+
+impl Facts {
+    /// lavapipe 22.3 stops all loops of an invocation after 65,535 iterations, in silence. On
+    /// software devices no invocation is given more than this.
+    const SOFTWARE_ITERATIONS: u64 = 60_000;
+
+    /// The team and its workgroup; a team that the device cannot have becomes the next one it can.
+    fn choice(&self, team: Team) -> Choice {
+        match (team, self.subgroup) {
+            (Team::Subgroup, Some((smallest, largest))) => {
+                // One subgroup a workgroup keeps lavapipe from switching between them; on GPUs a
+                // workgroup of several hides latency.
+                let wanted = if self.software { largest } else { largest.max(128) };
+                let size = wanted.min(self.max_workgroup_size);
+                Choice {
+                    team,
+                    workgroup_size: size,
+                    teams_per_workgroup: (size / largest).max(1),
+                    team_size: smallest.min(size),
+                }
+            }
+            (Team::Invocation, _) => {
+                let wanted = if self.software { 8 } else { 64 };
+                let size = wanted.min(self.max_workgroup_size);
+                Choice { team, workgroup_size: size, teams_per_workgroup: size, team_size: 1 }
+            }
+            (Team::Subgroup | Team::Workgroup, _) => {
+                let wanted = if self.software { 64 } else { 256 };
+                // the tree needs a power of two
+                let size = 1 << wanted.min(self.max_workgroup_size).ilog2();
+                Choice {
+                    team: Team::Workgroup,
+                    workgroup_size: size,
+                    teams_per_workgroup: 1,
+                    team_size: size,
+                }
+            }
+        }
+    }
+
+    /// Rows of `classes` classes that lie `positions` elements apart.
+    ///
+    /// Thresholds measured on lavapipe; those for GPUs are estimates until one has been measured.
+    pub(crate) fn for_rows(&self, classes: u64, positions: u64) -> Choice {
+        if let Some(team) = self.forced {
+            return self.choice(team);
+        }
+        // Strided classes are read by neighbouring invocations at neighbouring positions.
+        let by_invocation = match (self.software, positions > 1) {
+            (true, false) => 32,
+            (true, true) => 1024,
+            (false, false) => 16,
+            (false, true) => 1024,
+        };
+        let by_subgroup = if self.software { u64::MAX } else { 1024 };
+        let preferred = match classes {
+            c if c <= by_invocation => Team::Invocation,
+            c if c <= by_subgroup => Team::Subgroup,
+            _ => Team::Workgroup,
+        };
+        let choice = self.choice(preferred);
+        // one iteration for every 16 elements, then one for every 4
+        let iterations = classes / u64::from(choice.team_size) * 3 / 8;
+        if self.software && iterations > Self::SOFTWARE_ITERATIONS {
+            return self.choice(Team::Workgroup);
+        }
+        choice
+    }
+
+    /// Elements in a stretch per team: the choice and the elements each team takes.
+    ///
+    /// On lavapipe a subgroup that walks through a contiguous 32 KiB copies fastest.
+    pub(crate) fn for_elements(&self) -> (Choice, u32) {
+        let preferred = if self.software { Team::Subgroup } else { Team::Workgroup };
+        let choice = self.choice(self.forced.unwrap_or(preferred));
+        let per_member = if self.software { 1024 } else { 32 };
+        (choice, per_member * choice.team_size)
+    }
+
+    /// Terms of a sum: the choice and the terms each team sums.
+    pub(crate) fn for_sum(&self) -> (Choice, u32) {
+        let preferred = if self.software { Team::Subgroup } else { Team::Workgroup };
+        let choice = self.choice(self.forced.unwrap_or(preferred));
+        (choice, 2048 * choice.team_size)
+    }
+
+    /// Workgroups for so many teams, folded over two dimensions where one does not hold them.
+    pub(crate) fn workgroups(&self, teams: u64, choice: Choice) -> Option<[u32; 3]> {
+        let count = teams.div_ceil(choice.teams_per_workgroup.into());
+        let most = u64::from(self.max_workgroups);
+        let y = count.div_ceil(most).max(1);
+        let x = count.div_ceil(y);
+        (y <= most).then_some([x as u32, y as u32, 1])
+    }
+}

@@ -1,0 +1,148 @@
+//! Arrays on the device.
+
+use crate::shape::{Layout, element_count};
+use crate::{Array, DType, Data, Error, Gpu, Result};
+
+/// An array in a device's buffer, contiguous and row-major from the buffer's start.
+///
+/// Cloning is cheap: clones share the buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    buffer: wgpu::Buffer,
+    layout: Layout,
+}
+
+/// What kernels and copies ask of a buffer.
+const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
+
+impl Tensor {
+    /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
+    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the buffer lacks `STORAGE` or is smaller than the shape, or for i64,
+    /// which devices do not have.
+    pub fn from_buffer(buffer: wgpu::Buffer, shape: &[usize], dtype: DType) -> Result<Self> {
+        element_count("buffer", shape)?;
+        let layout = Layout::new(shape, dtype);
+        let refuse = |expected: String, actual: String| {
+            Err(Error::Value { argument: "buffer", expected, actual })
+        };
+        if dtype == DType::I64 {
+            return refuse("i32 class indices".into(), "i64".into());
+        }
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return refuse("usage STORAGE".into(), format!("{:?}", buffer.usage()));
+        }
+        // bindings are at least four bytes
+        let needed = layout.bytes().max(4);
+        if buffer.size() < needed {
+            let expected = format!("at least {needed} bytes for {dtype} {shape:?}");
+            return refuse(expected, format!("{} bytes", buffer.size()));
+        }
+        Ok(Tensor { buffer, layout })
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &[usize] {
+        self.layout.shape()
+    }
+
+    /// The storage type.
+    pub fn dtype(&self) -> DType {
+        self.layout.dtype()
+    }
+
+    /// Shape and storage type.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+impl Gpu {
+    /// A tensor with the array's elements. i64 class indices become i32.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] beyond the device's limits; [`Error::Value`] for an i64 that i32 does
+    /// not hold; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
+    pub async fn upload(&self, array: &Array<'_>) -> Result<Tensor> {
+        if let Data::I64(values) = array.data()
+            && let Some((i, value)) =
+                values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err())
+        {
+            return Err(Error::Value {
+                argument: "array",
+                expected: "integers that fit i32".into(),
+                actual: format!("{value} at element {i}"),
+            });
+        }
+        self.upload_argument("array", array).await
+    }
+
+    /// [`Gpu::upload`] of a named argument. An i64 that i32 does not hold becomes `i32::MIN`: ops
+    /// have checked that it is their `ignore_index`, which they pass on to kernels likewise.
+    pub(crate) async fn upload_argument(
+        &self,
+        argument: &'static str,
+        array: &Array<'_>,
+    ) -> Result<Tensor> {
+        let narrowed: Vec<i32>;
+        let (dtype, bytes) = match array.data() {
+            Data::I64(values) => {
+                narrowed =
+                    values.iter().map(|&v| i32::try_from(v).unwrap_or(i32::MIN)).collect();
+                (DType::I32, bytemuck::cast_slice(&narrowed))
+            }
+            data => (array.dtype(), data.bytes()),
+        };
+        let tensor = self.allocate(argument, &Layout::new(array.shape(), dtype)).await?;
+        let write = || {
+            // writes are in units of four bytes
+            let (whole, tail) = bytes.split_at(bytes.len() / 4 * 4);
+            self.queue().write_buffer(&tensor.buffer, 0, whole);
+            if !tail.is_empty() {
+                let mut padded = [0; 4];
+                padded[..tail.len()].copy_from_slice(tail);
+                self.queue().write_buffer(&tensor.buffer, whole.len() as u64, &padded);
+            }
+        };
+        self.guarded(write).await?;
+        Ok(tensor)
+    }
+
+    /// A tensor of zeros.
+    pub(crate) async fn allocate(&self, argument: &'static str, layout: &Layout) -> Result<Tensor> {
+        let size = layout.bytes().next_multiple_of(16).max(16);
+        self.check_size(argument, size)?;
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(argument),
+            size,
+            usage: USAGES,
+            mapped_at_creation: false,
+        };
+        let buffer = self.guarded(|| self.device().create_buffer(&descriptor)).await?;
+        Ok(Tensor { buffer, layout: layout.clone() })
+    }
+
+    /// Refuses what the device cannot hold or bind.
+    pub(crate) fn check_size(&self, argument: &'static str, bytes: u64) -> Result<()> {
+        let facts = self.facts();
+        for (limit_name, limit) in [
+            ("max_storage_buffer_binding_size", facts.max_binding),
+            ("max_buffer_size", facts.max_buffer),
+        ] {
+            if bytes > limit {
+                let device = facts.device.clone();
+                return Err(Error::TooLarge { argument, bytes, limit, limit_name, device });
+            }
+        }
+        Ok(())
+    }
+}
