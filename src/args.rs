@@ -68,7 +68,7 @@ macro_rules! args {
         /// let args = Args::new(Array::new(&logits, &[2, 3])?)
         ///     .target(Array::from(&target))
         ///     .weight(Array::from(&weight));
-        /// # wgloss::Result::Ok(())
+        /// # Ok::<_, wgloss::Error>(())
         /// ```
         #[derive(Debug, Clone, PartialEq)]
         pub struct Args<T> {
@@ -231,7 +231,10 @@ impl<T> Output<T> {
     }
 
     /// The same, each part turned into something else.
-    pub(crate) fn map<U>(self, mut f: impl FnMut(&'static str, T) -> Result<U>) -> Result<Output<U>> {
+    pub(crate) fn map<U>(
+        self,
+        mut f: impl FnMut(&'static str, T) -> Result<U>,
+    ) -> Result<Output<U>> {
         let mut part = |name, value: Option<T>| value.map(|v| f(name, v)).transpose();
         Ok(Output {
             loss: part("loss", self.loss)?,

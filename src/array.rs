@@ -16,7 +16,7 @@ use crate::{DType, Error, Result};
 /// assert_eq!(logits.shape(), [2, 3]);
 /// let target = Array::from(&[0, 1]); // one dimension: its length
 /// assert_eq!(target.shape(), [2]);
-/// # wgloss::Result::Ok(())
+/// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array<'a> {

@@ -39,7 +39,12 @@ impl Operand for Tensor {
         self.layout()
     }
 
-    async fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Tensor>) -> Result<Output<Tensor>> {
+    async fn run(
+        gpu: &Gpu,
+        op: &dyn Op,
+        pass: Pass,
+        args: &Args<Tensor>,
+    ) -> Result<Output<Tensor>> {
         let plan = gpu.plan(op, pass, &args.layouts()).await?;
         let output = plan.allocate().await?;
         gpu.submit(&plan, args, &output).await?;
@@ -250,8 +255,7 @@ impl Gpu {
         let parts = [&output.loss, &output.grad, &output.state];
         let tensors: Vec<_> = parts.into_iter().flatten().collect();
         let mut arrays = self.read_all(&tensors).await?.into_iter();
-        let [loss, grad, state] =
-            parts.map(|part| part.as_ref().and_then(|_| arrays.next()));
+        let [loss, grad, state] = parts.map(|part| part.as_ref().and_then(|_| arrays.next()));
         Ok(Output { loss, grad, state, status: None })
     }
 }

@@ -57,7 +57,8 @@ impl GpuOptions {
     }
 
     fn describe(&self) -> String {
-        let kind = if self.hardware_only { "a hardware GPU" } else { "a Vulkan, Metal or DX12 adapter" };
+        let kind =
+            if self.hardware_only { "a hardware GPU" } else { "a Vulkan, Metal or DX12 adapter" };
         match &self.name {
             Some(name) => format!("{kind} named {name:?}"),
             None => kind.into(),
@@ -99,10 +100,7 @@ fn useful_limits(available: &wgpu::Limits) -> wgpu::Limits {
 pub async fn adapters() -> Vec<wgpu::Adapter> {
     let mut adapters = instance().enumerate_adapters(wgpu::Backends::PRIMARY).await;
     adapters.retain(|adapter| {
-        adapter
-            .get_downlevel_capabilities()
-            .flags
-            .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
     });
     adapters.sort_by_key(|adapter| preference(adapter.get_info().device_type));
     adapters
@@ -110,7 +108,10 @@ pub async fn adapters() -> Vec<wgpu::Adapter> {
 
 fn instance() -> wgpu::Instance {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    wgpu::Instance::new(wgpu::InstanceDescriptor { backends: wgpu::Backends::PRIMARY, ..descriptor })
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::PRIMARY,
+        ..descriptor
+    })
 }
 
 impl Gpu {
@@ -168,9 +169,7 @@ impl Gpu {
         };
         match instance().request_adapter(&request).await {
             Ok(adapter) => Self::from_adapter(&adapter, options).await,
-            Err(_) => {
-                Err(Error::NoAdapter { expected: options.describe(), found: "none".into() })
-            }
+            Err(_) => Err(Error::NoAdapter { expected: options.describe(), found: "none".into() }),
         }
     }
 
@@ -398,8 +397,11 @@ fn scoped<T, W: FnOnce() -> T>(
     device: &wgpu::Device,
     work: W,
 ) -> (T, [impl Future<Output = Option<wgpu::Error>> + use<T, W>; 3]) {
-    let filters =
-        [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+    let filters = [
+        wgpu::ErrorFilter::Validation,
+        wgpu::ErrorFilter::OutOfMemory,
+        wgpu::ErrorFilter::Internal,
+    ];
     let [validation, out_of_memory, internal] =
         filters.map(|filter| device.push_error_scope(filter));
     let value = work();

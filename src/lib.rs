@@ -1,20 +1,22 @@
 //! Fused, numerically stable loss kernels for GPUs, through wgpu.
 
-mod error;
-mod dtype;
-mod shape;
-mod array;
 mod args;
-mod select;
-mod kernel;
-mod program;
+mod array;
+mod door;
+mod dtype;
+mod error;
 mod gpu;
-mod tensor;
+mod kernel;
+#[cfg(test)]
+mod kernel_tests;
+mod ops;
 mod plan;
+mod program;
 mod readback;
 pub mod reference;
-mod ops;
-mod door;
+mod select;
+mod shape;
+mod tensor;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};

@@ -22,7 +22,7 @@ use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
 /// plan.encode(&mut encoder, &args, &output)?; // no submit, no wait
 /// gpu.queue().submit([encoder.finish()]);
-/// # wgloss::Result::Ok(())
+/// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Plan {
@@ -202,10 +202,8 @@ impl Plan {
         // buffer that is missing all the same is a validation error, not a panic.
         let buffers: Vec<_> =
             step.bindings.iter().filter_map(|&(b, slot)| Some((b, buffer(slot)?))).collect();
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: step.params.as_entire_binding(),
-        }];
+        let mut entries =
+            vec![wgpu::BindGroupEntry { binding: 0, resource: step.params.as_entire_binding() }];
         entries.extend(buffers.iter().map(|(binding, buffer)| wgpu::BindGroupEntry {
             binding: *binding,
             resource: buffer.as_entire_binding(),

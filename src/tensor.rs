@@ -96,8 +96,7 @@ impl Gpu {
         let narrowed: Vec<i32>;
         let (dtype, bytes) = match array.data() {
             Data::I64(values) => {
-                narrowed =
-                    values.iter().map(|&v| i32::try_from(v).unwrap_or(i32::MIN)).collect();
+                narrowed = values.iter().map(|&v| i32::try_from(v).unwrap_or(i32::MIN)).collect();
                 (DType::I32, bytemuck::cast_slice(&narrowed))
             }
             data => (array.dtype(), data.bytes()),

@@ -45,7 +45,7 @@ use crate::{Reduction, reference};
 /// let args = Args::new(Array::from(&logits)).target(Array::from(&target));
 /// let out = gpu.block_on(gpu.forward_backward(&BceWithLogits::default(), &args))?;
 /// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
-/// # wgloss::Result::Ok(())
+/// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BceWithLogits {

@@ -60,7 +60,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// let op = CrossEntropy::default().label_smoothing(0.1);
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
 /// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
-/// # wgloss::Result::Ok(())
+/// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct CrossEntropy {

@@ -88,7 +88,11 @@ impl<E: Elementwise> Op for E {
                 per_team,
                 teams: teams as u32,
                 dims: dims.len() as u32,
-                scale: if reduction == Reduction::Mean { (1.0 / elements as f64) as f32 } else { 1.0 },
+                scale: if reduction == Reduction::Mean {
+                    (1.0 / elements as f64) as f32
+                } else {
+                    1.0
+                },
                 unused: [0; 3],
                 dim: [[0; 4]; MAX_DIMS],
             };
@@ -147,9 +151,6 @@ fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
     fn shape_of(layout: &Option<Layout>) -> &[usize] {
         layout.as_ref().map_or(&[], Layout::shape)
     }
-    let weights = [
-        ("weight", shape_of(&args.weight)),
-        ("pos_weight", shape_of(&args.pos_weight)),
-    ];
+    let weights = [("weight", shape_of(&args.weight)), ("pos_weight", shape_of(&args.pos_weight))];
     shape::broadcast(args.input.shape(), weights)
 }

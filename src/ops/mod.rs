@@ -11,8 +11,8 @@ pub use cross_entropy::CrossEntropy;
 
 use std::fmt;
 
-use crate::reference::Values;
 use crate::program::Program;
+use crate::reference::Values;
 use crate::select::Facts;
 use crate::shape::Layout;
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
@@ -78,11 +78,7 @@ fn expect_shape(argument: &'static str, layout: &Layout, expected: &[usize]) -> 
 
 /// Refuses an upstream gradient that is not one value for mean and sum, or the loss's shape for
 /// none.
-fn expect_upstream(
-    args: &Args<Layout>,
-    reduction: Reduction,
-    loss: &[usize],
-) -> Result<()> {
+fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) -> Result<()> {
     let Some(upstream) = &args.upstream else { return Ok(()) };
     match reduction {
         Reduction::None => {

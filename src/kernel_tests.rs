@@ -1,0 +1,238 @@
+//! Every variant of every kernel, linked and checked without a GPU.
+
+use std::collections::{BTreeSet, HashMap};
+use std::mem::offset_of;
+
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator};
+
+use crate::kernel::Kernel;
+use crate::program::{ElementParams, Program, RowParams, Step, SumParams};
+use crate::select::Facts;
+use crate::{Args, BceWithLogits, CrossEntropy, DType, Layout, Op, Pass, Reduction, Team};
+
+/// Devices that differ in what the choice of kernels looks at.
+fn devices() -> Vec<Facts> {
+    let lavapipe = Facts {
+        software: true,
+        subgroup: Some((8, 8)),
+        max_workgroup_size: 1024,
+        max_workgroups: 65_535,
+        max_binding: 1 << 27,
+        max_buffer: (1 << 31) - 1,
+        device: "test".into(),
+        forced: None,
+    };
+    let discrete = Facts { software: false, subgroup: Some((32, 32)), ..lavapipe.clone() };
+    let browser = Facts { subgroup: None, max_workgroup_size: 256, ..discrete.clone() };
+    let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
+    let forced = forced.map(|team| Facts { forced: Some(team), ..lavapipe.clone() });
+    [lavapipe, discrete, browser].into_iter().chain(forced).collect()
+}
+
+/// Every combination of arguments and options that leads to a kernel of its own.
+fn programs(facts: &Facts) -> Vec<Program> {
+    let mut programs = Vec::new();
+    let mut add = |op: &dyn Op, pass, args: &Args<Layout>| {
+        op.outputs(pass, args).unwrap_or_else(|error| panic!("{op:?} {args:?}: {error}"));
+        programs.push(op.program(pass, args, facts).unwrap());
+    };
+    let f32 = |shape: &[usize]| Layout::new(shape, DType::F32);
+    for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            for bits in 0..64_u32 {
+                let bit = |i: u32| bits >> i & 1 == 1;
+                let shape = match (bit(0), bit(5)) {
+                    (true, _) => vec![6, 8],
+                    (false, true) => vec![70_000, 1001],
+                    (false, false) => vec![2, 8, 3],
+                };
+                let mut args = Args::new(f32(&shape));
+                if bit(1) {
+                    args = args.weight(f32(&shape[1..2]));
+                }
+                let rows = crate::shape::without_classes(&shape);
+                if bit(2) && pass.has_grad() {
+                    let upstream = if reduction == Reduction::None { &rows[..] } else { &[] };
+                    args = args.upstream(f32(upstream));
+                }
+                if bit(3) && pass == Pass::Backward {
+                    args = args.state(f32(&[rows.iter().product(), 4]));
+                }
+                let op = CrossEntropy::default()
+                    .reduction(reduction)
+                    .label_smoothing(if bit(4) { 0.1 } else { 0.0 })
+                    .keep_state(bit(3));
+                add(&op, pass, &args.target(Layout::new(&rows, DType::I32)));
+            }
+            for bits in 0..16_u32 {
+                let bit = |i: u32| bits >> i & 1 == 1;
+                let shape = if bit(0) { [40_000, 8] } else { [3, 5] };
+                let mut args = Args::new(f32(&shape)).target(f32(&shape));
+                if bit(1) {
+                    args = args.weight(f32(&shape[1..]));
+                }
+                if bit(2) {
+                    args = args.pos_weight(f32(&[shape[0], 1]));
+                }
+                if bit(3) && pass.has_grad() {
+                    let upstream = if reduction == Reduction::None { &shape[..] } else { &[] };
+                    args = args.upstream(f32(upstream));
+                }
+                add(&BceWithLogits::default().reduction(reduction), pass, &args);
+            }
+        }
+    }
+    programs
+}
+
+fn parse(source: &str, label: &str) -> (naga::Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|error| panic!("{label}: {}", error.emit_to_string(source)));
+    let info = Validator::new(Default::default(), Capabilities::SUBGROUP)
+        .subgroup_stages(ShaderStages::COMPUTE)
+        .subgroup_operations(SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{label}: {}", error.emit_to_string(source)));
+    (module, info)
+}
+
+/// The bindings that an entry point uses, and how many of them are storage buffers.
+fn used_bindings(
+    module: &naga::Module,
+    info: &ModuleInfo,
+    kernel: &Kernel,
+) -> (BTreeSet<u32>, usize) {
+    let index = module
+        .entry_points
+        .iter()
+        .position(|entry| entry.name == kernel.entry_point)
+        .unwrap_or_else(|| panic!("{}: no {}", kernel.label, kernel.entry_point));
+    let mut bindings = BTreeSet::new();
+    let mut storage = 0;
+    for (handle, variable) in module.global_variables.iter() {
+        let Some(binding) = variable.binding else { continue };
+        if !info.get_entry_point(index)[handle].is_empty() {
+            assert_eq!(binding.group, 0, "{}", kernel.label);
+            assert!(bindings.insert(binding.binding), "{}: binding used twice", kernel.label);
+            storage += usize::from(matches!(variable.space, naga::AddressSpace::Storage { .. }));
+        }
+    }
+    (bindings, storage)
+}
+
+/// Offsets of the uniform struct's members, and its size.
+fn params_layout(module: &naga::Module) -> (Vec<u32>, u32) {
+    let uniform = module
+        .global_variables
+        .iter()
+        .map(|(_, variable)| variable)
+        .find(|variable| variable.space == naga::AddressSpace::Uniform)
+        .expect("params");
+    match &module.types[uniform.ty].inner {
+        naga::TypeInner::Struct { members, span } => {
+            (members.iter().map(|member| member.offset).collect(), *span)
+        }
+        other => panic!("params: {other:?}"),
+    }
+}
+
+/// Translates for Vulkan, Metal and DX12 with the constants put in, as wgpu does.
+fn translate(module: &naga::Module, info: &ModuleInfo, kernel: &Kernel) {
+    use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
+    let label = &kernel.label;
+    let entry = Some((naga::ShaderStage::Compute, kernel.entry_point));
+    let constants: naga::back::PipelineConstants =
+        kernel.constants.iter().map(|&(name, value)| (name.into(), value.into())).collect();
+    let (module, info) = process_overrides(module, info, entry, &constants)
+        .unwrap_or_else(|error| panic!("{label}: {error}"));
+
+    let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+    spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{label}: {e}"));
+    let options =
+        msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    msl::write_string(&module, &info, &options, &Default::default())
+        .unwrap_or_else(|e| panic!("{label}: {e}"));
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_0,
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let pipeline_options = Default::default();
+    let mut text = String::new();
+    hlsl::Writer::new(&mut text, &options, &pipeline_options)
+        .write(&module, &info, None)
+        .unwrap_or_else(|e| panic!("{label}: {e}"));
+}
+
+fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
+    macro_rules! layout {
+        ($type:ty: $($field:ident $([$count:literal])?),*) => {{
+            let mut offsets = Vec::new();
+            $(
+                let start = offset_of!($type, $field);
+                #[allow(unused_mut, unused_assignments)]
+                let mut count = 1;
+                $(count = $count;)?
+                offsets.extend((0..count).map(|i| start + 4 * i));
+            )*
+            (offsets, size_of::<$type>())
+        }};
+    }
+    match kernel.files.first().map(|file| file.path) {
+        Some("family/rows.wgsl") => layout!(
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, unused[2]
+        ),
+        Some("family/sum.wgsl") => layout!(
+            SumParams: count, per_team, teams, divisor, classes, ignore_index, unused[2]
+        ),
+        Some("family/elements.wgsl") => layout!(
+            ElementParams: elements, per_team, teams, dims, scale, unused[3], dim
+        ),
+        other => panic!("no params known for {other:?}"),
+    }
+}
+
+#[test]
+fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
+    let mut parsed = HashMap::new();
+    let mut translated = BTreeSet::new();
+    for facts in devices() {
+        for program in programs(&facts) {
+            for Step { kernel, bindings, params, .. } in &program.steps {
+                let (module, info) = parsed
+                    .entry(kernel.files.clone())
+                    .or_insert_with(|| parse(&kernel.source(), &kernel.label));
+
+                let (used, storage) = used_bindings(module, info, kernel);
+                let bound: BTreeSet<u32> =
+                    [0].into_iter().chain(bindings.iter().map(|b| b.0)).collect();
+                assert_eq!(used, bound, "{}", kernel.label);
+                assert_eq!(bound.len(), bindings.len() + 1, "{}: bound twice", kernel.label);
+                assert!(storage <= 8, "{}: {storage} storage buffers", kernel.label);
+
+                let (offsets, span) = params_layout(module);
+                let (ours, size) = offsets_of(kernel);
+                let ours: Vec<u32> = ours.into_iter().map(|offset| offset as u32).collect();
+                assert_eq!((offsets, span), (ours, size as u32), "{}", kernel.label);
+                assert_eq!(params.len(), size, "{}", kernel.label);
+
+                let key = (kernel.source(), kernel.entry_point, format!("{:?}", kernel.constants));
+                if translated.insert(key) {
+                    translate(module, info, kernel);
+                }
+            }
+        }
+    }
+    assert!(parsed.len() > 20 && translated.len() > 100, "{} {}", parsed.len(), translated.len());
+}
+
+#[test]
+fn no_barrier_is_chosen_on_software_devices() {
+    let [lavapipe, discrete, ..] = &devices()[..] else { panic!() };
+    let has_workgroup_team = |facts: &Facts| {
+        let files = programs(facts).into_iter().flat_map(|program| program.steps);
+        files.flat_map(|step| step.kernel.files).any(|file| file.path == "team/workgroup.wgsl")
+    };
+    assert!(!has_workgroup_team(lavapipe));
+    assert!(has_workgroup_team(discrete));
+}

@@ -1,0 +1,112 @@
+//! Cross entropy from its definition.
+
+use super::{Factors, Values, reduce, times};
+use crate::ops::CrossEntropy;
+use crate::{Args, Array, Output, Pass};
+
+/// The loss of a row and its gradient, and T beside both.
+struct Row {
+    loss: f64,
+    loss_magnitude: f64,
+    grad: Vec<f64>,
+    grad_magnitudes: Vec<f64>,
+}
+
+/// `loss = sum of a[c] * -ln p[c]` and `grad[c] = p[c] * (sum of a) - a[c]`, with `p = softmax(x)`.
+fn row(x: &[f64], a: &[f64]) -> Row {
+    let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if x.iter().any(|v| v.is_nan()) || m.is_infinite() {
+        let nan = vec![f64::NAN; x.len()];
+        return Row {
+            loss: f64::NAN,
+            loss_magnitude: f64::NAN,
+            grad: nan.clone(),
+            grad_magnitudes: nan,
+        };
+    }
+    // k is the first class at the maximum; `s` leaves it out, so that ln_1p(s) = -ln p[k] and
+    // s / (1 + s) = 1 - p[k] keep their digits however close p[k] is to 1.
+    let k = x.iter().position(|&v| v == m).expect("m is one of x");
+    let others = || (0..x.len()).filter(|&c| c != k);
+    let s: f64 = others().map(|c| (x[c] - m).exp()).sum();
+
+    let (mut loss, mut loss_magnitude) = (0.0, 0.0);
+    for (&x, &a) in x.iter().zip(a) {
+        // Zero annihilates: nothing is added for a = 0, not even where -ln p is infinite.
+        if a != 0.0 {
+            loss += a * (s.ln_1p() + (m - x));
+            loss_magnitude += a.abs() * (s.ln_1p() + (m - x));
+        }
+    }
+
+    let (sum, sum_abs): (f64, f64) = (a.iter().sum(), a.iter().map(|a| a.abs()).sum());
+    let p = |c: usize| (x[c] - m).exp() / (1.0 + s);
+    let mut grad: Vec<_> = (0..x.len()).map(|c| p(c) * sum - a[c]).collect();
+    let mut grad_magnitudes: Vec<_> = (0..x.len()).map(|c| p(c) * sum_abs + a[c].abs()).collect();
+    // At k the two terms share p[k] * a[k], which is left out of both.
+    let rest = others().map(|c| a[c]).sum::<f64>();
+    let rest_abs = others().map(|c| a[c].abs()).sum::<f64>();
+    grad[k] = p(k) * rest - a[k] * (s / (1.0 + s));
+    grad_magnitudes[k] = p(k) * rest_abs + a[k].abs() * (s / (1.0 + s));
+    Row { loss, loss_magnitude, grad, grad_magnitudes }
+}
+
+/// Over arguments that [`CrossEntropy`]'s checks have passed.
+pub(crate) fn cross_entropy(
+    op: &CrossEntropy,
+    pass: Pass,
+    args: &Args<Array<'_>>,
+) -> Output<Values> {
+    let shape = args.input.shape();
+    // Row r = (n, d) with class c lies at (n * classes + c) * positions + d.
+    let (classes, positions, rows_shape) = match *shape {
+        [batch, classes, ref rest @ ..] => {
+            (classes, rest.iter().product::<usize>(), [&[batch], rest].concat())
+        }
+        _ => (shape[0], 1, vec![]),
+    };
+    let rows: usize = rows_shape.iter().product();
+    let input = args.input.to_f64();
+    let target = args.target.as_ref().expect("checked").to_classes().expect("checked");
+    let weight = args.weight.as_ref().map_or_else(|| vec![1.0; classes], Array::to_f64);
+
+    // The class of a row, unless the row is ignored.
+    let class = |r: usize| (target[r] != op.ignore_index).then_some(target[r] as usize);
+    let divisor = (0..rows).filter_map(class).map(|y| weight[y]).sum();
+    let factors = Factors::new(op.reduction, divisor, args);
+
+    // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
+    let (mut losses, mut loss_magnitudes) = (vec![0.0; rows], vec![0.0; rows]);
+    let (mut grad, mut grad_magnitudes) = (vec![0.0; input.len()], vec![0.0; input.len()]);
+    for r in 0..rows {
+        let Some(y) = class(r) else { continue };
+        let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
+        let x: Vec<f64> = (0..classes).map(|c| input[at(c)]).collect();
+        let smooth = op.label_smoothing / classes as f64;
+        let mut a: Vec<f64> = weight.iter().map(|w| smooth * w).collect();
+        a[y] += (1.0 - op.label_smoothing) * weight[y];
+
+        let row = row(&x, &a);
+        losses[r] = row.loss;
+        loss_magnitudes[r] = row.loss_magnitude;
+        if pass.has_grad() {
+            let (factor, zero) = (factors.of(r), a.iter().all(|&a| a == 0.0));
+            for c in 0..classes {
+                grad[at(c)] = times(factor, row.grad[c], zero);
+                grad_magnitudes[at(c)] = times(factor.abs(), row.grad_magnitudes[c], zero);
+            }
+        }
+    }
+    Output {
+        loss: pass
+            .has_loss()
+            .then(|| reduce(op.reduction, divisor, &rows_shape, losses, loss_magnitudes)),
+        grad: pass.has_grad().then(|| Values {
+            shape: shape.to_vec(),
+            values: grad,
+            magnitudes: grad_magnitudes,
+        }),
+        state: None,
+        status: None,
+    }
+}

@@ -1,0 +1,119 @@
+//! float64 results straight from the definitions: what every kernel is tested against.
+//!
+//! Written for being right and easy to check, not for speed. Only the formulas' rearrangements that
+//! float64 itself needs are made (a confident row would lose its digits even there); none of the
+//! kernels' accumulators, blocks or merging rules appear.
+
+mod bce_with_logits;
+mod cross_entropy;
+mod elements;
+
+pub(crate) use bce_with_logits::bce_with_logits;
+pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use elements::elements;
+
+use crate::ops::Op;
+use crate::{Args, Array, Output, Pass, Reduction, Result};
+
+/// float64 results, and beside every value the measure of the error that it may have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values {
+    /// The shape; `[]` for mean and sum.
+    pub shape: Vec<usize>,
+    /// The values, row-major.
+    pub values: Vec<f64>,
+    /// For each value T: the sum of the absolute values of the terms whose sum it is. A result's
+    /// error is promised as a multiple of T, since terms that cancel leave no more than that.
+    ///
+    /// T is scaled like its value: by the divisor of a mean, and in gradients by the upstream. It
+    /// means nothing where the value is NaN or infinite.
+    pub magnitudes: Vec<f64>,
+}
+
+impl Values {
+    /// The values rounded to f32.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) when the number of values is not the product of the
+    /// shape, which cannot be where [`run`] made them.
+    pub fn to_array(&self) -> Result<Array<'static>> {
+        Array::from_vec(self.values.iter().map(|&value| value as f32).collect(), &self.shape)
+    }
+}
+
+/// Computes an op in float64 on this thread.
+///
+/// Row state is neither kept nor used, and there is no status: what it would tell of is an error.
+///
+/// ```
+/// use wgloss::{Args, Array, CrossEntropy, Pass, reference};
+///
+/// let args = Args::new(Array::new(&[60.0_f32, 0.0], &[1, 2])?).target(Array::from(&[0]));
+/// let out = reference::run(&CrossEntropy::default(), Pass::ForwardBackward, &args)?;
+/// let (loss, grad) = (out.loss.unwrap(), out.grad.unwrap());
+/// assert_eq!(loss.values, [(-60_f64).exp()]); // -ln p[0], to the last digit
+/// assert_eq!(grad.shape, [1, 2]);
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`Op::outputs`]; and for values that the op does not take, such as a class out of
+/// range, [`Error::Class`](crate::Error::Class) or [`Error::Value`](crate::Error::Value).
+pub fn run(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<Output<Values>> {
+    op.outputs(pass, &args.map(|_, array| Ok(array.layout().clone()))?)?;
+    op.check_values(args)?;
+    Ok(op.reference(pass, args))
+}
+
+/// The losses of rows or elements, reduced. A mean over a divisor of 0 is NaN.
+fn reduce(
+    reduction: Reduction,
+    divisor: f64,
+    shape: &[usize],
+    losses: Vec<f64>,
+    magnitudes: Vec<f64>,
+) -> Values {
+    let over = match reduction {
+        Reduction::None => {
+            return Values { shape: shape.to_vec(), values: losses, magnitudes };
+        }
+        Reduction::Sum => 1.0,
+        Reduction::Mean if divisor == 0.0 => f64::NAN,
+        Reduction::Mean => divisor,
+    };
+    Values {
+        shape: vec![],
+        values: vec![losses.iter().sum::<f64>() / over],
+        magnitudes: vec![magnitudes.iter().sum::<f64>() / over.abs()],
+    }
+}
+
+/// What multiplies the gradients of rows or elements: the upstream gradient, 1 without one, over
+/// the divisor of a mean.
+struct Factors {
+    upstream: Option<Vec<f64>>,
+    reduction: Reduction,
+    divisor: f64,
+}
+
+impl Factors {
+    fn new(reduction: Reduction, divisor: f64, args: &Args<Array<'_>>) -> Self {
+        Factors { upstream: args.upstream.as_ref().map(Array::to_f64), reduction, divisor }
+    }
+
+    /// The factor of a row or element. NaN where the divisor is 0.
+    fn of(&self, index: usize) -> f64 {
+        let upstream = self.upstream.as_ref();
+        match self.reduction {
+            Reduction::None => upstream.map_or(1.0, |all| all[index]),
+            Reduction::Sum => upstream.map_or(1.0, |one| one[0]),
+            Reduction::Mean if self.divisor == 0.0 => f64::NAN,
+            Reduction::Mean => upstream.map_or(1.0, |one| one[0]) / self.divisor,
+        }
+    }
+}
+
+/// `factor * value` where an exact zero (`zero`) annihilates an infinite factor, though not a NaN.
+fn times(factor: f64, value: f64, zero: bool) -> f64 {
+    if zero && !factor.is_nan() && !value.is_nan() { 0.0 } else { factor * value }
+}

@@ -1,0 +1,238 @@
+//! What the comparators reject and accept: a comparator that lets a NaN pass makes every other test
+//! worthless.
+
+mod common;
+
+use common::compare::{Bound, Mismatch, Worst, compare, compare_moderate, compare_relative};
+use wgloss::reference::Values;
+
+/// Values of which each is its own T, as for hard targets.
+fn exact(values: &[f64]) -> Values {
+    let magnitudes = values.iter().map(|v| v.abs()).collect();
+    Values { shape: vec![values.len()], values: values.to_vec(), magnitudes }
+}
+
+/// Runs every comparator over the same values.
+fn all(got: &[f32], want: &[f64]) -> [Result<Worst, Mismatch>; 4] {
+    [
+        compare(got, &exact(want), Bound::LOSS),
+        compare(got, &exact(want), Bound::GRAD),
+        compare_moderate(got, want, 10.0),
+        compare_relative(got, want, 1e-5),
+    ]
+}
+
+#[track_caller]
+fn all_accept(got: &[f32], want: &[f64]) {
+    for (i, result) in all(got, want).into_iter().enumerate() {
+        assert!(result.is_ok(), "comparator {i}: {got:?} for {want:?}: {result:?}");
+    }
+}
+
+/// All reject, and name the element.
+#[track_caller]
+fn all_reject(got: &[f32], want: &[f64], at: usize) {
+    for (i, result) in all(got, want).into_iter().enumerate() {
+        match result {
+            Err(Mismatch::Value { index, count: 1, units, .. }) if units > 1.0 => {
+                assert_eq!(index, at, "comparator {i}: {got:?} for {want:?}");
+            }
+            other => panic!("comparator {i}: {got:?} for {want:?}: {other:?}"),
+        }
+    }
+}
+
+const INF: f32 = f32::INFINITY;
+const INF_64: f64 = f64::INFINITY;
+
+#[test]
+fn equal_values_are_accepted() {
+    all_accept(&[1.0, -2.0, 0.5], &[1.0, -2.0, 0.5]);
+    all_accept(&[], &[]);
+}
+
+#[test]
+fn nan_for_a_number_is_rejected() {
+    all_reject(&[1.0, f32::NAN, 3.0], &[1.0, 2.0, 3.0], 1);
+    all_reject(&[1.0, f32::NAN], &[1.0, 0.0], 1);
+    all_reject(&[f32::NAN], &[INF_64], 0);
+}
+
+#[test]
+fn a_number_for_nan_is_rejected() {
+    all_reject(&[1.0, 2.0], &[1.0, f64::NAN], 1);
+    all_reject(&[0.0, 2.0], &[f64::NAN, 2.0], 0);
+    all_reject(&[INF], &[f64::NAN], 0);
+}
+
+#[test]
+fn nan_meets_nan() {
+    all_accept(&[f32::NAN, 1.0], &[f64::NAN, 1.0]);
+}
+
+#[test]
+fn a_swapped_sign_is_rejected() {
+    all_reject(&[1.0, -2.0], &[1.0, 2.0], 1);
+    let want = exact(&[1.0, 2e-12]);
+    assert!(compare(&[1.0, -2e-12], &want, Bound::LOSS).is_err());
+    assert!(compare(&[1.0, -2e-12], &want, Bound::GRAD).is_err());
+}
+
+#[test]
+fn a_missing_or_surplus_element_is_rejected() {
+    for result in all(&[1.0], &[1.0, 2.0]) {
+        assert_eq!(result, Err(Mismatch::Length { got: 1, want: 2 }));
+    }
+    for result in all(&[1.0, 2.0, 3.0], &[1.0, 2.0]) {
+        assert_eq!(result, Err(Mismatch::Length { got: 3, want: 2 }));
+    }
+    assert!(all(&[], &[1.0]).iter().all(Result::is_err));
+}
+
+#[test]
+fn one_wrong_element_among_many_is_rejected() {
+    let want: Vec<f64> = (0..1000).map(|i| f64::from(i % 7) + 1.0).collect();
+    let mut got: Vec<f32> = want.iter().map(|&v| v as f32).collect();
+    all_accept(&got, &want);
+    got[617] += 1e-3;
+    all_reject(&got, &want, 617);
+}
+
+#[test]
+fn swapped_elements_are_rejected() {
+    assert!(all(&[2.0, 1.0], &[1.0, 2.0]).iter().all(Result::is_err));
+}
+
+#[test]
+fn the_other_infinity_is_rejected() {
+    all_reject(&[INF], &[-INF_64], 0);
+    all_reject(&[-INF], &[INF_64], 0);
+}
+
+#[test]
+fn an_infinity_for_a_number_and_a_number_for_an_infinity_are_rejected() {
+    all_reject(&[1.0, INF], &[1.0, 3e38], 1);
+    all_reject(&[1.0, f32::MAX], &[1.0, INF_64], 1);
+    all_reject(&[1.0, -INF], &[1.0, 0.0], 1);
+}
+
+#[test]
+fn the_same_infinity_is_accepted() {
+    all_accept(&[INF, -INF, 1.0], &[INF_64, -INF_64, 1.0]);
+}
+
+#[test]
+fn what_f32_cannot_hold_may_be_an_infinity_of_the_same_sign() {
+    all_accept(&[INF, -INF], &[1e39, -1e39]);
+    all_reject(&[-INF], &[1e39], 0);
+    all_reject(&[f32::NAN], &[1e39], 0);
+}
+
+#[test]
+fn negative_zero_equals_zero() {
+    all_accept(&[-0.0, 0.0], &[0.0, -0.0]);
+}
+
+/// Just inside and just outside of `part * T`, with T the value: at the two widths of the promise.
+#[test]
+fn the_promise_is_kept_to_its_edge() {
+    let near = |want: f64, part: f64| [(want * (1.0 + part)) as f32, (want * (1.0 - part)) as f32];
+    for (bound, wide) in [(Bound::LOSS, 2e-6), (Bound::GRAD, 4e-6)] {
+        for (want, part) in [
+            (1.0, wide),
+            (-300.0, wide),
+            (1.1e-3, wide),
+            (0.9e-3, 1e-5),
+            (1e-12, 1e-5),
+            (2e-30, 1e-5),
+        ] {
+            // Storing may have cost 2^-24 more, and the test's own values are rounded too.
+            let slack = 2_f64.powi(-23);
+            for got in near(want, part - 0.5 * slack) {
+                let worst = compare(&[got], &exact(&[want]), bound).unwrap();
+                assert!(worst.units > 0.9, "{got:e} for {want:e}: {worst:?}");
+            }
+            for got in near(want, part + 1.5 * slack) {
+                let mismatch = compare(&[got], &exact(&[want]), bound).unwrap_err();
+                assert!(matches!(mismatch, Mismatch::Value { units, .. } if units < 1.2));
+            }
+        }
+    }
+}
+
+/// Terms that cancel leave an error of their own size: T, not the value, is the measure.
+#[test]
+fn the_measure_is_t() {
+    let want = Values { shape: vec![1], values: vec![0.01], magnitudes: vec![100.0] };
+    assert!(compare(&[0.010_19], &want, Bound::LOSS).is_ok());
+    assert!(compare(&[0.010_21], &want, Bound::LOSS).is_err());
+    assert!(compare(&[0.010_21], &want, Bound::GRAD).is_ok());
+    assert!(compare(&[0.010_41], &want, Bound::GRAD).is_err());
+}
+
+#[test]
+fn below_the_promise_results_must_still_be_tiny() {
+    let want = exact(&[1e-33]);
+    assert!(compare(&[0.0], &want, Bound::LOSS).is_ok());
+    assert!(compare(&[2e-33], &want, Bound::LOSS).is_ok());
+    assert!(compare(&[1.1e-29], &want, Bound::LOSS).is_err());
+    assert!(compare(&[-1.1e-29], &want, Bound::LOSS).is_err());
+    assert!(compare(&[1e-20], &exact(&[0.0]), Bound::GRAD).is_err());
+}
+
+/// A promise made for T = 0.1 holds for T = 1e-4 after a division by 1000, and is no narrower.
+#[test]
+fn divisor_and_upstream_move_the_widths() {
+    let got = [(1e-4 * (1.0 + 6e-6)) as f32];
+    let want = exact(&[1e-4]);
+    assert!(compare(&got, &want, Bound::GRAD).is_ok());
+    assert!(compare(&got, &want, Bound::GRAD.scaled(1e-3)).is_err());
+    // T = 1e-4 times an upstream of 100 was promised to 1e-5.
+    let (got, want) = ([(0.01 * (1.0 + 6e-6)) as f32], exact(&[0.01]));
+    assert!(compare(&got, &want, Bound::GRAD).is_err());
+    assert!(compare(&got, &want, Bound::GRAD.scaled(-100.0)).is_ok());
+}
+
+#[test]
+fn moderate_bound_is_kept_to_its_edge() {
+    // 2e-6 * 4 + 2e-6 * 1 + 1.2e-7 * 10 = 1.12e-5, at the second element.
+    let want = [4.0, 1.0];
+    assert!(compare_moderate(&[4.0, 1.0 + 1.10e-5], &want, 10.0).is_ok());
+    assert!(compare_moderate(&[4.0, 1.0 + 1.14e-5], &want, 10.0).is_err());
+    assert!(compare_moderate(&[4.0, 1.0 + 1.04e-5], &want, 0.0).is_err());
+    // An infinity among the values does not widen the bound of the others.
+    assert!(compare_moderate(&[INF, 1.01], &[INF_64, 1.0], 0.0).is_err());
+}
+
+#[test]
+fn relative_bound_is_kept_to_its_edge() {
+    assert!(compare_relative(&[4.0, 1.0 + 0.9e-5], &[4.0, 1.0], 1e-5).is_ok());
+    assert!(compare_relative(&[4.0, 1.0 + 1.1e-5], &[4.0, 1.0], 1e-5).is_err());
+}
+
+/// A T that is not a number must not let everything pass.
+#[test]
+fn a_broken_t_accepts_nothing() {
+    for magnitude in [f64::NAN, INF_64] {
+        let want = Values { shape: vec![1], values: vec![1.0], magnitudes: vec![magnitude] };
+        assert!(compare(&[2.0], &want, Bound::LOSS).is_err());
+        assert!(compare(&[INF], &want, Bound::LOSS).is_err());
+        assert!(compare(&[f32::NAN], &want, Bound::LOSS).is_err());
+    }
+}
+
+#[test]
+fn the_worst_element_is_named() {
+    let want = exact(&[1.0, 1.0, 1.0]);
+    let worst = compare(&[1.0, 1.000_001, 1.0], &want, Bound::LOSS).unwrap();
+    assert_eq!(worst.index, 1);
+    assert!((0.4..0.6).contains(&worst.units), "{worst:?}");
+
+    let mismatch = compare(&[1.1, 1.0, 1.5], &want, Bound::LOSS).unwrap_err();
+    assert!(matches!(mismatch, Mismatch::Value { count: 2, index: 2, .. }), "{mismatch:?}");
+    let text = mismatch.to_string();
+    assert!(
+        text.starts_with("2 values off, the worst at 2: got 1.5e0, want 1e0 (T 1e0)"),
+        "{text}"
+    );
+}
