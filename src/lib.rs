@@ -1,22 +1,62 @@
-//! Fused, numerically stable loss kernels for GPUs, through wgpu.
+//! Loss kernels for GPUs: fused, numerically stable, the same to the bit every time.
+//!
+//! WGSL compute shaders compute losses and their gradients on whatever [wgpu] runs on: Vulkan,
+//! Metal, DX12. The semantics are PyTorch's, to the edge cases; the numbers are held to a float64
+//! [`reference`].
+//!
+//! ```no_run
+//! use wgloss::{Args, Array, CrossEntropy, Gpu};
+//!
+//! let gpu = Gpu::blocking()?;
+//! let (logits, target) = ([2.0, -1.0, 0.5, 0.1, 3.0, -2.0_f32], [0, 1]);
+//! let args = Args::new(Array::new(&logits, &[2, 3])?).target(Array::from(&target));
+//! let op = CrossEntropy::default().label_smoothing(0.1);
+//! let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+//! println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+//! # Ok::<_, wgloss::Error>(())
+//! ```
+//!
+//! # Three doors
+//! 1. **Host arrays**: [`Gpu::forward`], [`Gpu::backward`] and [`Gpu::forward_backward`] over
+//!    [`Array`]s upload, compute and read back.
+//! 2. **Device tensors**: the same calls over [`Tensor`]s, uploaded once ([`Gpu::upload`]) or
+//!    wrapped around the caller's buffers ([`Tensor::from_buffer`]), submit and do not wait.
+//! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::encode`] puts its dispatches into
+//!    the caller's command encoder, without a submit or a wait.
+//!
+//! Each is built on the one below it. Calls are async; [`Gpu::block_on`] is for callers that are
+//! not.
+//!
+//! # What is promised
+//! Let T be the sum of the absolute values of the terms of a result's formula; for hard targets
+//! and weights that are not negative it is the result itself. The error of a loss is at most
+//! `2e-6 T` and that of a gradient at most `4e-6 T`, for T from 1e-3, and `1e-5 T` for T from 1e-30,
+//! before the upstream gradient and the divisor are applied. Adding a constant to a row of logits
+//! changes its loss only by what rounding the logits did. On the same device, driver and settings,
+//! results are the same to the bit on every run and in every process.
+//!
+//! # Features
+//! `cli` adds the command line program `wgloss`; libraries have no use for it.
 
-mod args;
-mod array;
-mod door;
+// In the order in which data flows: each module uses those above it.
 mod dtype;
 mod error;
-mod gpu;
+mod shape;
+mod array;
+mod args;
+mod select;
 mod kernel;
+mod program;
+mod gpu;
+mod tensor;
+mod readback;
+mod ops;
+pub mod reference; // and ops use it: options, their kernels and their definition are one matter
+mod plan;
+mod door;
+
 #[cfg(test)]
 mod kernel_tests;
-mod ops;
-mod plan;
-mod program;
-mod readback;
-pub mod reference;
-mod select;
-mod shape;
-mod tensor;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};

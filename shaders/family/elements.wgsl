@@ -41,11 +41,6 @@ override POS_WEIGHTED: bool = false;
 // Whether losses are summed: one number per team instead of one per element.
 override REDUCED: bool = false;
 
-// A factor of exactly 0 annihilates an infinity too.
-fn annihilating_product(factor: vec4<f32>, value: vec4<f32>) -> vec4<f32> {
-    return select(factor * value, vec4(0.0), factor == vec4(0.0));
-}
-
 // The places of element i's weight and pos_weight.
 fn weight_places(i: u32) -> vec2<u32> {
     var rest = i;
@@ -104,12 +99,13 @@ fn store_losses(at: u32, last: u32, value: vec4<f32>) {
 }
 
 fn store_weighted_gradient(at: u32, last: u32, loaded: Loaded) {
-    let value = annihilating_product(loaded.weight, gradient(loaded.elements));
-    let g = select(value, vec4(nan()), loaded.is_nan);
-    store_grad(at, 1u, last, g * (upstream_of_elements(at, last) * params.scale));
+    let scale = upstream_of_elements(at, last) * params.scale;
+    let value = annihilating_product(loaded.weight, gradient(loaded.elements) * scale);
+    let g = select(value, vec4(nan()), loaded.is_nan | is_nan4(scale));
+    store_grad(at, 1u, last, g);
 }
 
-// The losses of a stretch: summed, or stored.
+// One member's part of its team's stretch.
 struct Stretch {
     first: u32,
     end: u32,

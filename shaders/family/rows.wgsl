@@ -279,7 +279,8 @@ fn store_loss(team: Team, row: u32, t: RowTarget, statistics: Statistics) {
 
 fn store_gradient(team: Team, row: u32, start: u32, t: RowTarget, statistics: Statistics) {
     let scale = row_scale(row);
-    let filled = t.kind == ROW_IGNORED || (statistics.flags & HAS_NAN) != 0u || scale.undefined;
+    let is_nan_row = (statistics.flags & HAS_NAN) != 0u || scale.undefined || is_nan(scale.value);
+    let filled = is_nan_row || t.kind == ROW_IGNORED;
     let filling = vec4(select(nan(), 0.0, t.kind == ROW_IGNORED));
 
     let inverse = 1.0 / (1.0 + statistics.s);
@@ -296,7 +297,7 @@ fn store_gradient(team: Team, row: u32, start: u32, t: RowTarget, statistics: St
             let p = exp_nonpositive(x - statistics.m) * inverse;
             g = p * amounts - amount(t, c, valid_classes(c));
             g = select(g, vec4(gradient_at_max), vec4(is_alone) & (x == vec4(statistics.m)));
-            g *= scale.value;
+            g = annihilating_product(g, vec4(scale.value));
         }
         store_grad(at, params.positions, last, g);
     }

@@ -79,3 +79,8 @@ fn log1p(u: f32) -> f32 {
 fn add_up(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
+
+// A factor of exactly 0 annihilates what it multiplies, an infinity too.
+fn annihilating_product(factor: vec4<f32>, value: vec4<f32>) -> vec4<f32> {
+    return select(factor * value, vec4(0.0), factor == vec4(0.0));
+}
