@@ -100,9 +100,9 @@ fn store_losses(at: u32, last: u32, value: vec4<f32>) {
 
 fn store_weighted_gradient(at: u32, last: u32, loaded: Loaded) {
     let scale = upstream_of_elements(at, last) * params.scale;
-    let value = annihilating_product(loaded.weight, gradient(loaded.elements) * scale);
-    let g = select(value, vec4(nan()), loaded.is_nan | is_nan4(scale));
-    store_grad(at, 1u, last, g);
+    let value = annihilating_product(loaded.weight, gradient(loaded.elements));
+    let scaled = annihilating_product(value, scale);
+    store_grad(at, 1u, last, select(scaled, vec4(nan()), loaded.is_nan | is_nan4(scale)));
 }
 
 // One member's part of its team's stretch.

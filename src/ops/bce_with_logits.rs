@@ -2,8 +2,9 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+use crate::Reduction;
 use crate::kernel::{File, shader};
-use crate::{Reduction, reference};
+use crate::reference::{sigmoid, softplus, times};
 
 /// Binary cross entropy of logits with targets, element by element.
 ///
@@ -72,6 +73,11 @@ impl Elementwise for BceWithLogits {
     }
 
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point {
-        reference::bce_with_logits(x, t, pos_weight)
+        // -(p t ln sigmoid(x) + (1 - t) ln(1 - sigmoid(x))), with -ln sigmoid(x) = softplus(-x)
+        let (positive, negative) = (pos_weight * t, 1.0 - t);
+        Point {
+            loss: [times(positive, softplus(-x)), times(negative, softplus(x))],
+            grad: [times(negative, sigmoid(x)), -times(positive, sigmoid(-x))],
+        }
     }
 }

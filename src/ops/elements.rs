@@ -10,14 +10,12 @@ use crate::select::Facts;
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
 
-/// The value of a loss at one element, its derivative, and for each the sum of the absolute values
-/// of its terms: the T of the promise on accuracy.
+/// A loss at one element, and its derivative by the input, in float64: each as the terms whose sum
+/// it is, since the error of a result is promised in units of their absolute values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    pub loss: f64,
-    pub loss_magnitude: f64,
-    pub grad: f64,
-    pub grad_magnitude: f64,
+    pub loss: [f64; 2],
+    pub grad: [f64; 2],
 }
 
 /// An element-wise loss: all that it does not share with the others.
@@ -32,7 +30,8 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// How the elements' losses become the result.
     fn reduction(&self) -> Reduction;
 
-    /// The definition in float64, before the element's weight.
+    /// The definition in float64, before the element's weight. NaN in `x` and `t` is dealt with by
+    /// the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
 }
 

@@ -90,10 +90,10 @@ pub(crate) fn cross_entropy(
         losses[r] = row.loss;
         loss_magnitudes[r] = row.loss_magnitude;
         if pass.has_grad() {
-            let (factor, zero) = (factors.of(r), a.iter().all(|&a| a == 0.0));
+            let factor = factors.of(r);
             for c in 0..classes {
-                grad[at(c)] = times(factor, row.grad[c], zero);
-                grad_magnitudes[at(c)] = times(factor.abs(), row.grad_magnitudes[c], zero);
+                grad[at(c)] = times(row.grad[c], factor);
+                grad_magnitudes[at(c)] = times(row.grad_magnitudes[c], factor.abs());
             }
         }
     }

@@ -27,16 +27,17 @@ pub(crate) fn elements(
     let (mut grad, mut grad_magnitudes) = (vec![], vec![]);
     for i in 0..input.len() {
         let (x, t, w) = (input[i], target[i], weight[i]);
+        // A NaN first; then a zero annihilates whatever it multiplies.
+        let nan = if x.is_nan() || t.is_nan() { f64::NAN } else { 0.0 };
         let point = point(x, t, pos_weight[i]);
-        // A NaN first, then a zero weight annihilates whatever the element or its upstream is.
-        let zero = w == 0.0 && !x.is_nan() && !t.is_nan();
-        let weighted = |value: f64| if zero { 0.0 } else { w * value };
-        losses.push(weighted(point.loss));
-        loss_magnitudes.push(weighted(point.loss_magnitude).abs());
+        let sum = |terms: [f64; 2]| times(w, terms[0] + terms[1]) + nan;
+        let magnitude = |terms: [f64; 2]| times(w.abs(), terms[0].abs() + terms[1].abs());
+        losses.push(sum(point.loss));
+        loss_magnitudes.push(magnitude(point.loss));
         if pass.has_grad() {
             let factor = factors.of(i);
-            grad.push(times(factor, weighted(point.grad), zero));
-            grad_magnitudes.push(times(factor, weighted(point.grad_magnitude), zero).abs());
+            grad.push(times(sum(point.grad), factor));
+            grad_magnitudes.push(times(magnitude(point.grad), factor.abs()));
         }
     }
     Output {

@@ -4,11 +4,9 @@
 //! float64 itself needs are made (a confident row would lose its digits even there); none of the
 //! kernels' accumulators, blocks or merging rules appear.
 
-mod bce_with_logits;
 mod cross_entropy;
 mod elements;
 
-pub(crate) use bce_with_logits::bce_with_logits;
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
 
@@ -113,7 +111,17 @@ impl Factors {
     }
 }
 
-/// `factor * value` where an exact zero (`zero`) annihilates an infinite factor, though not a NaN.
-fn times(factor: f64, value: f64, zero: bool) -> f64 {
-    if zero && !factor.is_nan() && !value.is_nan() { 0.0 } else { factor * value }
+/// `factor * value`, where a factor of exactly 0 annihilates an infinity too.
+pub(crate) fn times(factor: f64, value: f64) -> f64 {
+    if factor == 0.0 && !value.is_nan() { 0.0 } else { factor * value }
+}
+
+/// `ln(1 + e^x)`. The exponential never grows beyond 1, so nothing overflows.
+pub(crate) fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// `1 / (1 + e^-x)`: keeps its digits down to the smallest results, where `e^-x` is large.
+pub(crate) fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
 }

@@ -1,0 +1,67 @@
+//! `wgloss`: loss kernels from the command line.
+
+mod npy;
+mod files;
+mod devices;
+mod ops;
+mod run;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Losses and their gradients on the GPU
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compute a loss, its gradient or both from arrays in files
+    ///
+    /// A FILE is `x.npy`, or `x.safetensors#KEY` for a tensor in a file that holds several; without
+    /// #KEY the tensor of the argument's name is meant (input, target, loss, ...). Results that go
+    /// to one .safetensors file are written together. Files are written when all results are
+    /// complete, and replace what was there; upon an error, none is.
+    Run {
+        #[command(subcommand)]
+        op: ops::OpCommand,
+    },
+    /// List the adapters that kernels can run on, and which of them `run` would take
+    Devices {
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { op } => run::run(&op.into()),
+        Command::Devices { json } => devices::list(json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // one line, whatever a driver or a file's name has in it
+            let text = format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            // nobody is left to tell if this fails
+            let _ = writeln!(io::stderr(), "wgloss: error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints lines. A reader that has seen enough is no error.
+fn print(lines: &[String]) -> Result<()> {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

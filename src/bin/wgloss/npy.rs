@@ -1,0 +1,236 @@
+//! The `.npy` format: numpy's header, then the elements.
+//!
+//! Written out here because a header is a few lines of text, and the parsers of Python literals at
+//! hand take exponential time over a hostile one.
+
+use anyhow::{Context, Result, bail};
+use safetensors::Dtype;
+
+const MAGIC: &[u8] = b"\x93NUMPY";
+
+/// What each element type is called in a header. 8-bit types have no byte order.
+const TYPES: [(Dtype, &str); 13] = [
+    (Dtype::BOOL, "|b1"),
+    (Dtype::U8, "|u1"),
+    (Dtype::I8, "|i1"),
+    (Dtype::U16, "<u2"),
+    (Dtype::I16, "<i2"),
+    (Dtype::F16, "<f2"),
+    (Dtype::U32, "<u4"),
+    (Dtype::I32, "<i4"),
+    (Dtype::F32, "<f4"),
+    (Dtype::U64, "<u8"),
+    (Dtype::I64, "<i8"),
+    (Dtype::F64, "<f8"),
+    (Dtype::C64, "<c8"),
+];
+
+/// An array as it lies in the file.
+#[derive(Debug, PartialEq)]
+pub struct Npy<'a> {
+    /// The element type, or numpy's word for one that safetensors does not know.
+    pub dtype: Result<Dtype, &'a str>,
+    pub shape: Vec<usize>,
+    /// The first dimension varies fastest, instead of the last.
+    pub fortran_order: bool,
+    /// The elements.
+    pub data: &'a [u8],
+}
+
+/// Reads a file's bytes. Whether `data` has the length that `dtype` and `shape` ask for is left to
+/// the caller.
+pub fn parse(bytes: &[u8]) -> Result<Npy<'_>> {
+    let truncated = "the header is cut off";
+    let rest = bytes.strip_prefix(MAGIC).context("not a .npy file: it does not start as one")?;
+    let (&[major, minor], rest) = rest.split_first_chunk().context(truncated)?;
+    let (length, rest) = match (major, minor) {
+        (1, 0) => {
+            let (&length, rest) = rest.split_first_chunk().context(truncated)?;
+            (u16::from_le_bytes(length).into(), rest)
+        }
+        (2 | 3, 0) => {
+            let (&length, rest) = rest.split_first_chunk().context(truncated)?;
+            (u32::from_le_bytes(length) as usize, rest)
+        }
+        _ => bail!("expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"),
+    };
+    let (header, data) = rest.split_at_checked(length).context(truncated)?;
+    let malformed = "the header is malformed";
+    let header = str::from_utf8(header).context(malformed)?;
+    let (mut dtype, mut shape, mut fortran_order) = (None, None, None);
+    for (key, value) in entries(header).context(malformed)? {
+        match key {
+            "descr" => dtype = Some(element_type(value)),
+            "shape" => shape = Some(tuple(value).context("the header's shape is malformed")?),
+            "fortran_order" => {
+                fortran_order = Some(match value {
+                    "True" => true,
+                    "False" => false,
+                    _ => bail!("the header's fortran_order is malformed"),
+                });
+            }
+            _ => bail!("the header has an unknown entry: {key}"),
+        }
+    }
+    Ok(Npy {
+        dtype: dtype.context("the header lacks descr")?,
+        shape: shape.context("the header lacks shape")?,
+        fortran_order: fortran_order.context("the header lacks fortran_order")?,
+        data,
+    })
+}
+
+/// The header of a file whose elements follow in row-major order.
+pub fn header(dtype: Dtype, shape: &[usize]) -> Result<Vec<u8>> {
+    let known = TYPES.iter().find(|(known, _)| *known == dtype);
+    let (_, descr) = known.context("the .npy format has no such type; use .safetensors")?;
+    let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
+    // Python's `(5,)`, `(2, 3)` and `()`
+    let sizes = if shape.len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
+    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}");
+    // the elements start at a multiple of 64 bytes
+    let start = (MAGIC.len() + 4 + text.len() + 1).next_multiple_of(64);
+    text.extend(std::iter::repeat_n(' ', start - MAGIC.len() - 4 - text.len() - 1));
+    text.push('\n');
+    let length = u16::try_from(text.len()).context("too many dimensions for .npy")?;
+    Ok([MAGIC, &[1, 0], &length.to_le_bytes(), text.as_bytes()].concat())
+}
+
+/// The entries of a Python dictionary whose keys are strings. Values are left as text.
+fn entries(header: &str) -> Option<Vec<(&str, &str)>> {
+    let mut rest = header.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let quote = rest.chars().next().filter(|c| "'\"".contains(*c))?;
+        let (key, after) = rest[1..].split_once(quote)?;
+        let value = after.trim_start().strip_prefix(':')?;
+        let (mut depth, mut quoted) = (0_usize, None);
+        let comma = value.find(|c| {
+            match (c, quoted) {
+                (_, Some(quote)) => quoted = quoted.filter(|_| c != quote),
+                ('\'' | '"', None) => quoted = Some(c),
+                ('(' | '[' | '{', None) => depth += 1,
+                (')' | ']' | '}', None) => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            c == ',' && depth == 0 && quoted.is_none()
+        });
+        let end = comma.unwrap_or(value.len());
+        found.push((key, value[..end].trim()));
+        rest = value[end..].strip_prefix(',').unwrap_or_default().trim_start();
+    }
+    Some(found)
+}
+
+/// `(2, 3)`, `(5,)` or `()`.
+fn tuple(text: &str) -> Option<Vec<usize>> {
+    let inner = text.strip_prefix('(')?.strip_suffix(')')?.trim();
+    let inner = inner.strip_suffix(',').unwrap_or(inner).trim();
+    if inner.is_empty() {
+        return Some(vec![]);
+    }
+    inner.split(',').map(|size| size.trim().parse().ok()).collect()
+}
+
+/// `'<f4'` and its kin.
+fn element_type(text: &str) -> Result<Dtype, &str> {
+    let name = text.trim_matches(['\'', '"']);
+    TYPES.iter().find(|(_, known)| *known == name).map(|(dtype, _)| *dtype).ok_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(version: u8, header: &str, data: &[u8]) -> Vec<u8> {
+        let length = header.len() as u32;
+        let bytes = if version == 1 { 2 } else { 4 };
+        [MAGIC, &[version, 0], &length.to_le_bytes()[..bytes], header.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for shape in [&[][..], &[5], &[0], &[2, 3], &[4, 0, 1, 7]] {
+            for (dtype, name) in TYPES {
+                let bytes = [header(dtype, shape).unwrap(), vec![1, 2, 3]].concat();
+                assert_eq!((bytes.len() - 3) % 64, 0, "{name} {shape:?}");
+                let npy = parse(&bytes).unwrap();
+                let (shape, data) = (shape.to_vec(), &[1, 2, 3][..]);
+                let expected = Npy { dtype: Ok(dtype), shape, fortran_order: false, data };
+                assert_eq!(npy, expected);
+            }
+        }
+        assert!(header(Dtype::BF16, &[2]).is_err());
+        assert!(header(Dtype::F32, &[1; 40_000]).is_err());
+    }
+
+    #[test]
+    fn headers_as_numpy_writes_them() {
+        let numpy = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, \
+            'shape': (2, 3), }                                                          \n";
+        assert_eq!(header(Dtype::F32, &[2, 3]).unwrap(), numpy);
+        let one = String::from_utf8_lossy(&header(Dtype::F64, &[5]).unwrap()).into_owned();
+        assert!(one.contains("'shape': (5,), }"), "{one}");
+        let none = String::from_utf8_lossy(&header(Dtype::F64, &[]).unwrap()).into_owned();
+        assert!(none.contains("'shape': (), }"), "{none}");
+    }
+
+    #[test]
+    fn headers_as_others_may_write_them() {
+        for (version, text) in [
+            (1, "{'descr': '<i8', 'fortran_order': True, 'shape': (2, 3)}\n"),
+            (2, "{\"shape\":(2,3,),\"fortran_order\":True,\"descr\":\"<i8\"}"),
+            (3, "  { 'fortran_order' : True , 'shape' : ( 2 , 3 ) , 'descr' : '<i8' , }   \n"),
+        ] {
+            let bytes = file(version, text, b"");
+            let npy = parse(&bytes).unwrap();
+            assert_eq!((npy.dtype, npy.shape), (Ok(Dtype::I64), vec![2, 3]), "{text}");
+            assert!(npy.fortran_order);
+        }
+        let text = "{'descr': [('a', '<f4'), ('b', '<i8')], 'fortran_order': False, 'shape': ()}";
+        let bytes = file(1, text, b"");
+        assert_eq!(parse(&bytes).unwrap().dtype, Err("[('a', '<f4'), ('b', '<i8')]"));
+    }
+
+    #[test]
+    fn malformed_headers_are_refused() {
+        for text in [
+            "",
+            "{",
+            "{}",
+            "[]",
+            "{'descr'}",
+            "{'descr': '<f4'}",
+            "{'descr: '<f4', 'fortran_order': False, 'shape': ()}",
+            "{'descr': '<f4', 'fortran_order': false, 'shape': ()}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': 3}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (3,,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (), 'more': 1}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': ((((((((((((((",
+            "{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{}",
+        ] {
+            assert!(parse(&file(1, text, b"")).is_err(), "{text}");
+        }
+        assert!(parse(&file(4, "{}", b"")).is_err());
+        assert!(parse(b"PK\x03\x04").is_err());
+    }
+
+    /// Every prefix and every one-byte change of a good file: refused or read, without a panic.
+    #[test]
+    fn damaged_files_do_no_harm() {
+        let good = [header(Dtype::F32, &[2, 3]).unwrap(), vec![0; 24]].concat();
+        let start = good.len() - 24;
+        for length in 0..start {
+            assert!(parse(&good[..length]).is_err(), "cut at {length}");
+        }
+        for at in 0..start {
+            for byte in 0..=255 {
+                let mut bytes = good.clone();
+                bytes[at] = byte;
+                let _ = parse(&bytes);
+            }
+        }
+    }
+}
