@@ -12,15 +12,18 @@ pub enum Reduction {
     Mean,
     /// Their sum.
     Sum,
+    /// Their sum over the size of the first dimension: for [`KlDiv`](crate::KlDiv) alone.
+    BatchMean,
 }
 
 impl Reduction {
-    /// PyTorch's word: `none`, `mean`, `sum`.
+    /// PyTorch's word: `none`, `mean`, `sum`, `batchmean`.
     pub fn name(self) -> &'static str {
         match self {
             Reduction::None => "none",
             Reduction::Mean => "mean",
             Reduction::Sum => "sum",
+            Reduction::BatchMean => "batchmean",
         }
     }
 }

@@ -58,6 +58,11 @@ pub(crate) fn upstream(tensor: bool) -> File {
     if tensor { shader!("upstream/tensor.wgsl") } else { shader!("upstream/scalar.wgsl") }
 }
 
+/// The shader that tells which elements an op does not take.
+pub(crate) fn check_elements(unit_interval: bool) -> File {
+    if unit_interval { shader!("checks/unit_interval.wgsl") } else { shader!("checks/none.wgsl") }
+}
+
 /// A kernel: what a pipeline is made of, and the key under which it is cached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel {

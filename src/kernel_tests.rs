@@ -8,7 +8,10 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 use crate::kernel::Kernel;
 use crate::program::{ElementParams, Program, RowParams, Step, SumParams};
 use crate::select::Facts;
-use crate::{Args, BceWithLogits, CrossEntropy, DType, Layout, Op, Pass, Reduction, Team};
+use crate::{
+    Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid, Mse, Op,
+    Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Team,
+};
 
 /// Devices that differ in what the choice of kernels looks at.
 fn devices() -> Vec<Facts> {
@@ -79,6 +82,36 @@ fn programs(facts: &Facts) -> Vec<Program> {
                     args = args.upstream(f32(upstream));
                 }
                 add(&BceWithLogits::default().reduction(reduction), pass, &args);
+            }
+            for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
+                let map = Args::new(f32(shape));
+                let loss = map.clone().target(f32(shape));
+                let with_upstream = |args: &Args<Layout>, reduction| match (pass, reduction) {
+                    (Pass::Forward, _) => args.clone(),
+                    (_, Reduction::None) => args.clone().upstream(f32(shape)),
+                    _ => args.clone().upstream(f32(&[])),
+                };
+                let ops: [&dyn Op; 9] = [
+                    &Bce::default().reduction(reduction),
+                    &Mse::default().reduction(reduction),
+                    &L1::default().reduction(reduction),
+                    &SmoothL1::default().reduction(reduction).beta(0.0),
+                    &Huber::default().reduction(reduction),
+                    &KlDiv::default().reduction(reduction),
+                    &KlDiv::default().reduction(reduction).log_target(true),
+                    &SoftMargin::default().reduction(reduction),
+                    &SigmoidFocal::default().reduction(reduction),
+                ];
+                for op in ops {
+                    add(op, pass, &loss);
+                    add(op, pass, &with_upstream(&loss, reduction));
+                }
+                let batch_mean = KlDiv::default().reduction(Reduction::BatchMean);
+                add(&batch_mean, pass, &with_upstream(&loss, Reduction::BatchMean));
+                let maps: [&dyn Op; 2] = [&Sigmoid, &LogSigmoid];
+                for op in maps {
+                    add(op, pass, &with_upstream(&map, Reduction::None));
+                }
             }
         }
     }
@@ -186,7 +219,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
             SumParams: count, per_team, teams, divisor, classes, ignore_index, unused[2]
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: elements, per_team, teams, dims, scale, unused[3], dim
+            ElementParams: elements, per_team, teams, dims, scale, unused, settings, dim
         ),
         other => panic!("no params known for {other:?}"),
     }

@@ -66,7 +66,7 @@ pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use gpu::adapters;
 pub use gpu::{Gpu, GpuOptions};
-pub use ops::{BceWithLogits, CrossEntropy, Op};
+pub use ops::*;
 pub use plan::Plan;
 pub use select::Team;
 pub use shape::Layout;

@@ -82,7 +82,8 @@ pub(crate) struct ElementParams {
     pub teams: u32,
     pub dims: u32,
     pub scale: f32,
-    pub unused: [u32; 3],
+    pub unused: u32,
+    pub settings: [f32; 2],
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
@@ -208,9 +209,18 @@ pub(crate) fn status_layout() -> Layout {
 /// The error that the words of a status tell of, if any.
 pub(crate) fn decode_status(words: [u32; 4]) -> Option<Error> {
     let [_, first_bad, bad_value, classes] = words;
-    (first_bad != 0).then(|| Error::Class {
-        row: u64::from(u32::MAX - first_bad),
-        class: bad_value.cast_signed().into(),
-        classes: classes.into(),
-    })
+    let place = u32::MAX - first_bad;
+    match (first_bad, classes) {
+        (0, _) => None,
+        (_, 0) => Some(Error::Value {
+            argument: "input, target",
+            expected: "numbers in [0, 1]".into(),
+            actual: format!("another one at element {place}"),
+        }),
+        (_, classes) => Some(Error::Class {
+            row: place.into(),
+            class: bad_value.cast_signed().into(),
+            classes: classes.into(),
+        }),
+    }
 }

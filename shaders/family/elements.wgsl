@@ -1,4 +1,4 @@
-// Element-wise losses: teams take stretches of elements, four at a time.
+// Element-wise losses and maps (whose output stands for the loss): teams take stretches of elements, four at a time.
 //
 // Reads `input`, `targets`, and where given `weight`, `pos_weight` and `upstream`. Writes `grad`,
 // and in `losses` either each element's loss or one sum per team. Each element is written by one
@@ -8,6 +8,9 @@
 //     fn loss(e: Elements) -> vec4<f32>
 //     fn gradient(e: Elements) -> vec4<f32>      its derivative with respect to the input
 // They need not care for NaN in e.x and e.t: it is put into the result afterwards.
+// From a file of checks/:
+//     fn unacceptable(at: u32, last: u32, x: vec4<f32>, t: vec4<f32>) -> vec4<bool>
+//                                                which of four elements the op does not take
 
 struct Params {
     elements: u32,
@@ -18,9 +21,9 @@ struct Params {
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
     scale: f32,
-    unused_0: u32,
-    unused_1: u32,
-    unused_2: u32,
+    unused: u32,
+    // the op's options
+    settings: vec2<f32>,
     // innermost first: size, stride of weight, stride of pos_weight
     dim: array<vec4<u32>, 8>,
 }
@@ -36,6 +39,10 @@ struct Elements {
 @group(0) @binding(6) var<storage, read_write> losses: array<f32>;
 @group(0) @binding(8) var<storage, read> pos_weight: array<f32>;
 
+// Whether there are targets: maps have none.
+override HAS_TARGET: bool = true;
+// Whether the gradient at NaN is 0.
+override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
 override POS_WEIGHTED: bool = false;
 // Whether losses are summed: one number per team instead of one per element.
@@ -77,19 +84,30 @@ fn load_weights(at: u32, last: u32) -> Weights {
 struct Loaded {
     elements: Elements,
     weight: vec4<f32>,
+    // NaN was read
     is_nan: vec4<bool>,
+    // the op does not take these
+    is_bad: vec4<bool>,
 }
 
 fn load_elements(at: u32, last: u32) -> Loaded {
     let x = load_input(at, 1u, last);
-    let t = load_targets(at, 1u, last);
+    var t = vec4(0.0);
+    if HAS_TARGET {
+        t = load_targets(at, 1u, last);
+    }
     let weights = load_weights(at, last);
-    return Loaded(Elements(x, t, weights.pos_weight), weights.weight, is_nan4(x) | is_nan4(t));
+    return Loaded(
+        Elements(x, t, weights.pos_weight),
+        weights.weight,
+        is_nan4(x) | is_nan4(t),
+        unacceptable(at, last, x, t),
+    );
 }
 
 fn weighted_loss(loaded: Loaded) -> vec4<f32> {
     let value = annihilating_product(loaded.weight, loss(loaded.elements));
-    return select(value, vec4(nan()), loaded.is_nan);
+    return select(value, vec4(nan()), loaded.is_nan | loaded.is_bad);
 }
 
 fn store_losses(at: u32, last: u32, value: vec4<f32>) {
@@ -101,8 +119,13 @@ fn store_losses(at: u32, last: u32, value: vec4<f32>) {
 fn store_weighted_gradient(at: u32, last: u32, loaded: Loaded) {
     let scale = upstream_of_elements(at, last) * params.scale;
     let value = annihilating_product(loaded.weight, gradient(loaded.elements));
-    let scaled = annihilating_product(value, scale);
-    store_grad(at, 1u, last, select(scaled, vec4(nan()), loaded.is_nan | is_nan4(scale)));
+    var scaled = annihilating_product(value, scale);
+    if ZERO_GRADIENT_AT_NAN {
+        scaled = select(scaled, vec4(0.0), loaded.is_nan);
+    } else {
+        scaled = select(scaled, vec4(nan()), loaded.is_nan);
+    }
+    store_grad(at, 1u, last, select(scaled, vec4(nan()), loaded.is_bad | is_nan4(scale)));
 }
 
 // One member's part of its team's stretch.

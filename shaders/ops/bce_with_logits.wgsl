@@ -7,11 +7,5 @@ fn loss(e: Elements) -> vec4<f32> {
 }
 
 fn gradient(e: Elements) -> vec4<f32> {
-    let small = exp_nonpositive(-abs(e.x));
-    let larger = 1.0 / (1.0 + small);
-    let smaller = small * larger;
-    let is_positive = e.x >= vec4(0.0);
-    let sigmoid = select(smaller, larger, is_positive);
-    let sigmoid_of_negative = select(larger, smaller, is_positive);
-    return (1.0 - e.t) * sigmoid - e.pos_weight * e.t * sigmoid_of_negative;
+    return (1.0 - e.t) * sigmoid4(e.x) - e.pos_weight * e.t * sigmoid4(-e.x);
 }

@@ -6,6 +6,8 @@
 
 // The lowest finite f32: a neutral element for max that stays finite in differences.
 const LOWEST: f32 = -3.4028234663852886e38;
+// The smallest normal f32.
+const SMALLEST: f32 = 1.1754943508222875e-38;
 
 // Through a variable, because constant expressions must not be infinite or NaN in WGSL.
 fn positive_infinity() -> f32 {
@@ -40,10 +42,14 @@ fn nan_or_positive_infinity_key(x: vec4<f32>) -> vec4<u32> {
 
 const NAN_OR_POSITIVE_INFINITY: u32 = 0xff000000u;
 
-// e^x for x <= 0, -inf included; 0 below -87. Exactly 1 at 0.
+// e^y as p * 2^n, for y from -88 to 89. p is exactly 1 at 0.
 // Cody-Waite reduction and a degree-6 polynomial (coefficients of Cephes' expf).
-fn exp_nonpositive(x: vec4<f32>) -> vec4<f32> {
-    let y = max(x, vec4(-88.0));
+struct Exp {
+    p: vec4<f32>,
+    n: vec4<i32>,
+}
+
+fn exp_parts(y: vec4<f32>) -> Exp {
     let n = round(y * 1.44269504);
     // fma: some back ends fold a separate product and difference into something else
     var r = fma(n, vec4(-0.693359375), y);
@@ -53,12 +59,62 @@ fn exp_nonpositive(x: vec4<f32>) -> vec4<f32> {
     p = fma(r, p, vec4(4.1665795894e-2));
     p = fma(r, p, vec4(1.6666665459e-1));
     p = fma(r, p, vec4(5.0000001201e-1));
-    p = fma(r * r, p, r) + 1.0;
-    let power = bitcast<vec4<f32>>((vec4<i32>(n) + vec4(127)) << vec4(23u));
-    return select(p * power, vec4(0.0), x < vec4(-87.0));
+    return Exp(fma(r * r, p, r) + 1.0, vec4<i32>(n));
 }
 
-// ln(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), which does not cancel near 0.
+// 2^n for n from -126 to 127, and 0 for -127.
+fn power_of_two(n: vec4<i32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((n + vec4(127)) << vec4(23u));
+}
+
+// e^x for x <= 0, -inf included; 0 below -87.
+fn exp_nonpositive(x: vec4<f32>) -> vec4<f32> {
+    let e = exp_parts(max(x, vec4(-88.0)));
+    return select(e.p * power_of_two(e.n), vec4(0.0), x < vec4(-87.0));
+}
+
+// e^x; 0 below -87, infinite where f32 ends.
+fn exp4(x: vec4<f32>) -> vec4<f32> {
+    let e = exp_parts(clamp(x, vec4(-88.0), vec4(89.0)));
+    // in two factors, since 2^128 is infinite though e^x may not be yet
+    let half = e.n >> vec4(1u);
+    let value = (e.p * power_of_two(half)) * power_of_two(e.n - half);
+    let bounded = select(value, vec4(0.0), x < vec4(-87.0));
+    return select(bounded, vec4(positive_infinity()), x > vec4(88.72283));
+}
+
+// ln x; -inf at 0, NaN below. x = f * 2^n with f in [sqrt(1/2), sqrt(2)), so that near 1, where
+// ln x is small, nothing is added to the series of 2 atanh((f - 1) / (f + 1)).
+fn ln4(x: vec4<f32>) -> vec4<f32> {
+    let given = bitcast<vec4<u32>>(x);
+    // subnormals by their integer: drivers may read them as 0
+    let is_subnormal = given < vec4(0x00800000u);
+    let bits = bitcast<vec4<i32>>(select(x, vec4<f32>(given), is_subnormal));
+    let n = (bits - vec4(0x3f3504f3)) >> vec4(23u);
+    let f = bitcast<vec4<f32>>(bits - (n << vec4(23u)));
+    let s = (f - 1.0) / (f + 1.0);
+    let z = s * s;
+    var p = fma(z, vec4(0.181818182), vec4(0.222222222));
+    p = fma(z, p, vec4(0.285714286));
+    p = fma(z, p, vec4(0.4));
+    p = fma(z, p, vec4(0.666666667));
+    let series = fma(s * z, p, s + s);
+    let exponent = vec4<f32>(n) - select(vec4(0.0), vec4(149.0), is_subnormal);
+    var value = fma(exponent, vec4(0.693359375), fma(exponent, vec4(-2.12194440e-4), series));
+    value = select(value, x, given == vec4(0x7f800000u));
+    value = select(value, vec4(-positive_infinity()), (given << vec4(1u)) == vec4(0u));
+    // the sign bit: everything below zero, and -inf
+    return select(value, vec4(nan()), (given > vec4(0x80000000u)));
+}
+
+// 1 / (1 + e^-x), to its last digit however small.
+fn sigmoid4(x: vec4<f32>) -> vec4<f32> {
+    let small = exp_nonpositive(-abs(x));
+    let larger = 1.0 / (1.0 + small);
+    return select(small * larger, larger, x >= vec4(0.0));
+}
+
+// ln(1 + u) for u in [-1/2, 1]: 2 atanh(u / (2 + u)), which does not cancel near 0.
 fn log1p_unit(u: vec4<f32>) -> vec4<f32> {
     let s = u / (u + 2.0);
     let z = s * s;

@@ -77,7 +77,7 @@ impl Elementwise for BceWithLogits {
         let (positive, negative) = (pos_weight * t, 1.0 - t);
         Point {
             loss: [times(positive, softplus(-x)), times(negative, softplus(x))],
-            grad: [times(negative, sigmoid(x)), -times(positive, sigmoid(-x))],
+            grad: [times(negative, sigmoid(x)), -times(positive, sigmoid(-x)), 0.0],
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Softmax cross entropy.
 
 use super::{
-    Op, expect_dtype, expect_finite, expect_shape, expect_upstream, loss_layout, required, sealed,
+    Op, expect_dtype, expect_finite, expect_shape, expect_upstream, loss_layout,
+    refuse_batch_mean, required, sealed,
 };
 use crate::kernel::{self, Kernel, shader};
 use crate::program::{Program, RowParams, Slot, SumParams, Terms, Total, status_layout};
@@ -128,6 +129,7 @@ impl Op for CrossEntropy {
                 actual: self.label_smoothing.to_string(),
             });
         }
+        refuse_batch_mean(self.reduction)?;
         let known: &[&str] = match pass {
             Pass::Forward => &["target", "weight"],
             Pass::Backward => &["target", "weight", "upstream", "state"],

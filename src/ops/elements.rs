@@ -1,10 +1,11 @@
 //! Element-wise losses: everything that they share.
 
 use super::{
-    Op, expect_dtype, expect_finite, expect_shape, expect_upstream, loss_layout, required, sealed,
+    Op, expect_dtype, expect_finite, expect_shape, expect_unit_interval, expect_upstream,
+    loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::kernel::{self, File, Kernel};
-use crate::program::{ElementParams, Program, Slot, Terms, Total};
+use crate::program::{ElementParams, Program, Slot, Terms, Total, status_layout};
 use crate::reference::{self, Values};
 use crate::select::Facts;
 use crate::shape::{self, Layout, MAX_DIMS};
@@ -15,24 +16,60 @@ use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub loss: [f64; 2],
-    pub grad: [f64; 2],
+    pub grad: [f64; 3],
 }
 
-/// An element-wise loss: all that it does not share with the others.
+/// An element-wise loss or map: all that it does not share with the others.
 pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// The stem.
     const NAME: &'static str;
     /// The shader with the two hooks, `loss` and `gradient`.
     const SHADER: File;
+    /// Whether there are targets: maps have none.
+    const TARGET: bool = true;
     /// Which of `weight` and `pos_weight` it takes.
-    const WEIGHTS: &'static [&'static str];
+    const WEIGHTS: &'static [&'static str] = &[];
+    /// Whether inputs and targets must lie in `[0, 1]`.
+    const UNIT_INTERVAL: bool = false;
+    /// Whether [`Reduction::BatchMean`] is one of its reductions.
+    const BATCH_MEAN: bool = false;
 
     /// How the elements' losses become the result.
     fn reduction(&self) -> Reduction;
 
+    /// Refuses options outside their range.
+    fn check_options(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Numbers that the shader finds in `params.settings`.
+    fn settings(&self) -> [f64; 2] {
+        [0.0; 2]
+    }
+
+    /// Values of the shader's own `override` declarations.
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        vec![]
+    }
+
+    /// Whether the gradient at NaN is 0 instead of NaN.
+    fn zero_gradient_at_nan(&self) -> bool {
+        false
+    }
+
     /// The definition in float64, before the element's weight. NaN in `x` and `t` is dealt with by
     /// the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
+}
+
+/// What the losses' sum is divided by.
+pub(crate) fn divisor(reduction: Reduction, input: &[usize]) -> f64 {
+    match reduction {
+        Reduction::None | Reduction::Sum => 1.0,
+        Reduction::Mean => input.iter().product::<usize>() as f64,
+        // as in PyTorch, a 0-dimensional input is a batch of one
+        Reduction::BatchMean => input.first().map_or(1.0, |&size| size as f64),
+    }
 }
 
 impl<E: Elementwise> Op for E {
@@ -42,14 +79,21 @@ impl<E: Elementwise> Op for E {
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", E::NAME, pass.name());
+        self.check_options()?;
+        if !E::BATCH_MEAN {
+            refuse_batch_mean(self.reduction())?;
+        }
+        let target: &[_] = if E::TARGET { &["target"] } else { &[] };
         let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
-        args.only(&[&["target"], E::WEIGHTS, upstream].concat(), describe)?;
+        args.only(&[target, E::WEIGHTS, upstream].concat(), describe)?;
 
         let input = &args.input;
         expect_dtype("input", input, &[DType::F32])?;
-        let target = required("target", &args.target, describe)?;
-        expect_dtype("target", target, &[input.dtype()])?;
-        expect_shape("target", target, input.shape())?;
+        if E::TARGET {
+            let target = required("target", &args.target, describe)?;
+            expect_dtype("target", target, &[input.dtype()])?;
+            expect_shape("target", target, input.shape())?;
+        }
         for (argument, weight) in [("weight", &args.weight), ("pos_weight", &args.pos_weight)] {
             if let Some(weight) = weight {
                 expect_dtype(argument, weight, &[DType::F32])?;
@@ -61,19 +105,25 @@ impl<E: Elementwise> Op for E {
             loss: pass.has_loss().then(|| loss_layout(self.reduction(), input.shape())),
             grad: pass.has_grad().then(|| input.clone()),
             state: None,
-            status: None,
+            status: E::UNIT_INTERVAL.then(status_layout),
         })
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
         expect_finite("weight", args.weight.as_ref())?;
-        expect_finite("pos_weight", args.pos_weight.as_ref())
+        expect_finite("pos_weight", args.pos_weight.as_ref())?;
+        if E::UNIT_INTERVAL {
+            expect_unit_interval("input", Some(&args.input))?;
+            expect_unit_interval("target", args.target.as_ref())?;
+        }
+        Ok(())
     }
 
     fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
         let mut program = Program::default();
         let reduction = self.reduction();
         let elements = args.input.elements() as u64;
+        let divisor = divisor(reduction, args.input.shape());
         let label = format!("{}.{}.{}", E::NAME, pass.name(), args.input.dtype());
         let reduced = reduction != Reduction::None && pass.has_loss();
 
@@ -87,12 +137,9 @@ impl<E: Elementwise> Op for E {
                 per_team,
                 teams: teams as u32,
                 dims: dims.len() as u32,
-                scale: if reduction == Reduction::Mean {
-                    (1.0 / elements as f64) as f32
-                } else {
-                    1.0
-                },
-                unused: [0; 3],
+                scale: (1.0 / divisor) as f32,
+                unused: 0,
+                settings: self.settings().map(|setting| setting as f32),
                 dim: [[0; 4]; MAX_DIMS],
             };
             for (to, from) in params.dim.iter_mut().zip(&dims) {
@@ -101,7 +148,7 @@ impl<E: Elementwise> Op for E {
             let has = |given: &Option<Layout>, slot| if given.is_some() { slot } else { Slot::One };
             let mut bindings = vec![
                 (1, Slot::Input),
-                (2, Slot::Target),
+                (2, if E::TARGET { Slot::Target } else { Slot::One }),
                 (3, has(&args.weight, Slot::Weight)),
                 (8, has(&args.pos_weight, Slot::PosWeight)),
             ];
@@ -111,28 +158,41 @@ impl<E: Elementwise> Op for E {
             if pass.has_grad() {
                 bindings.extend([(4, has(&args.upstream, Slot::Upstream)), (5, Slot::Grad)]);
             }
+            if E::UNIT_INTERVAL {
+                bindings.push((7, Slot::Control));
+            }
             let upstream_is_tensor = reduction == Reduction::None && args.upstream.is_some();
             let kernel = Kernel {
                 label: label.clone(),
                 files: vec![
                     kernel::ELEMENTS,
                     E::SHADER,
+                    kernel::CONTROL,
+                    kernel::check_elements(E::UNIT_INTERVAL),
                     kernel::storage(elements.is_multiple_of(4)),
                     kernel::upstream(upstream_is_tensor),
                 ],
                 entry_point: pass.name(),
-                constants: vec![
-                    ("WEIGHTED", args.weight.is_some().into()),
-                    ("POS_WEIGHTED", args.pos_weight.is_some().into()),
-                    ("REDUCED", reduced.into()),
-                ],
+                constants: [
+                    vec![
+                        ("HAS_TARGET", E::TARGET.into()),
+                        ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
+                        ("WEIGHTED", args.weight.is_some().into()),
+                        ("POS_WEIGHTED", args.pos_weight.is_some().into()),
+                        ("REDUCED", reduced.into()),
+                    ],
+                    self.constants(),
+                ]
+                .concat(),
             };
             program.push(facts, choice, teams, kernel, &params, bindings)?;
         }
         if reduced {
             let total = match reduction {
-                Reduction::Mean => Total::LossOver(Some(elements as f32)),
-                _ => Total::Loss,
+                Reduction::None | Reduction::Sum => Total::Loss,
+                // an empty batch's mean is NaN, whatever its divisor
+                _ if elements == 0 => Total::LossOver(Some(0.0)),
+                Reduction::Mean | Reduction::BatchMean => Total::LossOver(Some(divisor as f32)),
             };
             let terms = Terms::values(format!("{label}.sum"), losses);
             program.push_sum(facts, terms, teams, total)?;
@@ -141,7 +201,7 @@ impl<E: Elementwise> Op for E {
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
-        reference::elements(self.reduction(), pass, args, |x, t, p| self.reference(x, t, p))
+        reference::elements(self, pass, args)
     }
 }
 

@@ -1,13 +1,31 @@
 //! The ops: options, checks, documentation. One file an op, the stem of its shader.
 
-mod bce_with_logits;
-mod cross_entropy;
 mod elements;
 
-pub(crate) use elements::Point;
+pub(crate) use elements::{Elementwise, divisor};
 
-pub use bce_with_logits::BceWithLogits;
-pub use cross_entropy::CrossEntropy;
+macro_rules! ops {
+    ($($stem:ident: $op:ident,)*) => {
+        $(mod $stem;
+        pub use $stem::$op;)*
+    };
+}
+
+// The list of ops.
+ops! {
+    cross_entropy: CrossEntropy,
+    bce: Bce,
+    bce_with_logits: BceWithLogits,
+    mse: Mse,
+    l1: L1,
+    smooth_l1: SmoothL1,
+    huber: Huber,
+    kl_div: KlDiv,
+    soft_margin: SoftMargin,
+    sigmoid_focal: SigmoidFocal,
+    sigmoid: Sigmoid,
+    logsigmoid: LogSigmoid,
+}
 
 use std::fmt;
 
@@ -85,7 +103,7 @@ fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) ->
             expect_dtype("upstream", upstream, &[args.input.dtype()])?;
             expect_shape("upstream", upstream, loss)
         }
-        Reduction::Mean | Reduction::Sum => {
+        Reduction::Mean | Reduction::Sum | Reduction::BatchMean => {
             expect_dtype("upstream", upstream, &[DType::F32])?;
             match upstream.elements() {
                 1 => Ok(()),
@@ -112,10 +130,35 @@ fn expect_finite(argument: &'static str, array: Option<&Array<'_>>) -> Result<()
     }
 }
 
-/// The layouts of the loss for a reduction.
+/// Refuses a value outside `[0, 1]`, NaN too, naming its place.
+fn expect_unit_interval(argument: &'static str, array: Option<&Array<'_>>) -> Result<()> {
+    let values = array.map(Array::to_f32).unwrap_or_default();
+    match values.iter().enumerate().find(|(_, value)| !(0.0..=1.0).contains(*value)) {
+        None => Ok(()),
+        Some((index, value)) => Err(Error::Value {
+            argument,
+            expected: "numbers in [0, 1]".into(),
+            actual: format!("{value} at element {index}"),
+        }),
+    }
+}
+
+/// Refuses the reduction that only kl_div has.
+fn refuse_batch_mean(reduction: Reduction) -> Result<()> {
+    if reduction != Reduction::BatchMean {
+        return Ok(());
+    }
+    Err(Error::Value {
+        argument: "reduction",
+        expected: "none, mean or sum".into(),
+        actual: reduction.name().into(),
+    })
+}
+
+/// The layout of the loss for a reduction.
 fn loss_layout(reduction: Reduction, unreduced: &[usize]) -> Layout {
     match reduction {
         Reduction::None => Layout::new(unreduced, DType::F32),
-        Reduction::Mean | Reduction::Sum => Layout::new(&[], DType::F32),
+        _ => Layout::new(&[], DType::F32),
     }
 }

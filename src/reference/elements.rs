@@ -1,26 +1,26 @@
 //! What element-wise losses share: weight, reduction, upstream.
 
 use super::{Factors, Values, reduce, times};
-use crate::ops::Point;
-use crate::{Args, Array, Output, Pass, Reduction};
+use crate::ops::{Elementwise, divisor};
+use crate::{Args, Array, Output, Pass};
 
-/// The loss `point(x, t, pos_weight)` of every element times its weight, reduced. The mean divides
-/// by the number of elements.
+/// The loss of every element times its weight, reduced.
 ///
 /// Over arguments that the op's checks have passed. `weight` and `pos_weight` are broadcast to the
 /// input, and 1 where not given.
 pub(crate) fn elements(
-    reduction: Reduction,
+    op: &impl Elementwise,
     pass: Pass,
     args: &Args<Array<'_>>,
-    point: impl Fn(f64, f64, f64) -> Point,
 ) -> Output<Values> {
-    let shape = args.input.shape();
+    let (reduction, shape) = (op.reduction(), args.input.shape());
     let input = args.input.to_f64();
-    let target = args.target.as_ref().expect("checked").to_f64();
+    // maps have no target, and look at none
+    let target = args.target.as_ref().map_or_else(|| vec![0.0; input.len()], Array::to_f64);
     let weight = broadcast(args.weight.as_ref(), shape);
     let pos_weight = broadcast(args.pos_weight.as_ref(), shape);
-    let divisor = input.len() as f64;
+    // an empty batch's mean is NaN, whatever its divisor
+    let divisor = if input.is_empty() { 0.0 } else { divisor(reduction, shape) };
     let factors = Factors::new(reduction, divisor, args);
 
     let (mut losses, mut loss_magnitudes) = (vec![], vec![]);
@@ -28,16 +28,19 @@ pub(crate) fn elements(
     for i in 0..input.len() {
         let (x, t, w) = (input[i], target[i], weight[i]);
         // A NaN first; then a zero annihilates whatever it multiplies.
-        let nan = if x.is_nan() || t.is_nan() { f64::NAN } else { 0.0 };
-        let point = point(x, t, pos_weight[i]);
-        let sum = |terms: [f64; 2]| times(w, terms[0] + terms[1]) + nan;
-        let magnitude = |terms: [f64; 2]| times(w.abs(), terms[0].abs() + terms[1].abs());
-        losses.push(sum(point.loss));
-        loss_magnitudes.push(magnitude(point.loss));
+        let is_nan = x.is_nan() || t.is_nan();
+        let point = op.reference(x, t, pos_weight[i]);
+        losses.push(if is_nan { f64::NAN } else { times(w, point.loss.iter().sum()) });
+        loss_magnitudes.push(times(w.abs(), magnitude(&point.loss)));
         if pass.has_grad() {
             let factor = factors.of(i);
-            grad.push(times(sum(point.grad), factor));
-            grad_magnitudes.push(times(magnitude(point.grad), factor.abs()));
+            let value = match is_nan {
+                true if op.zero_gradient_at_nan() => 0.0,
+                true => f64::NAN,
+                false => times(w, point.grad.iter().sum()),
+            };
+            grad.push(times(value, factor));
+            grad_magnitudes.push(times(times(w.abs(), magnitude(&point.grad)), factor.abs()));
         }
     }
     Output {
@@ -50,6 +53,10 @@ pub(crate) fn elements(
         state: None,
         status: None,
     }
+}
+
+fn magnitude(terms: &[f64]) -> f64 {
+    terms.iter().map(|term| term.abs()).sum()
 }
 
 /// The array's elements repeated to a larger shape by PyTorch's rule: aligned at the last

@@ -76,8 +76,8 @@ fn reduce(
             return Values { shape: shape.to_vec(), values: losses, magnitudes };
         }
         Reduction::Sum => 1.0,
-        Reduction::Mean if divisor == 0.0 => f64::NAN,
-        Reduction::Mean => divisor,
+        Reduction::Mean | Reduction::BatchMean if divisor == 0.0 => f64::NAN,
+        Reduction::Mean | Reduction::BatchMean => divisor,
     };
     Values {
         shape: vec![],
@@ -105,8 +105,10 @@ impl Factors {
         match self.reduction {
             Reduction::None => upstream.map_or(1.0, |all| all[index]),
             Reduction::Sum => upstream.map_or(1.0, |one| one[0]),
-            Reduction::Mean if self.divisor == 0.0 => f64::NAN,
-            Reduction::Mean => upstream.map_or(1.0, |one| one[0]) / self.divisor,
+            Reduction::Mean | Reduction::BatchMean if self.divisor == 0.0 => f64::NAN,
+            Reduction::Mean | Reduction::BatchMean => {
+                upstream.map_or(1.0, |one| one[0]) / self.divisor
+            }
         }
     }
 }
@@ -114,6 +116,11 @@ impl Factors {
 /// `factor * value`, where a factor of exactly 0 annihilates an infinity too.
 pub(crate) fn times(factor: f64, value: f64) -> f64 {
     if factor == 0.0 && !value.is_nan() { 0.0 } else { factor * value }
+}
+
+/// 1, -1, or 0 at 0.
+pub(crate) fn sign(x: f64) -> f64 {
+    if x == 0.0 { 0.0 } else { x.signum() }
 }
 
 /// `ln(1 + e^x)`. The exponential never grows beyond 1, so nothing overflows.

@@ -96,7 +96,7 @@ pub fn list(json: bool) -> Result<()> {
 pub fn describe(info: &AdapterInfo) -> String {
     let mut words = vec![kind(info.device_type).to_string(), info.backend.to_string()];
     words.extend([&info.driver, &info.driver_info].into_iter().filter(|w| !w.is_empty()).cloned());
-    format!("{} ({})", info.name, words.join(", "))
+    format!("{}: {}", info.name, words.join(", "))
 }
 
 fn kind(device_type: DeviceType) -> &'static str {

@@ -41,8 +41,8 @@ impl FromStr for Place {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        let keyed = text.rsplit_once('#').filter(|(path, _)| format(Path::new(path)).is_some());
-        Ok(match keyed {
+        let mut marks = text.match_indices('#').map(|(at, _)| (&text[..at], &text[at + 1..]));
+        Ok(match marks.find(|(path, _)| format(Path::new(path)).is_some()) {
             Some((path, key)) => Place { path: path.into(), key: Some(key.into()) },
             None => Place { path: text.into(), key: None },
         })
@@ -174,8 +174,8 @@ pub fn read(place: &Place, default_key: &str, kind: Kind) -> Result<Array<'stati
         data.len()
     );
     let data = match fortran_order {
-        true => Cow::Owned(row_major(data, &shape, dtype.bitsize() / 8)),
-        false => Cow::Borrowed(data),
+        true if !empty => Cow::Owned(row_major(data, &shape, dtype.bitsize() / 8)),
+        _ => Cow::Borrowed(data),
     };
     let array = match dtype {
         Dtype::F32 => Array::from_vec::<f32>(pod_collect_to_vec(&data), &shape),
@@ -311,7 +311,10 @@ impl Outputs {
                 let parent = folder(&place.path);
                 ensure!(parent.is_dir(), "expected an existing folder {}", parent.display());
                 let path = place.resolved().context("expected a file's name")?;
-                ensure!(!path.exists() || path.is_file(), "expected a file, found something else");
+                ensure!(
+                    !path.exists() || path.is_file(),
+                    "expected a file, found a folder or device"
+                );
                 let same = |input: &&(_, &Place)| input.1.resolved().as_ref() == Some(&path);
                 if let Some((input, _)) = inputs.iter().find(same) {
                     bail!("expected another file than --{}", input.replace('_', "-"));
@@ -404,5 +407,85 @@ impl Output {
         }
         file.as_file().sync_all()?;
         Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(path: PathBuf) -> Place {
+        Place { path, key: None }
+    }
+
+    #[test]
+    fn keys_follow_safetensors_files() {
+        for (text, path, key) in [
+            ("a.npy", "a.npy", None),
+            ("a.safetensors", "a.safetensors", None),
+            ("a.safetensors#b#c", "a.safetensors", Some("b#c")),
+            ("a.SafeTensors#layer.0/x", "a.SafeTensors", Some("layer.0/x")),
+            ("a#1.npy", "a#1.npy", None),
+            ("a#1/b.safetensors#k", "a#1/b.safetensors", Some("k")),
+            ("", "", None),
+        ] {
+            let Ok(got) = text.parse::<Place>();
+            assert_eq!(got, Place { path: path.into(), key: key.map(Into::into) }, "{text}");
+            assert_eq!(got.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn row_major_against_the_plain_rule() {
+        let shape = [2, 3, 4];
+        let data: Vec<u8> = (0..24).flat_map(|i| [i, 100 + i]).collect();
+        let got = row_major(&data, &shape, 2);
+        for (i, element) in got.chunks(2).enumerate() {
+            let (a, b, c) = (i / 12, i / 4 % 3, i % 4);
+            let from = (a + 2 * b + 6 * c) as u8;
+            assert_eq!(element, [from, 100 + from], "{i}");
+        }
+        assert_eq!(row_major(&[7], &[], 1), [7]);
+    }
+
+    /// Two results, and a folder that changes between the check and the writing.
+    fn write(change: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<Vec<String>>) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        let [loss, grad] = ["loss.npy", "sub/grad.npy"].map(|f| place(folder.path().join(f)));
+        let outputs = Outputs::check([("loss", &loss), ("grad", &grad)], &[]).unwrap();
+        change(&folder.path().join("sub"));
+        let scalar = |value: f32| Some(Tensor::Stored(Array::scalar(value)));
+        let written = outputs.write(&[("loss", &scalar(1.0)), ("grad", &scalar(2.0))]);
+        (folder, written)
+    }
+
+    #[test]
+    fn writes_all() {
+        let (folder, written) = write(|_| {});
+        assert_eq!(written.unwrap().len(), 2);
+        let loss = place(folder.path().join("loss.npy"));
+        let read = read(&loss, "loss", Kind::Numbers).unwrap();
+        assert_eq!(read, Array::scalar(1.0_f32));
+    }
+
+    #[test]
+    fn writes_nothing_when_a_result_cannot_be_completed() {
+        let (folder, written) = write(|sub| fs::remove_dir(sub).unwrap());
+        let error = format!("{:#}", written.unwrap_err());
+        assert!(error.starts_with("--grad "), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn tells_what_is_in_place_when_a_rename_fails() {
+        let (folder, written) = write(|sub| fs::create_dir_all(sub.join("grad.npy/x")).unwrap());
+        let error = format!("{:#}", written.unwrap_err());
+        let [loss, grad] = ["loss.npy", "sub/grad.npy"].map(|f| folder.path().join(f));
+        let start = format!("--grad {}: cannot be put in place: ", grad.display());
+        let end = format!("; written before: {} float32 []", loss.display());
+        assert!(error.starts_with(&start) && error.ends_with(&end), "{error}");
+        // the temporary file is gone
+        assert_eq!(fs::read_dir(folder.path().join("sub")).unwrap().count(), 1);
     }
 }

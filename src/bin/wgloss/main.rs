@@ -9,8 +9,16 @@ mod run;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  wgloss run cross-entropy --input logits.npy --target targets.npy \\
+      --label-smoothing 0.1 --loss loss.npy --grad grad.npy
+  wgloss run bce-with-logits --input batch.safetensors#logits \\
+      --target batch.safetensors#labels --reduction none --loss out.safetensors \\
+      --grad out.safetensors --device gpu";
 
 /// Losses and their gradients on the GPU
 #[derive(Debug, Parser)]
@@ -28,9 +36,10 @@ enum Command {
     /// #KEY the tensor of the argument's name is meant (input, target, loss, ...). Results that go
     /// to one .safetensors file are written together. Files are written when all results are
     /// complete, and replace what was there; upon an error, none is.
+    #[command(after_help = EXAMPLES)]
     Run {
         #[command(subcommand)]
-        op: ops::OpCommand,
+        op: Box<ops::OpCommand>,
     },
     /// List the adapters that kernels can run on, and which of them `run` would take
     Devices {
@@ -42,7 +51,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { op } => run::run(&op.into()),
+        Command::Run { op } => run::run(&(*op).into()),
         Command::Devices { json } => devices::list(json),
     };
     match result {
@@ -61,7 +70,9 @@ fn main() -> ExitCode {
 fn print(lines: &[String]) -> Result<()> {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::new(error).context("cannot print the report"))
+        }
         _ => Ok(()),
     }
 }

@@ -1,0 +1,15 @@
+// Binary cross entropy of probabilities: the hooks of family/elements.wgsl.
+
+// Below 1/2 the complement is rounded, so its logarithm is taken without it; above it is exact.
+fn ln_of_complement(x: vec4<f32>) -> vec4<f32> {
+    return select(ln4(1.0 - x), log1p_unit(-min(x, vec4(0.5))), x <= vec4(0.5));
+}
+
+fn loss(e: Elements) -> vec4<f32> {
+    return -annihilating_product(e.t, max(ln4(e.x), vec4(-100.0)))
+        - annihilating_product(1.0 - e.t, max(ln_of_complement(e.x), vec4(-100.0)));
+}
+
+fn gradient(e: Elements) -> vec4<f32> {
+    return (e.x - e.t) / max(e.x * (1.0 - e.x), vec4(1e-12));
+}

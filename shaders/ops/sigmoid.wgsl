@@ -1,0 +1,9 @@
+// Sigmoid: the hooks of family/elements.wgsl, for a map instead of a loss.
+
+fn loss(e: Elements) -> vec4<f32> {
+    return sigmoid4(e.x);
+}
+
+fn gradient(e: Elements) -> vec4<f32> {
+    return sigmoid4(e.x) * sigmoid4(-e.x);
+}

@@ -1,0 +1,83 @@
+//! Binary cross entropy.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::reference::times;
+use crate::Reduction;
+
+/// Binary cross entropy of probabilities with targets, element by element.
+///
+/// With probability `x`, target `t` and weight `w` (1 without it), in nats:
+///
+/// ```text
+/// loss = -w (t max(ln x, -100) + (1 - t) max(ln(1 - x), -100))
+/// grad = w (x - t) / max(x (1 - x), 1e-12)
+/// ```
+///
+/// From logits, [`BceWithLogits`](super::BceWithLogits) is exact where this one has lost its digits.
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `weight` | broadcastable to the input: any finite numbers | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements, weights or not.
+///
+/// # Edges
+/// - An input or target outside `[0, 1]`, or NaN: from the host an error before any work; on the
+///   device loss and gradient of that element are NaN, and the status names it.
+/// - A factor of exactly 0 (a weight, `t`, `1 - t`) annihilates what it multiplies.
+/// - No elements: mean NaN, sum 0.
+///
+/// Source: PyTorch's `torch.nn.BCELoss`.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Bce, Gpu};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([0.9, 0.2, 0.7_f32], [1.0, 0.0, 1.0_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = Bce::default();
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Bce {
+    pub(crate) reduction: Reduction,
+}
+
+impl Bce {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl sealed::Sealed for Bce {}
+
+impl Elementwise for Bce {
+    const NAME: &'static str = "bce";
+    const SHADER: File = shader!("ops/bce.wgsl");
+    const WEIGHTS: &'static [&'static str] = &["weight"];
+    const UNIT_INTERVAL: bool = true;
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        let complement = (-x).ln_1p();
+        let denominator = (x * (1.0 - x)).max(1e-12);
+        Point {
+            loss: [-times(t, x.ln().max(-100.0)), -times(1.0 - t, complement.max(-100.0))],
+            grad: [x / denominator, -t / denominator, 0.0],
+        }
+    }
+}

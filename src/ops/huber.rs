@@ -1,0 +1,107 @@
+//! Huber loss.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::reference::sign;
+use crate::{Error, Reduction, Result};
+
+/// Huber loss: squared below `delta`, linear above, element by element.
+///
+/// With `d = x - t`:
+///
+/// ```text
+/// loss = d^2 / 2             where |d| < delta,   delta (|d| - delta / 2)   elsewhere
+/// grad = d                   where |d| < delta,   delta sign(d)             elsewhere
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements.
+///
+/// # Edges
+/// - No elements: mean NaN, sum 0.
+/// - A NaN input or target makes loss and gradient NaN.
+///
+/// Source: PyTorch's `torch.nn.HuberLoss`; Huber, "Robust Estimation of a Location Parameter",
+/// 1964.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, Huber};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([0.5, -0.5, 3.0_f32], [1.0, 0.0, 1.0_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = Huber::default().delta(0.5);
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Huber {
+    pub(crate) reduction: Reduction,
+    pub(crate) delta: f64,
+}
+
+impl Default for Huber {
+    fn default() -> Self {
+        Huber { reduction: Reduction::Mean, delta: 1.0 }
+    }
+}
+
+impl Huber {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Where the squared part ends: above 0. Default: 1.
+    pub fn delta(mut self, delta: f64) -> Self {
+        self.delta = delta;
+        self
+    }
+}
+
+impl sealed::Sealed for Huber {}
+
+impl Elementwise for Huber {
+    const NAME: &'static str = "huber";
+    const SHADER: File = shader!("ops/huber.wgsl");
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn settings(&self) -> [f64; 2] {
+        [self.delta, 0.0]
+    }
+
+    fn check_options(&self) -> Result<()> {
+        if !(self.delta.is_finite() && self.delta > 0.0) {
+            return Err(Error::Value {
+                argument: "delta",
+                expected: "a finite number above 0".into(),
+                actual: self.delta.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        let (d, delta) = (x - t, self.delta);
+        if d.abs() < delta {
+            return Point { loss: [d * d / 2.0, 0.0], grad: [d, 0.0, 0.0] };
+        }
+        Point {
+            loss: [delta * d.abs(), -delta * delta / 2.0],
+            grad: [delta * sign(d), 0.0, 0.0],
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Kullback-Leibler divergence.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::reference::times;
+use crate::Reduction;
+
+/// Kullback-Leibler divergence of targets from log-probabilities, element by element.
+///
+/// With `x` a log-probability and `t` a probability, or its logarithm with
+/// [`log_target`](Self::log_target), in nats:
+///
+/// ```text
+/// loss = t (ln t - x)        with log_target   e^t (t - x)
+/// grad = -t                  with log_target   -e^t
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements, `batchmean` by the size of the first
+/// dimension, which makes it the divergence of distributions in rows.
+///
+/// # Edges
+/// - A target of 0 (with `log_target`: -inf) costs nothing whatever the input. A negative target's
+///   loss is NaN.
+/// - No elements: mean NaN, sum 0.
+/// - A NaN input or target makes loss and gradient NaN.
+///
+/// Source: PyTorch's `torch.nn.KLDivLoss`; Kullback and Leibler, "On Information and Sufficiency",
+/// 1951.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, KlDiv, Reduction};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([-0.4, -1.9, -1.6_f32], [0.7, 0.1, 0.2_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = KlDiv::default().reduction(Reduction::BatchMean);
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KlDiv {
+    pub(crate) reduction: Reduction,
+    pub(crate) log_target: bool,
+}
+
+impl KlDiv {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Whether targets are log-probabilities. Default: no.
+    pub fn log_target(mut self, log_target: bool) -> Self {
+        self.log_target = log_target;
+        self
+    }
+}
+
+impl sealed::Sealed for KlDiv {}
+
+impl Elementwise for KlDiv {
+    const NAME: &'static str = "kl_div";
+    const SHADER: File = shader!("ops/kl_div.wgsl");
+    const BATCH_MEAN: bool = true;
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        vec![("LOG_TARGET", self.log_target.into())]
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        if self.log_target {
+            let p = t.exp();
+            return Point { loss: [times(p, t), -times(p, x)], grad: [-p, 0.0, 0.0] };
+        }
+        Point { loss: [times(t, t.ln()), -times(t, x)], grad: [-t, 0.0, 0.0] }
+    }
+}

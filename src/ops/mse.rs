@@ -1,0 +1,69 @@
+//! Mean squared error.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::Reduction;
+
+/// Squared error, element by element.
+///
+/// ```text
+/// loss = (x - t)^2
+/// grad = 2 (x - t)
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements.
+///
+/// # Edges
+/// - No elements: mean NaN, sum 0.
+/// - A NaN input or target makes loss and gradient NaN.
+///
+/// Source: PyTorch's `torch.nn.MSELoss`.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, Mse};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([0.5, -0.5, 3.0_f32], [1.0, 0.0, 1.0_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = Mse::default();
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Mse {
+    pub(crate) reduction: Reduction,
+}
+
+impl Mse {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl sealed::Sealed for Mse {}
+
+impl Elementwise for Mse {
+    const NAME: &'static str = "mse";
+    const SHADER: File = shader!("ops/mse.wgsl");
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        let d = x - t;
+        Point { loss: [d * d, 0.0], grad: [2.0 * d, 0.0, 0.0] }
+    }
+}

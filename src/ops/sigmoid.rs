@@ -1,0 +1,53 @@
+//! Sigmoid.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::Reduction;
+use crate::kernel::{File, shader};
+use crate::reference::sigmoid;
+
+/// The logistic sigmoid, element by element: a map, whose output stands where losses have their
+/// loss.
+///
+/// ```text
+/// output = 1 / (1 + e^-x)
+/// grad   = g sigmoid(x) sigmoid(-x)      for upstream gradient g
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `upstream` | the input's; ones without it | f32 |
+///
+/// # Edges
+/// - Right at any input, infinities too; small results keep their digits. NaN gives NaN.
+///
+/// Source: PyTorch's `torch.sigmoid`.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, Sigmoid};
+///
+/// let gpu = Gpu::blocking()?;
+/// let out = gpu.block_on(gpu.forward(&Sigmoid, &Args::new(Array::from(&[-30.0, 0.0, 2.0_f32]))))?;
+/// println!("{:?}", out.loss.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sigmoid;
+
+impl sealed::Sealed for Sigmoid {}
+
+impl Elementwise for Sigmoid {
+    const NAME: &'static str = "sigmoid";
+    const SHADER: File = shader!("ops/sigmoid.wgsl");
+    const TARGET: bool = false;
+
+    fn reduction(&self) -> Reduction {
+        Reduction::None
+    }
+
+    fn reference(&self, x: f64, _t: f64, _pos_weight: f64) -> Point {
+        Point { loss: [sigmoid(x), 0.0], grad: [sigmoid(x) * sigmoid(-x), 0.0, 0.0] }
+    }
+}

@@ -1,0 +1,136 @@
+//! Sigmoid focal loss.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::reference::{sigmoid, softplus, times};
+use crate::{Error, Reduction, Result};
+
+/// Sigmoid focal loss of logits with targets, element by element.
+///
+/// With `p = sigmoid(x)`, `q = p (1 - t) + (1 - p) t` (the probability missed) and `bce` the loss of
+/// [`BceWithLogits`](super::BceWithLogits), in nats:
+///
+/// ```text
+/// loss = (alpha t + (1 - alpha) (1 - t)) q^gamma bce
+/// grad = (alpha t + (1 - alpha) (1 - t)) (q^gamma bce' + gamma q^(gamma - 1) q' bce)
+/// ```
+///
+/// A negative `alpha` leaves the first factor out.
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements.
+///
+/// # Edges
+/// - Targets outside `[0, 1]` are accepted where `q` is not negative; elsewhere NaN, as a power of a
+///   negative number is.
+/// - No elements: mean NaN, sum 0.
+/// - A NaN input or target makes loss and gradient NaN.
+///
+/// Source: `torchvision.ops.sigmoid_focal_loss`; Lin et al., "Focal Loss for Dense Object
+/// Detection", 2017.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, SigmoidFocal};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([2.0, -0.5, 3.0_f32], [1.0, 0.0, 1.0_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = SigmoidFocal::default().alpha(0.5).gamma(1.5);
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct SigmoidFocal {
+    pub(crate) reduction: Reduction,
+    pub(crate) alpha: f64,
+    pub(crate) gamma: f64,
+}
+
+impl Default for SigmoidFocal {
+    fn default() -> Self {
+        SigmoidFocal { reduction: Reduction::Mean, alpha: 0.25, gamma: 2.0 }
+    }
+}
+
+impl SigmoidFocal {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The weight of positive targets, in `[0, 1]`; negative: no weights. Default: 0.25.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// How strongly easy elements are discounted: 0 or more. Default: 2.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.gamma = gamma;
+        self
+    }
+}
+
+impl sealed::Sealed for SigmoidFocal {}
+
+impl Elementwise for SigmoidFocal {
+    const NAME: &'static str = "sigmoid_focal";
+    const SHADER: File = shader!("ops/sigmoid_focal.wgsl");
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn settings(&self) -> [f64; 2] {
+        [self.alpha, self.gamma]
+    }
+
+    fn check_options(&self) -> Result<()> {
+        if !(self.alpha <= 1.0 && self.alpha.is_finite()) {
+            return Err(Error::Value {
+                argument: "alpha",
+                expected: "a number in [0, 1], or a negative one for none".into(),
+                actual: self.alpha.to_string(),
+            });
+        }
+        if !(self.gamma.is_finite() && self.gamma >= 0.0) {
+            return Err(Error::Value {
+                argument: "gamma",
+                expected: "a finite number, 0 or more".into(),
+                actual: self.gamma.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        let (p, p_of_negative) = (sigmoid(x), sigmoid(-x));
+        let q = times(1.0 - t, p) + times(t, p_of_negative);
+        let q_slope = p * p_of_negative * (1.0 - 2.0 * t);
+        let alpha = match self.alpha {
+            alpha if alpha < 0.0 => 1.0,
+            alpha => alpha * t + (1.0 - alpha) * (1.0 - t),
+        };
+        let bce = [times(t, softplus(-x)), times(1.0 - t, softplus(x))];
+        let focus = q.powf(self.gamma);
+        let focus_slope = match self.gamma {
+            0.0 => 0.0,
+            gamma => gamma * times(q_slope, times(bce[0] + bce[1], q.powf(gamma - 1.0))),
+        };
+        Point {
+            loss: bce.map(|term| times(alpha, times(focus, term))),
+            grad: [(1.0 - t) * p * focus, -t * p_of_negative * focus, focus_slope]
+                .map(|term| times(alpha, term)),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Smooth L1.
+
+use super::elements::{Elementwise, Point};
+use super::sealed;
+use crate::kernel::{File, shader};
+use crate::reference::sign;
+use crate::{Error, Reduction, Result};
+
+/// Smooth L1: squared below `beta`, absolute above, element by element.
+///
+/// With `d = x - t`:
+///
+/// ```text
+/// loss = d^2 / (2 beta)      where |d| < beta,   |d| - beta / 2   elsewhere
+/// grad = d / beta            where |d| < beta,   sign(d)          elsewhere
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `target` | the input's | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides by the number of elements.
+///
+/// # Edges
+/// - `beta` 0 is L1, down to the gradient of 0 at NaN.
+/// - No elements: mean NaN, sum 0.
+/// - Otherwise a NaN input or target makes loss and gradient NaN.
+///
+/// Source: PyTorch's `torch.nn.SmoothL1Loss`; Girshick, "Fast R-CNN", 2015.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, SmoothL1};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([0.5, -0.5, 3.0_f32], [1.0, 0.0, 1.0_f32]);
+/// let args = Args::new(Array::from(&input)).target(Array::from(&target));
+/// let op = SmoothL1::default().beta(0.5);
+/// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct SmoothL1 {
+    pub(crate) reduction: Reduction,
+    pub(crate) beta: f64,
+}
+
+impl Default for SmoothL1 {
+    fn default() -> Self {
+        SmoothL1 { reduction: Reduction::Mean, beta: 1.0 }
+    }
+}
+
+impl SmoothL1 {
+    /// How the elements' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Where the squared part ends: 0 or more. Default: 1.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+}
+
+impl sealed::Sealed for SmoothL1 {}
+
+impl Elementwise for SmoothL1 {
+    const NAME: &'static str = "smooth_l1";
+    const SHADER: File = shader!("ops/smooth_l1.wgsl");
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn settings(&self) -> [f64; 2] {
+        [self.beta, 0.0]
+    }
+
+    fn check_options(&self) -> Result<()> {
+        if !(self.beta.is_finite() && self.beta >= 0.0) {
+            return Err(Error::Value {
+                argument: "beta",
+                expected: "a finite number, 0 or more".into(),
+                actual: self.beta.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    fn zero_gradient_at_nan(&self) -> bool {
+        self.beta == 0.0
+    }
+
+    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+        let d = x - t;
+        if d.abs() < self.beta {
+            return Point { loss: [d * d / (2.0 * self.beta), 0.0], grad: [d / self.beta, 0.0, 0.0] };
+        }
+        Point { loss: [d.abs(), -self.beta / 2.0], grad: [sign(d), 0.0, 0.0] }
+    }
+}
