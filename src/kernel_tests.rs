@@ -9,8 +9,9 @@ use crate::kernel::Kernel;
 use crate::program::{ElementParams, Program, RowParams, Step, SumParams};
 use crate::select::Facts;
 use crate::{
-    Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid, Mse, Op,
-    Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Team,
+    Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
+    LogSoftmax, Mse, NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
+    Softmax, Team,
 };
 
 /// Devices that differ in what the choice of kernels looks at.
@@ -65,7 +66,12 @@ fn programs(facts: &Facts) -> Vec<Program> {
                     .reduction(reduction)
                     .label_smoothing(if bit(4) { 0.1 } else { 0.0 })
                     .keep_state(bit(3));
-                add(&op, pass, &args.target(Layout::new(&rows, DType::I32)));
+                add(&op, pass, &args.clone().target(f32(&shape)));
+                let args = args.target(Layout::new(&rows, DType::I32));
+                add(&op, pass, &args);
+                if args.state.is_none() {
+                    add(&NllLoss::default().reduction(reduction), pass, &args);
+                }
             }
             for bits in 0..16_u32 {
                 let bit = |i: u32| bits >> i & 1 == 1;
@@ -84,6 +90,16 @@ fn programs(facts: &Facts) -> Vec<Program> {
                 add(&BceWithLogits::default().reduction(reduction), pass, &args);
             }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
+                for dim in [-1, 0] {
+                    let mut args = Args::new(f32(shape));
+                    add(&Softmax::default().dim(dim), pass, &args);
+                    add(&LogSoftmax::default().dim(dim), pass, &args);
+                    if pass.has_grad() {
+                        args = args.upstream(f32(shape));
+                    }
+                    add(&Softmax::default().dim(dim), pass, &args);
+                    add(&LogSoftmax::default().dim(dim), pass, &args);
+                }
                 let map = Args::new(f32(shape));
                 let loss = map.clone().target(f32(shape));
                 let with_upstream = |args: &Args<Layout>, reduction| match (pass, reduction) {
@@ -212,8 +228,8 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
         }};
     }
     match kernel.files.first().map(|file| file.path) {
-        Some("family/rows.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, unused[2]
+        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, unused
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, unused[2]

@@ -47,7 +47,7 @@ pub struct Program {
     pub(crate) scratch: Vec<u64>,
 }
 
-/// `Params` of `shaders/family/rows.wgsl`.
+/// `Params` of `shaders/shared/row_form.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct RowParams {
@@ -57,7 +57,8 @@ pub(crate) struct RowParams {
     pub ignore_index: i32,
     pub confidence: f32,
     pub smoothing: f32,
-    pub unused: [u32; 2],
+    pub divisor: f32,
+    pub unused: u32,
 }
 
 /// `Params` of `shaders/family/sum.wgsl`.

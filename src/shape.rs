@@ -92,6 +92,11 @@ impl ClassShape {
     pub fn rows(&self) -> usize {
         self.batch * self.positions
     }
+
+    /// Whether every group of four classes of every row is whole, contiguous and aligned.
+    pub fn loads_vec4(&self) -> bool {
+        self.positions == 1 && self.classes.is_multiple_of(4)
+    }
 }
 
 /// The shape of an input without its class dimension: that of class targets and of losses.

@@ -4,9 +4,9 @@
 // whether the gradient is that of the mean, whose divisor is in the control block
 override MEAN: bool = false;
 
-fn row_target(row: u32) -> RowTarget {
-    let label = label_of_row(row, params.ignore_index, params.classes);
-    if label.kind == ROW_BAD && is_first_bad(row) {
+fn row_of(index: u32) -> Row {
+    let label = label_of_row(index, params.ignore_index, params.classes);
+    if label.kind == ROW_BAD && is_first_bad(index) {
         control.bad_value = label.index;
         control.classes = params.classes;
     }
@@ -14,20 +14,19 @@ fn row_target(row: u32) -> RowTarget {
     if label.kind == ROW_KEPT {
         amount = params.confidence * class_weight(u32(label.index));
     }
-    return RowTarget(label.kind, u32(label.index), amount);
+    return Row(index, row_start(index), label.kind, u32(label.index), amount);
 }
 
-fn amount(t: RowTarget, c: u32, valid: vec4<bool>) -> vec4<f32> {
-    let classes = vec4(c, c + 1u, c + 2u, c + 3u);
-    var a = select(vec4(0.0), vec4(t.amount), classes == vec4(t.label));
+fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
+    var a = select(vec4(0.0), vec4(row.amount), vec4(c, c + 1u, c + 2u, c + 3u) == vec4(row.label));
     if SPREAD {
         a += select(vec4(0.0), params.smoothing * class_weights(c), valid);
     }
     return a;
 }
 
-fn row_scale(row: u32) -> RowScale {
-    let value = upstream_of_row(row);
+fn row_scale(row: Row) -> RowScale {
+    let value = upstream_of_row(row.index);
     if MEAN {
         return RowScale(value / control.divisor, control.divisor == 0.0);
     }

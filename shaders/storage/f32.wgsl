@@ -8,6 +8,7 @@
 @group(0) @binding(2) var<storage, read> targets: array<f32>;
 @group(0) @binding(4) var<storage, read> upstream: array<f32>;
 @group(0) @binding(5) var<storage, read_write> grad: array<f32>;
+@group(0) @binding(6) var<storage, read_write> outputs: array<f32>;
 
 fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
     let i = at + min(vec4(0u, 1u, 2u, 3u), vec4(last)) * step;
@@ -42,5 +43,18 @@ fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
     }
     if last >= 3u {
         grad[at + 3u * step] = value.w;
+    }
+}
+
+fn store_output(at: u32, step: u32, last: u32, value: vec4<f32>) {
+    outputs[at] = value.x;
+    if last >= 1u {
+        outputs[at + step] = value.y;
+    }
+    if last >= 2u {
+        outputs[at + 2u * step] = value.z;
+    }
+    if last >= 3u {
+        outputs[at + 3u * step] = value.w;
     }
 }

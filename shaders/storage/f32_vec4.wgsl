@@ -7,6 +7,7 @@
 // the same buffer for kernels that read single elements of it
 @group(0) @binding(4) var<storage, read> upstream_elements: array<f32>;
 @group(0) @binding(5) var<storage, read_write> grad: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> outputs: array<vec4<f32>>;
 
 fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
     return input[at / 4u];
@@ -30,4 +31,8 @@ fn load_upstream_element(at: u32) -> f32 {
 
 fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
     grad[at / 4u] = value;
+}
+
+fn store_output(at: u32, step: u32, last: u32, value: vec4<f32>) {
+    outputs[at / 4u] = value;
 }

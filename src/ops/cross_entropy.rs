@@ -1,41 +1,51 @@
 //! Softmax cross entropy.
 
+use super::rows::{
+    RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
+};
 use super::{
     Op, expect_dtype, expect_finite, expect_shape, expect_upstream, loss_layout,
     refuse_batch_mean, required, sealed,
 };
-use crate::kernel::{self, Kernel, shader};
-use crate::program::{Program, RowParams, Slot, SumParams, Terms, Total, status_layout};
+use crate::kernel::{self, shader};
+use crate::program::{Program, RowParams, Slot, status_layout};
 use crate::reference::{self, Values};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
-/// Softmax cross entropy of logits with class-index targets.
+/// Softmax cross entropy of logits with class indices or probabilities as targets.
 ///
-/// With `p = softmax(input)` over C classes, target class `y`, class weights `w` (1 without them)
-/// and label smoothing `e`, the loss of a row, in nats, is
+/// With `p = softmax(input)` over C classes, class weights `w` (1 without them) and label smoothing
+/// `e`, the loss of a row with target class `y`, in nats, is
 ///
 /// ```text
 /// loss = (1 - e) * w[y] * -ln p[y]  +  (e / C) * sum over c of w[c] * -ln p[c]
 /// ```
 ///
-/// and its gradient with respect to the logits is `p[c] * A - a[c]`, where `a[c]` is all that
-/// multiplies `-ln p[c]` in the loss, and `A` the sum of `a`.
+/// and that of a row with target probabilities `t` is
+///
+/// ```text
+/// loss = sum over c of w[c] * ((1 - e) * t[c] + e / C) * -ln p[c]
+/// ```
+///
+/// The gradient with respect to the logits is `p[c] * A - a[c]`, where `a[c]` is all that multiplies
+/// `-ln p[c]` in the loss, and `A` the sum of `a`.
 ///
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
 /// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: logits | f32 |
 /// | `target` | the input's without the class dimension: class indices | i32; i64 from the host |
+/// |  | or the input's: probabilities, though rows need not sum to 1 and entries may be negative | f32 |
 /// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
-/// | `upstream` | one value (mean, sum) or the target's shape (none) | f32 |
+/// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 |
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
 ///
 /// # Reductions
 /// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:
-/// their count without weights. The smoothing term is divided by it too. The gradient of the mean
-/// carries the divisor.
+/// their count without weights. The smoothing term is divided by it too. With probabilities it
+/// divides by the number of rows, weights or not. The gradient of the mean carries the divisor.
 ///
 /// # Edges
 /// - Rows whose target is [`ignore_index`](Self::ignore_index) have loss 0 and gradient exactly 0,
@@ -43,7 +53,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// - All rows ignored, or an empty batch: mean NaN, sum 0. Rows kept whose weights sum to 0: mean
 ///   NaN, and NaN gradients on those rows.
 /// - A class with logit -inf costs nothing where `a[c] = 0`; with `a[c] != 0` the loss is the
-///   infinity of that sign, and the gradient of that class `-a[c]`.
+///   infinity of that sign (NaN where both signs meet), and the gradient of that class `-a[c]`.
 /// - A row that is all -inf, or holds +inf or NaN: loss and gradient NaN.
 /// - Confident rows keep their digits: logits (20.7, 0) with target 0 lose 1.02e-9, not 0.
 /// - A class outside `0..C`: from the host an error before any work; on the device that row's loss
@@ -89,7 +99,9 @@ impl CrossEntropy {
         self
     }
 
-    /// The class that marks rows to be left out: any integer. Default: -100.
+    /// The class that marks rows to be left out: any integer, but a negative one with probability
+    /// targets, where it has no effect. Default: -100. One that i32 does not hold is `i32::MIN` in
+    /// device tensors.
     pub fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.ignore_index = ignore_index;
         self
@@ -109,9 +121,6 @@ impl CrossEntropy {
         self
     }
 
-    fn describe(&self, pass: Pass) -> String {
-        format!("{}.{}", self.name(), pass.name())
-    }
 }
 
 impl sealed::Sealed for CrossEntropy {}
@@ -122,6 +131,7 @@ impl Op for CrossEntropy {
     }
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        let describe = || format!("{}.{}", self.name(), pass.name());
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             return Err(Error::Value {
                 argument: "label_smoothing",
@@ -135,18 +145,28 @@ impl Op for CrossEntropy {
             Pass::Backward => &["target", "weight", "upstream", "state"],
             Pass::ForwardBackward => &["target", "weight", "upstream"],
         };
-        args.only(known, || self.describe(pass))?;
+        args.only(known, describe)?;
 
         expect_dtype("input", &args.input, &[DType::F32])?;
         let shape = ClassShape::of(args.input.shape())?;
         let rows = without_classes(args.input.shape());
-        let target = required("target", &args.target, || self.describe(pass))?;
-        expect_dtype("target", target, &[DType::I32, DType::I64])?;
-        expect_shape("target", target, &rows)?;
-        if let Some(weight) = &args.weight {
-            expect_dtype("weight", weight, &[DType::F32])?;
-            expect_shape("weight", weight, &[shape.classes])?;
+        let has_classes = has_classes(args);
+        if has_classes {
+            expect_class_target(args, describe)?;
+        } else {
+            let target = required("target", &args.target, describe)?;
+            expect_dtype("target", target, &[DType::I32, DType::I64, args.input.dtype()])?;
+            expect_shape("target", target, args.input.shape())?;
+            if self.ignore_index >= 0 {
+                return Err(Error::Value {
+                    argument: "ignore_index",
+                    expected: "a negative number with probability targets, which are never ignored"
+                        .into(),
+                    actual: self.ignore_index.to_string(),
+                });
+            }
         }
+        expect_class_weight(args)?;
         expect_upstream(args, self.reduction, &rows)?;
         let state = Layout::new(&[shape.rows(), 4], DType::F32);
         if let Some(given) = &args.state {
@@ -157,108 +177,66 @@ impl Op for CrossEntropy {
             loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
             grad: pass.has_grad().then(|| args.input.clone()),
             state: (pass.has_loss() && self.keep_state).then_some(state),
-            status: Some(status_layout()),
+            status: has_classes.then(status_layout),
         })
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
-        expect_finite("weight", args.weight.as_ref())?;
-        let classes = ClassShape::of(args.input.shape())?.classes as i64;
-        let target = required("target", &args.target, || self.name().into())?.to_classes()?;
-        let outside = |&(_, &class): &(usize, &i64)| {
-            class != self.ignore_index && !(0..classes).contains(&class)
-        };
-        match target.iter().enumerate().find(outside) {
-            None => Ok(()),
-            Some((row, &class)) => {
-                Err(Error::Class { row: row as u64, class, classes: classes as u64 })
-            }
+        if has_classes(&args.layouts()) {
+            return expect_class_values(args, self.ignore_index);
         }
+        expect_finite("weight", args.weight.as_ref())
     }
 
     fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
-        let mut program = Program::default();
         let shape = ClassShape::of(args.input.shape())?;
-        let (rows, classes) = (shape.rows() as u64, shape.classes as u32);
-        // an ignore_index that i32 does not hold is uploaded as this one (see Gpu::upload)
-        let ignore_index = i32::try_from(self.ignore_index).unwrap_or(i32::MIN);
-        let label = format!("{}.{}.{}", self.name(), pass.name(), args.input.dtype());
+        let has_classes = has_classes(args);
         let mean = self.reduction == Reduction::Mean;
-        let weighted = ("WEIGHTED", args.weight.is_some().into());
-        let weight = if args.weight.is_some() { Slot::Weight } else { Slot::One };
+        let keep_state = pass.has_loss() && self.keep_state;
+        let has_state = keep_state || args.state.is_some();
+        let spread = !has_classes || self.label_smoothing != 0.0;
 
-        let reduced = self.reduction != Reduction::None && pass.has_loss();
-        let losses = if reduced { program.scratch(rows * 4) } else { Slot::Loss };
-        if rows > 0 {
-            // The divisor comes first, since gradients carry it; the same pass over the targets
-            // finds the first class out of range.
-            let terms = Terms {
-                label: format!("{label}.divisor"),
-                files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
-                bindings: vec![(2, Slot::Target), (3, weight)],
-                constants: vec![weighted],
-                params: SumParams { classes, ignore_index, ..SumParams::default() },
-            };
-            program.push_sum(facts, terms, rows, Total::Divisor)?;
-
-            let params = RowParams {
-                rows: rows as u32,
-                classes,
-                positions: shape.positions as u32,
-                ignore_index,
+        let mut constants = vec![
+            ("SPREAD", spread.into()),
+            ("KEEP_STATE", keep_state.into()),
+            ("FROM_STATE", args.state.is_some().into()),
+        ];
+        let mut files = vec![kernel::ROWS];
+        let mut bindings = vec![(1, Slot::Input), (8, if has_state { Slot::State } else { Slot::Unused })];
+        if has_classes {
+            constants.push(("MEAN", mean.into()));
+            files.extend([shader!("ops/cross_entropy.wgsl"), kernel::CONTROL]);
+            bindings.push((7, Slot::Control));
+        } else {
+            files.push(shader!("ops/cross_entropy_probabilities.wgsl"));
+        }
+        RowLoss {
+            label: format!("{}.{}.{}", self.name(), pass.name(), args.input.dtype()),
+            pass,
+            args,
+            shape,
+            reduction: self.reduction,
+            files,
+            constants,
+            bindings,
+            params: RowParams {
+                ignore_index: device_ignore_index(self.ignore_index),
                 confidence: (1.0 - self.label_smoothing) as f32,
-                smoothing: (self.label_smoothing / f64::from(classes)) as f32,
-                unused: [0; 2],
-            };
-            let keep_state = pass.has_loss() && self.keep_state;
-            let has_state = keep_state || args.state.is_some();
-            let mut bindings = vec![
-                (1, Slot::Input),
-                (2, Slot::Target),
-                (3, weight),
-                (7, Slot::Control),
-                (8, if has_state { Slot::State } else { Slot::Unused }),
-            ];
-            if pass.has_loss() {
-                bindings.push((6, losses));
-            }
-            if pass.has_grad() {
-                let upstream = if args.upstream.is_some() { Slot::Upstream } else { Slot::One };
-                bindings.extend([(4, upstream), (5, Slot::Grad)]);
-            }
-            let vec4 = shape.positions == 1 && shape.classes.is_multiple_of(4);
-            let upstream_is_tensor = self.reduction == Reduction::None && args.upstream.is_some();
-            let kernel = Kernel {
-                label: label.clone(),
-                files: vec![
-                    kernel::ROWS,
-                    kernel::CLASSES,
-                    kernel::CONTROL,
-                    shader!("ops/cross_entropy.wgsl"),
-                    kernel::storage(vec4),
-                    kernel::upstream(upstream_is_tensor),
-                ],
-                entry_point: pass.name(),
-                constants: vec![
-                    weighted,
-                    ("MEAN", mean.into()),
-                    ("SPREAD", (self.label_smoothing != 0.0).into()),
-                    ("KEEP_STATE", keep_state.into()),
-                    ("FROM_STATE", args.state.is_some().into()),
-                ],
-            };
-            let choice = facts.for_rows(classes.into(), shape.positions as u64);
-            program.push(facts, choice, rows, kernel, &params, bindings)?;
+                smoothing: (self.label_smoothing / shape.classes as f64) as f32,
+                divisor: if mean { shape.rows() as f32 } else { 1.0 },
+                ..RowParams::default()
+            },
+            has_classes,
         }
-        if reduced {
-            let total = if mean { Total::LossOver(None) } else { Total::Loss };
-            let terms = Terms::values(format!("{label}.sum"), losses);
-            program.push_sum(facts, terms, rows, total)?;
-        }
-        Ok(program)
+        .program(facts)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::cross_entropy(self, pass, args)
     }
+}
+
+/// Whether targets are class indices: integers are, whatever their shape; floats are probabilities.
+pub(crate) fn has_classes(args: &Args<Layout>) -> bool {
+    args.target.as_ref().is_none_or(|t| matches!(t.dtype(), DType::I32 | DType::I64))
 }

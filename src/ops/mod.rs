@@ -1,8 +1,12 @@
 //! The ops: options, checks, documentation. One file an op, the stem of its shader.
 
 mod elements;
+mod row_maps;
+mod rows;
 
+pub(crate) use cross_entropy::has_classes;
 pub(crate) use elements::{Elementwise, divisor};
+pub(crate) use row_maps::rows_along;
 
 macro_rules! ops {
     ($($stem:ident: $op:ident,)*) => {
@@ -14,6 +18,7 @@ macro_rules! ops {
 // The list of ops.
 ops! {
     cross_entropy: CrossEntropy,
+    nll_loss: NllLoss,
     bce: Bce,
     bce_with_logits: BceWithLogits,
     mse: Mse,
@@ -23,6 +28,8 @@ ops! {
     kl_div: KlDiv,
     soft_margin: SoftMargin,
     sigmoid_focal: SigmoidFocal,
+    softmax: Softmax,
+    log_softmax: LogSoftmax,
     sigmoid: Sigmoid,
     logsigmoid: LogSigmoid,
 }

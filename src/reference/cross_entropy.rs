@@ -1,19 +1,19 @@
 //! Cross entropy from its definition.
 
 use super::{Factors, Values, reduce, times};
-use crate::ops::CrossEntropy;
+use crate::ops::{CrossEntropy, has_classes};
 use crate::{Args, Array, Output, Pass};
 
 /// The loss of a row and its gradient, and T beside both.
-struct Row {
-    loss: f64,
-    loss_magnitude: f64,
-    grad: Vec<f64>,
-    grad_magnitudes: Vec<f64>,
+pub(super) struct Row {
+    pub loss: f64,
+    pub loss_magnitude: f64,
+    pub grad: Vec<f64>,
+    pub grad_magnitudes: Vec<f64>,
 }
 
 /// `loss = sum of a[c] * -ln p[c]` and `grad[c] = p[c] * (sum of a) - a[c]`, with `p = softmax(x)`.
-fn row(x: &[f64], a: &[f64]) -> Row {
+pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
     let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if x.iter().any(|v| v.is_nan()) || m.is_infinite() {
         let nan = vec![f64::NAN; x.len()];
@@ -67,24 +67,31 @@ pub(crate) fn cross_entropy(
     };
     let rows: usize = rows_shape.iter().product();
     let input = args.input.to_f64();
-    let target = args.target.as_ref().expect("checked").to_classes().expect("checked");
+    let targets = args.target.as_ref().expect("checked");
+    // class indices, or probabilities
+    let target = has_classes(&args.layouts()).then(|| targets.to_classes().expect("checked"));
+    let probabilities = targets.to_f64();
     let weight = args.weight.as_ref().map_or_else(|| vec![1.0; classes], Array::to_f64);
 
-    // The class of a row, unless the row is ignored.
-    let class = |r: usize| (target[r] != op.ignore_index).then_some(target[r] as usize);
-    let divisor = (0..rows).filter_map(class).map(|y| weight[y]).sum();
+    // The class of a row; of an ignored one, the row is left out.
+    let class = |r: usize| target.as_ref().map(|target| target[r]);
+    let kept: Vec<usize> = (0..rows).filter(|&r| class(r) != Some(op.ignore_index)).collect();
+    let divisor = kept.iter().map(|&r| class(r).map_or(1.0, |y| weight[y as usize])).sum();
     let factors = Factors::new(op.reduction, divisor, args);
 
     // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
     let (mut losses, mut loss_magnitudes) = (vec![0.0; rows], vec![0.0; rows]);
     let (mut grad, mut grad_magnitudes) = (vec![0.0; input.len()], vec![0.0; input.len()]);
-    for r in 0..rows {
-        let Some(y) = class(r) else { continue };
+    for r in kept {
         let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
         let x: Vec<f64> = (0..classes).map(|c| input[at(c)]).collect();
-        let smooth = op.label_smoothing / classes as f64;
-        let mut a: Vec<f64> = weight.iter().map(|w| smooth * w).collect();
-        a[y] += (1.0 - op.label_smoothing) * weight[y];
+        let t = |c: usize| match class(r) {
+            Some(y) => f64::from(u8::from(y == c as i64)),
+            None => probabilities[at(c)],
+        };
+        let (e, share) = (op.label_smoothing, op.label_smoothing / classes as f64);
+        let a: Vec<f64> =
+            (0..classes).map(|c| times(weight[c], times(1.0 - e, t(c)) + share)).collect();
 
         let row = row(&x, &a);
         losses[r] = row.loss;

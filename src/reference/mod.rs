@@ -6,9 +6,13 @@
 
 mod cross_entropy;
 mod elements;
+mod nll_loss;
+mod row_maps;
 
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
+pub(crate) use nll_loss::nll_loss;
+pub(crate) use row_maps::{log_softmax, softmax};
 
 use crate::ops::Op;
 use crate::{Args, Array, Output, Pass, Reduction, Result};

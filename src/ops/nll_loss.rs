@@ -1,0 +1,144 @@
+//! Negative log-likelihood.
+
+use super::rows::{RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight};
+use super::{Op, expect_dtype, expect_upstream, loss_layout, refuse_batch_mean, sealed};
+use crate::kernel::{self, shader};
+use crate::program::{Program, RowParams, Slot, status_layout};
+use crate::reference::{self, Values};
+use crate::select::Facts;
+use crate::shape::{ClassShape, Layout, without_classes};
+use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
+
+/// Negative log-likelihood of log-probabilities with class-index targets.
+///
+/// With log-probabilities `x`, target class `y` and class weights `w` (1 without them), the loss of
+/// a row, in nats, and its gradient are
+///
+/// ```text
+/// loss    = -w[y] x[y]
+/// grad[c] = -w[y] at c = y, 0 elsewhere
+/// ```
+///
+/// Only the picked entries are read. From logits, [`CrossEntropy`](super::CrossEntropy) is one pass
+/// and keeps the digits of confident rows.
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: log-probabilities | f32 |
+/// | `target` | the input's without the class dimension: class indices | i32; i64 from the host |
+/// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
+/// | `upstream` | one value (mean, sum) or the target's shape (none) | f32 |
+///
+/// # Reductions
+/// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:
+/// their count without weights.
+///
+/// # Edges
+/// - Rows whose target is [`ignore_index`](Self::ignore_index) have loss 0 and gradient 0.
+/// - All rows ignored, or an empty batch: mean NaN, sum 0. Rows kept whose weights sum to 0: mean
+///   NaN, and NaN gradients at the picked entries.
+/// - A weight of 0 annihilates an infinite log-probability. A picked NaN makes the loss NaN; the
+///   gradient does not look at it.
+/// - A class outside `0..C`: as in [`CrossEntropy`](super::CrossEntropy).
+///
+/// Source: PyTorch's `torch.nn.NLLLoss`.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, NllLoss};
+///
+/// let gpu = Gpu::blocking()?;
+/// let (input, target) = ([-0.1, -2.4, -1.6, -0.4, -1.7, -2.0_f32], [0, 1]);
+/// let args = Args::new(Array::new(&input, &[2, 3])?).target(Array::from(&target));
+/// let out = gpu.block_on(gpu.forward_backward(&NllLoss::default(), &args))?;
+/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct NllLoss {
+    pub(crate) reduction: Reduction,
+    pub(crate) ignore_index: i64,
+}
+
+impl Default for NllLoss {
+    fn default() -> Self {
+        NllLoss { reduction: Reduction::Mean, ignore_index: -100 }
+    }
+}
+
+impl NllLoss {
+    /// How the rows' losses become the result. Default: mean.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The class that marks rows to be left out: any integer. Default: -100. One that i32 does not
+    /// hold is `i32::MIN` in device tensors.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+}
+
+impl sealed::Sealed for NllLoss {}
+
+impl Op for NllLoss {
+    fn name(&self) -> &'static str {
+        "nll_loss"
+    }
+
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        let describe = || format!("{}.{}", self.name(), pass.name());
+        refuse_batch_mean(self.reduction)?;
+        let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
+        args.only(&[&["target", "weight"], upstream].concat(), describe)?;
+        expect_dtype("input", &args.input, &[DType::F32])?;
+        ClassShape::of(args.input.shape())?;
+        let rows = without_classes(args.input.shape());
+        expect_class_target(args, describe)?;
+        expect_class_weight(args)?;
+        expect_upstream(args, self.reduction, &rows)?;
+        Ok(Output {
+            loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
+            grad: pass.has_grad().then(|| args.input.clone()),
+            state: None,
+            status: Some(status_layout()),
+        })
+    }
+
+    fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
+        expect_class_values(args, self.ignore_index)
+    }
+
+    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+        let mean = self.reduction == Reduction::Mean;
+        let mut bindings = vec![(7, Slot::Control)];
+        if pass.has_loss() {
+            // the gradient does not depend on it
+            bindings.push((1, Slot::Input));
+        }
+        RowLoss {
+            label: format!("{}.{}.{}", self.name(), pass.name(), args.input.dtype()),
+            pass,
+            args,
+            shape: ClassShape::of(args.input.shape())?,
+            reduction: self.reduction,
+            files: vec![kernel::PICKED, kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
+            constants: vec![("MEAN", mean.into())],
+            bindings,
+            params: RowParams {
+                ignore_index: device_ignore_index(self.ignore_index),
+                // the amount of the target: all of its weight
+                confidence: 1.0,
+                ..RowParams::default()
+            },
+            has_classes: true,
+        }
+        .program(facts)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        reference::nll_loss(self, pass, args)
+    }
+}

@@ -1,0 +1,93 @@
+//! Softmax.
+
+use super::row_maps::RowMap;
+use super::{Op, sealed};
+use crate::kernel::shader;
+use crate::program::Program;
+use crate::reference::{self, Values};
+use crate::select::Facts;
+use crate::{Args, Array, Layout, Output, Pass, Result};
+
+/// Softmax along a dimension: a map, whose output stands where losses have their loss.
+///
+/// For a row `x` along the dimension, with `k` a class at its maximum and upstream gradient `g`:
+///
+/// ```text
+/// p[c]    = e^x[c] / sum over j of e^x[j]
+/// grad[c] = p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j]))
+/// ```
+///
+/// A one-hot upstream gradient gives a row of the Jacobian.
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | any, 0-dimensional too | f32 |
+/// | `upstream` | the input's; ones without it | f32 |
+///
+/// # Edges
+/// - A class at -inf has `p = 0`. A row that is all -inf, or holds +inf or NaN, is NaN, output and
+///   gradient.
+///
+/// Source: PyTorch's `torch.nn.Softmax`.
+///
+/// ```no_run
+/// use wgloss::{Args, Array, Gpu, Softmax};
+///
+/// let gpu = Gpu::blocking()?;
+/// let args = Args::new(Array::new(&[2.0, -1.0, 0.5, 0.1, 3.0, -2.0_f32], &[2, 3])?);
+/// let out = gpu.block_on(gpu.forward(&Softmax::default(), &args))?;
+/// println!("{:?}", out.loss.to_f32());
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Softmax {
+    pub(crate) dim: i64,
+}
+
+impl Default for Softmax {
+    fn default() -> Self {
+        Softmax { dim: -1 }
+    }
+}
+
+impl Softmax {
+    /// The dimension along which it is taken; negative ones count from the end. Default: -1.
+    pub fn dim(mut self, dim: i64) -> Self {
+        self.dim = dim;
+        self
+    }
+
+    fn map(&self) -> RowMap {
+        RowMap {
+            name: self.name(),
+            dim: self.dim,
+            shader: shader!("ops/softmax.wgsl"),
+            upstream_is_amounts: false,
+        }
+    }
+}
+
+impl sealed::Sealed for Softmax {}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        self.map().outputs(pass, args)
+    }
+
+    fn check_values(&self, _args: &Args<Array<'_>>) -> Result<()> {
+        Ok(())
+    }
+
+    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+        self.map().program(pass, args, facts)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        reference::softmax(self.dim, pass, args)
+    }
+}
