@@ -167,20 +167,67 @@ impl<T> Args<T> {
     }
 }
 
-/// What a pass computed, whichever pass it was: the form in which tools handle every op alike.
-///
-/// [`Gpu::forward`](crate::Gpu::forward) and its kin return [`Forward`], [`Backward`] and
-/// [`ForwardBackward`] instead, in which nothing has to be unwrapped.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Output<T> {
+macro_rules! output {
+    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
+        /// What a pass computed, whichever pass it was: the form in which tools handle every op
+        /// alike.
+        ///
+        /// [`Gpu::forward`](crate::Gpu::forward) and its kin return [`Forward`], [`Backward`] and
+        /// [`ForwardBackward`] instead, in which nothing has to be unwrapped.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Output<T> {
+            $($(#[$doc])* pub $name: Option<T>,)*
+        }
+
+        /// Nothing.
+        impl<T> Default for Output<T> {
+            fn default() -> Self {
+                Output { $($name: None,)* }
+            }
+        }
+
+        impl<T> Output<T> {
+            /// Each part of both, by name.
+            pub(crate) fn zip<'a, U>(
+                &'a self,
+                other: &'a Output<U>,
+                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+            ) -> Result<()> {
+                $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
+                Ok(())
+            }
+
+            /// The same, each part turned into something else.
+            pub(crate) fn map<U>(
+                self,
+                mut f: impl FnMut(&'static str, T) -> Result<U>,
+            ) -> Result<Output<U>> {
+                Ok(Output { $($name: self.$name.map(|part| f($text, part)).transpose()?,)* })
+            }
+
+            /// The same, borrowed.
+            pub(crate) fn as_ref(&self) -> Output<&T> {
+                Output { $($name: self.$name.as_ref(),)* }
+            }
+        }
+    };
+}
+
+output! {
     /// The loss, unless the pass is backward.
-    pub loss: Option<T>,
+    loss "loss",
     /// The gradient, unless the pass is forward.
-    pub grad: Option<T>,
+    grad "grad",
     /// The row state, where the op was told to keep it.
-    pub state: Option<T>,
+    state "state",
+    /// See [`Forward::logsumexp`].
+    logsumexp "logsumexp",
+    /// See [`Forward::argmax`].
+    argmax "argmax",
+    /// See [`Forward::correct`].
+    correct "correct",
     /// What only the device could see of the inputs (see [`Forward::status`]).
-    pub status: Option<T>,
+    status "status",
 }
 
 /// The loss.
@@ -191,6 +238,15 @@ pub struct Forward<T> {
     /// The row state, `[rows, 4]` in f32, where the op was told to keep it: spares backward its
     /// first read of the input.
     pub state: Option<T>,
+    /// Each row's logsumexp of its logits, f32, where the op was told to give row outputs. NaN in rows
+    /// that are.
+    pub logsumexp: Option<T>,
+    /// Each row's largest class, the first of several, i32, where the op was told to give row
+    /// outputs. -1 in rows that are NaN.
+    pub argmax: Option<T>,
+    /// Whether each row's largest class is its target: 1 or 0, i32, where the op was told to give
+    /// row outputs of class targets. 0 in ignored rows.
+    pub correct: Option<T>,
     /// From device tensors: the words in which the device reports inputs that it alone could see,
     /// such as a class out of range; [`Gpu::check`](crate::Gpu::check) turns them into an error.
     /// `None` from host arrays, where that error was returned already, and for ops that take any
@@ -216,44 +272,12 @@ pub struct ForwardBackward<T> {
     pub grad: T,
     /// As [`Forward::state`].
     pub state: Option<T>,
+    /// As [`Forward::logsumexp`].
+    pub logsumexp: Option<T>,
+    /// As [`Forward::argmax`].
+    pub argmax: Option<T>,
+    /// As [`Forward::correct`].
+    pub correct: Option<T>,
     /// As [`Forward::status`].
     pub status: Option<T>,
-}
-
-impl<T> Output<T> {
-    /// Each part of both, by name.
-    pub(crate) fn zip<'a, U>(
-        &'a self,
-        other: &'a Output<U>,
-        f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
-    ) -> Result<()> {
-        f("loss", self.loss.as_ref(), other.loss.as_ref())?;
-        f("grad", self.grad.as_ref(), other.grad.as_ref())?;
-        f("state", self.state.as_ref(), other.state.as_ref())?;
-        f("status", self.status.as_ref(), other.status.as_ref())
-    }
-
-    /// The same, each part turned into something else.
-    pub(crate) fn map<U>(
-        self,
-        mut f: impl FnMut(&'static str, T) -> Result<U>,
-    ) -> Result<Output<U>> {
-        let mut part = |name, value: Option<T>| value.map(|v| f(name, v)).transpose();
-        Ok(Output {
-            loss: part("loss", self.loss)?,
-            grad: part("grad", self.grad)?,
-            state: part("state", self.state)?,
-            status: part("status", self.status)?,
-        })
-    }
-
-    /// The same, borrowed.
-    pub(crate) fn as_ref(&self) -> Output<&T> {
-        Output {
-            loss: self.loss.as_ref(),
-            grad: self.grad.as_ref(),
-            state: self.state.as_ref(),
-            status: self.status.as_ref(),
-        }
-    }
 }

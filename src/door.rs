@@ -100,8 +100,9 @@ impl Gpu {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<Forward<T::Output>> {
-        let Output { loss, state, status, .. } = self.run(op, Pass::Forward, args).await?;
-        Ok(Forward { loss: computed(loss)?, state, status })
+        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } =
+            self.run(op, Pass::Forward, args).await?;
+        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
     }
 
     /// Computes the gradient with respect to the input, times the upstream gradient.
@@ -126,9 +127,10 @@ impl Gpu {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<ForwardBackward<T::Output>> {
-        let Output { loss, grad, state, status } =
+        let Output { loss, grad, state, logsumexp, argmax, correct, status } =
             self.run(op, Pass::ForwardBackward, args).await?;
-        Ok(ForwardBackward { loss: computed(loss)?, grad: computed(grad)?, state, status })
+        let (loss, grad) = (computed(loss)?, computed(grad)?);
+        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
     }
 
     /// Computes whichever pass.
@@ -252,11 +254,13 @@ impl Gpu {
     /// The parts that have a meaning on the host. Host arguments were checked before any work, so
     /// the status has nothing to tell.
     async fn read_output(&self, output: &Output<Tensor>) -> Result<Output<Array<'static>>> {
-        let parts = [&output.loss, &output.grad, &output.state];
-        let tensors: Vec<_> = parts.into_iter().flatten().collect();
-        let mut arrays = self.read_all(&tensors).await?.into_iter();
-        let [loss, grad, state] = parts.map(|part| part.as_ref().and_then(|_| arrays.next()));
-        Ok(Output { loss, grad, state, status: None })
+        let mut tensors = Vec::new();
+        let places = Output { status: None, ..output.as_ref() }.map(|_, tensor| {
+            tensors.push(tensor);
+            Ok(tensors.len() - 1)
+        })?;
+        let arrays = self.read_all(&tensors).await?;
+        places.map(|_, place| Ok(arrays[place].clone()))
     }
 }
 

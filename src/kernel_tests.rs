@@ -65,7 +65,11 @@ fn programs(facts: &Facts) -> Vec<Program> {
                 let op = CrossEntropy::default()
                     .reduction(reduction)
                     .label_smoothing(if bit(4) { 0.1 } else { 0.0 })
-                    .keep_state(bit(3));
+                    .keep_state(bit(3))
+                    .row_outputs(bit(2))
+                    .logit_scale(if bit(1) { 0.5 } else { 1.0 })
+                    .z_loss(if bit(0) { 1e-4 } else { 0.0 });
+                let op = if bit(5) { op.softcap(30.0).empty_mean(0.0) } else { op };
                 add(&op, pass, &args.clone().target(f32(&shape)));
                 let args = args.target(Layout::new(&rows, DType::I32));
                 add(&op, pass, &args);
@@ -229,10 +233,10 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
     }
     match kernel.files.first().map(|file| file.path) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, unused
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, unused[2]
         ),
         Some("family/sum.wgsl") => layout!(
-            SumParams: count, per_team, teams, divisor, classes, ignore_index, unused[2]
+            SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, unused
         ),
         Some("family/elements.wgsl") => layout!(
             ElementParams: elements, per_team, teams, dims, scale, unused, settings, dim

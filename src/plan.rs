@@ -1,6 +1,6 @@
 //! Plans: everything about a pass that depends on shapes alone, settled once.
 
-use crate::program::{Program, Slot};
+use crate::program::{CONTROL_BYTES, Copy, Program, Slot};
 use crate::shape::Layout;
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 
@@ -30,6 +30,7 @@ pub struct Plan {
     args: Args<Layout>,
     outputs: Output<Layout>,
     steps: Vec<Step>,
+    copies: Vec<Copy>,
     scratch: Vec<wgpu::Buffer>,
     control: wgpu::Buffer,
 }
@@ -54,7 +55,7 @@ impl Gpu {
         let outputs = op.outputs(pass, args)?;
         args.map(|argument, layout| self.check_size(argument, layout.bytes()))?;
         outputs.as_ref().map(|part, layout| self.check_size(part, layout.bytes()))?;
-        let Program { steps, scratch } = op.program(pass, args, self.facts())?;
+        let Program { steps, copies, scratch } = op.program(pass, args, self.facts())?;
         for &bytes in &scratch {
             self.check_size("workspace", bytes)?;
         }
@@ -63,8 +64,9 @@ impl Gpu {
             args: args.clone(),
             outputs: outputs.clone(),
             steps: steps.iter().map(|step| self.compile(step)).collect(),
+            copies: copies.clone(),
             scratch: scratch.iter().map(|&bytes| self.workspace(bytes)).collect(),
-            control: self.workspace(16),
+            control: self.workspace(CONTROL_BYTES),
         };
         let plan = self.guarded(create).await;
         if plan.is_err() {
@@ -97,7 +99,9 @@ impl Gpu {
         self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgloss.workspace"),
             size: bytes.max(16),
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
     }
@@ -129,6 +133,9 @@ impl Plan {
             loss: allocate("loss", &self.outputs.loss).await?,
             grad: allocate("grad", &self.outputs.grad).await?,
             state: allocate("state", &self.outputs.state).await?,
+            logsumexp: allocate("logsumexp", &self.outputs.logsumexp).await?,
+            argmax: allocate("argmax", &self.outputs.argmax).await?,
+            correct: allocate("correct", &self.outputs.correct).await?,
             status: allocate("status", &self.outputs.status).await?,
         })
     }
@@ -159,10 +166,11 @@ impl Plan {
         timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
     ) -> Result<()> {
         self.expect_as_planned(args, output)?;
-        let control = output.status.as_ref().map_or(&self.control, Tensor::buffer);
-        encoder.clear_buffer(control, 0, Some(16));
-        let groups: Vec<_> =
-            self.steps.iter().map(|step| self.bind(step, args, output, control)).collect();
+        let buffer = |slot| self.buffer(slot, args, output);
+        if let Some(control) = buffer(Slot::Control) {
+            encoder.clear_buffer(control, 0, Some(CONTROL_BYTES));
+        }
+        let groups: Vec<_> = self.steps.iter().map(|step| self.bind(step, buffer)).collect();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgloss"),
             timestamp_writes,
@@ -173,40 +181,56 @@ impl Plan {
             pass.set_bind_group(0, group, &[]);
             pass.dispatch_workgroups(x, y, z);
         }
+        drop(pass);
+        for copy in &self.copies {
+            if let (Some(from), Some(to)) = (buffer(copy.from), buffer(copy.to)) {
+                encoder.copy_buffer_to_buffer(from, copy.offset, to, 0, copy.bytes);
+            }
+        }
         Ok(())
     }
 
-    fn bind(
-        &self,
-        step: &Step,
-        args: &Args<Tensor>,
-        output: &Output<Tensor>,
-        control: &wgpu::Buffer,
-    ) -> wgpu::BindGroup {
-        let given = |tensor: &'_ Option<Tensor>| tensor.as_ref().map(|t| t.buffer().clone());
-        let buffer = |slot| match slot {
-            Slot::Input => Some(args.input.buffer().clone()),
-            Slot::Target => given(&args.target),
-            Slot::Weight => given(&args.weight),
-            Slot::PosWeight => given(&args.pos_weight),
-            Slot::Upstream => given(&args.upstream),
-            Slot::State => given(&args.state).or_else(|| given(&output.state)),
-            Slot::Loss => given(&output.loss),
-            Slot::Grad => given(&output.grad),
-            Slot::Control => Some(control.clone()),
-            Slot::Scratch(index) => self.scratch.get(index).cloned(),
-            Slot::One => Some(self.gpu.one().clone()),
-            Slot::Unused => Some(self.gpu.unused().clone()),
+    /// The buffer in a slot. Programs name only what their arguments and outputs have, which
+    /// `expect_as_planned` has seen.
+    fn buffer<'a>(
+        &'a self,
+        slot: Slot,
+        args: &'a Args<Tensor>,
+        output: &'a Output<Tensor>,
+    ) -> Option<&'a wgpu::Buffer> {
+        let tensor = match slot {
+            Slot::Input => Some(&args.input),
+            Slot::Target => args.target.as_ref(),
+            Slot::Weight => args.weight.as_ref(),
+            Slot::PosWeight => args.pos_weight.as_ref(),
+            Slot::Upstream => args.upstream.as_ref(),
+            Slot::State => args.state.as_ref().or(output.state.as_ref()),
+            Slot::Loss => output.loss.as_ref(),
+            Slot::Grad => output.grad.as_ref(),
+            Slot::LogSumExp => output.logsumexp.as_ref(),
+            Slot::Argmax => output.argmax.as_ref(),
+            Slot::Correct => output.correct.as_ref(),
+            Slot::Control => match &output.status {
+                Some(status) => Some(status),
+                None => return Some(&self.control),
+            },
+            Slot::Scratch(index) => return self.scratch.get(index),
+            Slot::One => return Some(self.gpu.one()),
+            Slot::Unused => return Some(self.gpu.unused()),
         };
-        // Programs name only what their arguments have, which expect_as_planned has seen; a
-        // buffer that is missing all the same is a validation error, not a panic.
-        let buffers: Vec<_> =
-            step.bindings.iter().filter_map(|&(b, slot)| Some((b, buffer(slot)?))).collect();
+        tensor.map(Tensor::buffer)
+    }
+
+    fn bind<'a>(
+        &'a self,
+        step: &'a Step,
+        buffer: impl Fn(Slot) -> Option<&'a wgpu::Buffer>,
+    ) -> wgpu::BindGroup {
+        // a buffer that is missing is a validation error, not a panic
         let mut entries =
             vec![wgpu::BindGroupEntry { binding: 0, resource: step.params.as_entire_binding() }];
-        entries.extend(buffers.iter().map(|(binding, buffer)| wgpu::BindGroupEntry {
-            binding: *binding,
-            resource: buffer.as_entire_binding(),
+        entries.extend(step.bindings.iter().filter_map(|&(binding, slot)| {
+            Some(wgpu::BindGroupEntry { binding, resource: buffer(slot)?.as_entire_binding() })
         }));
         self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&step.label),

@@ -20,6 +20,9 @@ pub(crate) enum Slot {
     State,
     Loss,
     Grad,
+    LogSumExp,
+    Argmax,
+    Correct,
     /// The control block of `shaders/shared/control.wgsl`: the status, where the op has one.
     Control,
     /// Memory of the plan's own.
@@ -39,10 +42,21 @@ pub(crate) struct Step {
     pub workgroups: [u32; 3],
 }
 
-/// The dispatches of a pass, in order.
+/// A copy after the dispatches: per-row results share one binding, and are taken apart here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Copy {
+    pub from: Slot,
+    /// Where in `from` it starts, in bytes.
+    pub offset: u64,
+    pub to: Slot,
+    pub bytes: u64,
+}
+
+/// The dispatches of a pass, in order, and the copies after them.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
     pub(crate) steps: Vec<Step>,
+    pub(crate) copies: Vec<Copy>,
     /// The bytes of each scratch buffer.
     pub(crate) scratch: Vec<u64>,
 }
@@ -58,7 +72,10 @@ pub(crate) struct RowParams {
     pub confidence: f32,
     pub smoothing: f32,
     pub divisor: f32,
-    pub unused: u32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub z_loss: f32,
+    pub unused: [u32; 2],
 }
 
 /// `Params` of `shaders/family/sum.wgsl`.
@@ -71,7 +88,8 @@ pub(crate) struct SumParams {
     pub divisor: f32,
     pub classes: u32,
     pub ignore_index: i32,
-    pub unused: [u32; 2],
+    pub empty_mean: f32,
+    pub unused: u32,
 }
 
 /// `Params` of `shaders/family/elements.wgsl`.
@@ -118,8 +136,10 @@ pub(crate) enum Total {
     Divisor,
     /// It is the loss.
     Loss,
-    /// Divided by so much it is the loss; `None` is the divisor in the control block.
-    LossOver(Option<f32>),
+    /// Divided by so much it is the loss.
+    LossOver(f32),
+    /// Divided by the divisor in the control block it is the loss; so much where no row was kept.
+    LossOverDivisor { empty_mean: f32 },
 }
 
 impl Program {
@@ -169,17 +189,19 @@ impl Program {
             let sums = match total {
                 _ if !is_last => self.scratch(teams * 4),
                 Total::Divisor => Slot::Unused,
-                Total::Loss | Total::LossOver(_) => Slot::Loss,
+                _ => Slot::Loss,
             };
-            let divisor = match total {
-                Total::LossOver(divisor) if is_last => Some(divisor.unwrap_or(0.0)),
-                _ => None,
+            let (divisor, empty_mean) = match total {
+                Total::LossOver(divisor) if is_last => (Some(divisor), f32::NAN),
+                Total::LossOverDivisor { empty_mean } if is_last => (Some(0.0), empty_mean),
+                _ => (None, f32::NAN),
             };
             let params = SumParams {
                 count: count as u32,
                 per_team,
                 teams: teams as u32,
                 divisor: divisor.unwrap_or(0.0),
+                empty_mean,
                 ..terms.params
             };
             let to_control = is_last && matches!(total, Total::Divisor);
@@ -202,14 +224,17 @@ impl Program {
     }
 }
 
+/// The bytes of the control block.
+pub(crate) const CONTROL_BYTES: u64 = 32;
+
 /// The status: the control block as the device leaves it.
 pub(crate) fn status_layout() -> Layout {
-    Layout::new(&[4], DType::I32)
+    Layout::new(&[CONTROL_BYTES as usize / 4], DType::I32)
 }
 
 /// The error that the words of a status tell of, if any.
-pub(crate) fn decode_status(words: [u32; 4]) -> Option<Error> {
-    let [_, first_bad, bad_value, classes] = words;
+pub(crate) fn decode_status(words: [u32; 8]) -> Option<Error> {
+    let [_, first_bad, bad_value, classes, ..] = words;
     let place = u32::MAX - first_bad;
     match (first_bad, classes) {
         (0, _) => None,

@@ -98,11 +98,11 @@ impl Gpu {
     pub async fn check(&self, status: &Tensor) -> Result<()> {
         let words = self.read(status).await?.to_classes()?;
         let words: Vec<u32> = words.iter().map(|&word| word as u32).collect();
-        match <[u32; 4]>::try_from(words) {
+        match <[u32; 8]>::try_from(words) {
             Ok(words) => decode_status(words).map_or(Ok(()), Err),
             Err(_) => Err(Error::Shape {
                 argument: "status",
-                expected: "[4]".into(),
+                expected: "[8]".into(),
                 actual: status.shape().to_vec(),
             }),
         }

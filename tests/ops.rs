@@ -32,6 +32,8 @@ enum Kind {
     LogTargets,
     /// Rows of logits with probabilities.
     Rows,
+    /// Rows of logits with classes.
+    Classes,
     /// Rows of log-probabilities with classes.
     Picked,
     /// An element-wise map.
@@ -61,6 +63,14 @@ fn table() -> Vec<Entry> {
         add(Box::new(CrossEntropy::default().reduction(r)), r, Kind::Rows);
         let smoothed = CrossEntropy::default().label_smoothing(0.2);
         add(Box::new(smoothed.reduction(r)), r, Kind::Rows);
+        let extras = CrossEntropy::default().logit_scale(0.7).z_loss(1e-3).row_outputs(true);
+        add(Box::new(extras.clone().reduction(r)), r, Kind::Rows);
+        let classes = extras.ignore_index(2).empty_mean(0.0);
+        add(Box::new(classes.clone().reduction(r)), r, Kind::Classes);
+        let smoothed = classes.clone().label_smoothing(0.1).keep_state(true);
+        add(Box::new(smoothed.reduction(r)), r, Kind::Classes);
+        // a small cap: its error is a few units in its last place (see the documentation)
+        add(Box::new(classes.softcap(2.0).reduction(r)), r, Kind::Classes);
         add(Box::new(NllLoss::default().ignore_index(2).reduction(r)), r, Kind::Picked);
     }
     let r = Reduction::BatchMean;
@@ -111,7 +121,7 @@ fn draw(random: &mut Random, kind: Kind, shape: &[usize]) -> (Vec<f32>, Option<V
         Kind::LogProbabilities => (log(probabilities(random, n)), Some(probabilities(random, n))),
         Kind::LogTargets => (log(probabilities(random, n)), Some(log(probabilities(random, n)))),
         Kind::Map => (logits(random, n), None),
-        Kind::Rows | Kind::Picked | Kind::RowMap => {
+        Kind::Rows | Kind::Classes | Kind::Picked | Kind::RowMap => {
             let rows = random.pick(&Logits::ALL);
             let x = random.logits(rows, n / shape[shape.len() - 1], shape[shape.len() - 1]);
             (x, (kind == Kind::Rows).then(|| probabilities(random, n)))
@@ -147,14 +157,14 @@ fn every_op_keeps_the_promise() {
                 if let Some(target) = &target {
                     args = args.target(Array::new(target, shape).unwrap());
                 }
-                if kind == Kind::Picked {
+                if matches!(kind, Kind::Classes | Kind::Picked) {
                     args = args.target(Array::new(&classes, &rows).unwrap());
                 }
                 let weight = random.uniforms(shape[1], 0.5, 2.0);
-                if matches!(kind, Kind::Rows | Kind::Picked) && random.chance(0.5) {
+                if matches!(kind, Kind::Rows | Kind::Classes | Kind::Picked) && random.chance(0.5) {
                     args = args.weight(Array::from(&weight));
                 }
-                let per_row = matches!(kind, Kind::Rows | Kind::Picked);
+                let per_row = matches!(kind, Kind::Rows | Kind::Classes | Kind::Picked);
                 let upstream_shape = match (reduction, per_row) {
                     (Reduction::None, true) => &rows[..],
                     (Reduction::None, false) => shape,
@@ -174,6 +184,10 @@ fn every_op_keeps_the_promise() {
                     hold(&format!("{what} loss"), got.loss, want.loss, Bound::LOSS, 1.0);
                     let factor = f64::from(factor);
                     hold(&format!("{what} grad"), got.grad, want.grad, Bound::GRAD, factor);
+                    let what = format!("{what} row outputs");
+                    hold(&what, got.logsumexp, want.logsumexp, Bound::LOSS, 1.0);
+                    hold(&what, got.argmax, want.argmax, Bound::LOSS, 1.0);
+                    hold(&what, got.correct, want.correct, Bound::LOSS, 1.0);
                 }
             }
         }

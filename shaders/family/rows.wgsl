@@ -2,39 +2,43 @@
 // gradient.
 //
 // Reads `input` (twice where the pass computes a gradient; once from a kept state), and what the
-// op's file reads. Writes `grad`, `row_losses` and `row_state`, each element by one member of one
+// op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element by one member of one
 // team: rows never share a word.
 //
 // Hooks, from the op's file, beside that of shared/row_form.wgsl:
 //     fn row_of(index: u32) -> Row               the row, and what its target says
 //     fn row_scale(row: Row) -> RowScale         what the row's gradient is multiplied by
 
-@group(0) @binding(6) var<storage, read_write> row_losses: array<f32>;
+// Bits of f32 and i32: as floats, small integers might be flushed to 0. A loss a row; with
+// ROW_OUTPUTS then a logsumexp a row, an argmax a row, and whether it is the target.
+@group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
 @group(0) @binding(8) var<storage, read_write> row_state: array<vec4<f32>>;
 
 // Whether forward keeps the row's state for backward.
 override KEEP_STATE: bool = false;
+// Whether forward tells more of a row than its loss, of ignored rows too.
+override ROW_OUTPUTS: bool = false;
 // Whether backward takes the row's state from forward.
 override FROM_STATE: bool = false;
 
 // The statistics of a row whose only amount is at its target.
 fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
     var statistics = bare;
-    let x = load_input_element(element_of(row, row.label));
+    let x = logits_of(vec4(load_input_element(element_of(row, row.label)))).x;
     statistics.top = select(0.0, row.amount, x == statistics.m);
     statistics.rest = select(row.amount, 0.0, x == statistics.m);
     if row.amount != 0.0 {
         if is_negative_infinity4(vec4(x)).x {
             statistics.flags |= select(HAS_NEGATIVE_COST, HAS_POSITIVE_COST, row.amount > 0.0);
         } else {
-            statistics.gap = row.amount * (statistics.m - x);
+            statistics.gap = row.amount * distance4(statistics.m, vec4(x)).x;
         }
     }
     return statistics;
 }
 
 fn statistics_of(team: Team, row: Row) -> Statistics {
-    if row.kind != ROW_KEPT {
+    if row.kind != ROW_KEPT && !ROW_OUTPUTS {
         return Statistics(0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD));
     }
     if FROM_STATE {
@@ -43,7 +47,7 @@ fn statistics_of(team: Team, row: Row) -> Statistics {
         return Statistics(state.x, state.y, state.z, state.w, 0.0, flags);
     }
     let statistics = row_statistics(team, row);
-    if SPREAD {
+    if SPREAD || row.kind != ROW_KEPT {
         return statistics;
     }
     return with_single_amount(statistics, row);
@@ -63,19 +67,43 @@ fn loss_of(statistics: Statistics) -> f32 {
         // both: infinities of both signs have no sum
         case HAS_POSITIVE_COST | HAS_NEGATIVE_COST: { return nan(); }
         default: {
-            return (statistics.rest + statistics.top) * log1p(statistics.s) + statistics.gap;
+            let amounts = statistics.rest + statistics.top;
+            let loss = amounts * log1p(statistics.s) + statistics.gap;
+            if Z_LOSS {
+                let z = logsumexp(statistics);
+                return loss + params.z_loss * z * z;
+            }
+            return loss;
         }
     }
 }
 
 fn store_loss(team: Team, row: Row, statistics: Statistics) {
+    var argmax = -1;
+    if ROW_OUTPUTS {
+        argmax = i32(first_at_max(team, row, statistics));
+    }
     if team.member != 0u {
         return;
     }
-    row_losses[row.index] = loss_of(statistics);
+    var loss = loss_of(statistics);
+    if row.kind != ROW_KEPT {
+        loss = select(0.0, nan(), row.kind == ROW_BAD);
+    }
+    row_outputs[row.index] = bitcast<u32>(loss);
+    let is_nan_row = is_nan_row(statistics);
     if KEEP_STATE {
-        let m = select(statistics.m, nan(), is_nan_row(statistics));
+        let m = select(statistics.m, nan(), is_nan_row);
         row_state[row.index] = vec4(m, statistics.s, statistics.rest, statistics.top);
+    }
+    if ROW_OUTPUTS {
+        let has_nan_logit = (statistics.flags & HAS_NAN_LOGIT) != 0u;
+        argmax = select(argmax, -1, has_nan_logit);
+        let is_correct = row.kind == ROW_KEPT && argmax == i32(row.label);
+        let i = params.rows + row.index;
+        row_outputs[i] = bitcast<u32>(select(logsumexp(statistics), nan(), has_nan_logit));
+        row_outputs[i + params.rows] = bitcast<u32>(argmax);
+        row_outputs[i + 2u * params.rows] = select(0u, 1u, is_correct);
     }
 }
 

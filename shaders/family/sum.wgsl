@@ -14,8 +14,9 @@ struct Params {
     divisor: f32,
     classes: u32,
     ignore_index: i32,
-    unused_0: u32,
-    unused_1: u32,
+    // with DIVIDE: the mean over no rows
+    empty_mean: f32,
+    unused: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -61,7 +62,13 @@ fn sum(builtins: Builtins) {
         if divisor == 0.0 {
             divisor = control.divisor;
         }
-        result = select(result / divisor, nan(), divisor == 0.0);
+        if divisor == 0.0 {
+            // the host passes NaN as empty_mean unless the op asks for something else
+            let any_kept = atomicLoad(&control.any_kept) != 0u;
+            result = select(params.empty_mean, nan(), any_kept);
+        } else {
+            result /= divisor;
+        }
     }
     if TO_CONTROL {
         control.divisor = result;

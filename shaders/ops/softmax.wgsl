@@ -8,22 +8,14 @@ fn output_of_four(statistics: Statistics, x: vec4<f32>) -> vec4<f32> {
 
 // g[k], and the sum.
 fn prepare(team: Team, row: Row, statistics: Statistics) -> vec2<f32> {
-    // the first class at the maximum: the largest of the negated indices
-    var first = -f32(params.classes);
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let at_max = load_logits(row, c, valid_classes(c)) == vec4(statistics.m);
-        let index = -vec4<f32>(vec4(c, c + 1u, c + 2u, c + 3u));
-        let indices = select(vec4(first), index, at_max);
-        first = max(first, max(max(indices.x, indices.y), max(indices.z, indices.w)));
-    }
     // no class is at the maximum where all are masked; that row is NaN whatever comes of this
-    let k = min(u32(-team_max(team, first)), params.classes - 1u);
+    let k = min(first_at_max(team, row, statistics), params.classes - 1u);
     let g_k = load_row_upstream(row, k & ~3u)[k & 3u];
 
     var sum = vec4(0.0);
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
         let valid = valid_classes(c);
-        let e = exp_nonpositive(load_logits(row, c, valid) - statistics.m);
+        let e = exp_nonpositive(load_row(row, c, valid) - statistics.m);
         let terms = annihilating_product(e, vec4(g_k) - load_row_upstream(row, c));
         sum += select(vec4(0.0), terms, valid);
     }

@@ -9,6 +9,11 @@ struct Control {
     bad_value: i32,
     // for a class out of range: how many classes there are
     classes: u32,
+    // whether any row was kept, where an op asks
+    any_kept: atomic<u32>,
+    unused_0: u32,
+    unused_1: u32,
+    unused_2: u32,
 }
 
 @group(0) @binding(7) var<storage, read_write> control: Control;

@@ -114,6 +114,25 @@ fn sigmoid4(x: vec4<f32>) -> vec4<f32> {
     return select(small * larger, larger, x >= vec4(0.0));
 }
 
+// tanh x: below 5/8, where the quotient cancels, a polynomial (coefficients of Cephes' tanhf).
+fn tanh4(x: vec4<f32>) -> vec4<f32> {
+    let z = x * x;
+    var p = fma(z, vec4(-5.70498872745e-3), vec4(2.06390887954e-2));
+    p = fma(z, p, vec4(-5.37397155531e-2));
+    p = fma(z, p, vec4(1.33314422036e-1));
+    p = fma(z, p, vec4(-3.33332819422e-1));
+    let e = exp_nonpositive(-2.0 * abs(x));
+    let quotient = sign(x) * ((1.0 - e) / (1.0 + e));
+    return select(quotient, fma(x * z, p, x), abs(x) < vec4(0.625));
+}
+
+// Its derivative: as the square of the hyperbolic secant, since 1 - tanh^2 cancels.
+fn tanh_slope4(x: vec4<f32>) -> vec4<f32> {
+    let e = exp_nonpositive(-2.0 * abs(x));
+    let inverse = 1.0 / (1.0 + e);
+    return 4.0 * e * inverse * inverse;
+}
+
 // ln(1 + u) for u in [-1/2, 1]: 2 atanh(u / (2 + u)), which does not cancel near 0.
 fn log1p_unit(u: vec4<f32>) -> vec4<f32> {
     let s = u / (u + 2.0);

@@ -26,13 +26,25 @@ struct Params {
     smoothing: f32,
     // the divisor of the mean, where the host knows it
     divisor: f32,
-    unused: u32,
+    // the extras of cross entropy
+    scale: f32,
+    softcap: f32,
+    z_loss: f32,
+    unused_0: u32,
+    unused_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 
 // Whether there are amounts all over the row. Otherwise their sums stay 0 and cost nothing.
 override SPREAD: bool = false;
+// Whether logits are multiplied by params.scale. It is their distances that are: products of large
+// logits would be rounded before the subtraction.
+override SCALED: bool = false;
+// Whether logits are softcap * tanh(scale * x / softcap).
+override SOFTCAP: bool = false;
+// Whether z_loss * logsumexp^2 is added to the loss.
+override Z_LOSS: bool = false;
 
 struct Row {
     index: u32,
@@ -85,8 +97,36 @@ fn last_of_four(c: u32) -> u32 {
     return min(params.classes - 1u - c, 3u);
 }
 
-// Four classes from c on; what lies past the row's end is -inf.
-fn load_logits(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
+// The logits that numbers of the input stand for, but for SCALED.
+fn logits_of(x: vec4<f32>) -> vec4<f32> {
+    if SOFTCAP {
+        let capped = params.softcap * tanh4(x * (params.scale / params.softcap));
+        return select(capped, x, is_negative_infinity4(x));
+    }
+    return x;
+}
+
+// Their derivative by the input.
+fn slopes_of(x: vec4<f32>) -> vec4<f32> {
+    if SOFTCAP {
+        return params.scale * tanh_slope4(x * (params.scale / params.softcap));
+    }
+    if SCALED {
+        return vec4(params.scale);
+    }
+    return vec4(1.0);
+}
+
+// How far logits x lie below m.
+fn distance4(m: f32, x: vec4<f32>) -> vec4<f32> {
+    if SCALED {
+        return (m - x) * params.scale;
+    }
+    return m - x;
+}
+
+// Four numbers from class c on; what lies past the row's end is -inf.
+fn load_row(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(-positive_infinity());
     }
@@ -117,14 +157,15 @@ fn empty_partial() -> Partial {
 // Moves a partial's maximum up to m: what was at the maximum is below it now.
 fn raise(partial: ptr<function, Partial>, m: f32) {
     let moved = m > (*partial).m;
-    let factor = exp_nonpositive(vec4(min((*partial).m - m, 0.0))).x;
+    let distance = max(distance4(m, vec4((*partial).m)).x, 0.0);
+    let factor = exp_nonpositive(vec4(-distance)).x;
     (*partial).below =
         select((*partial).below, ((*partial).below + (*partial).at) * factor, moved);
     (*partial).at = select((*partial).at, vec4(0.0), moved);
     if SPREAD {
         let amounts = (*partial).rest + (*partial).top;
         // amounts of 0 gain nothing, even where the distance overflows
-        let gain = select(amounts * (m - (*partial).m), vec4(0.0), amounts == vec4(0.0));
+        let gain = select(amounts * distance, vec4(0.0), amounts == vec4(0.0));
         (*partial).gap += select(vec4(0.0), gain, moved);
         (*partial).rest = select((*partial).rest, amounts, moved);
         (*partial).top = select((*partial).top, vec4(0.0), moved);
@@ -136,7 +177,8 @@ fn add_four(
     partial: ptr<function, Partial>, row: Row, x: vec4<f32>, c: u32, valid: vec4<bool>,
 ) {
     let is_max = x == vec4((*partial).m);
-    (*partial).below += select(exp_nonpositive(x - (*partial).m), vec4(0.0), is_max);
+    let distances = distance4((*partial).m, x);
+    (*partial).below += select(exp_nonpositive(-distances), vec4(0.0), is_max);
     (*partial).at += select(vec4(0.0), vec4(1.0), is_max);
     if SPREAD {
         let a = amount(row, c, valid);
@@ -146,7 +188,7 @@ fn add_four(
         let costs = a != vec4(0.0);
         (*partial).flags |= select(0u, HAS_NAN_AMOUNT, any(is_nan4(a)));
         // a class at the maximum adds 0; one at -inf is told by its flag
-        (*partial).gap += select(a * ((*partial).m - x), vec4(0.0), masked | !costs);
+        (*partial).gap += select(a * distances, vec4(0.0), masked | !costs);
         (*partial).flags |= select(0u, HAS_POSITIVE_COST, any(masked & (a > vec4(0.0))));
         (*partial).flags |= select(0u, HAS_NEGATIVE_COST, any(masked & (a < vec4(0.0))));
     }
@@ -188,13 +230,17 @@ fn row_statistics(team: Team, row: Row) -> Statistics {
             let v1 = valid_classes(c1);
             let v2 = valid_classes(c2);
             let v3 = valid_classes(c3);
-            let x0 = load_logits(row, c, v0);
-            let x1 = load_logits(row, c1, v1);
-            let x2 = load_logits(row, c2, v2);
-            let x3 = load_logits(row, c3, v3);
+            let read0 = load_row(row, c, v0);
+            let read1 = load_row(row, c1, v1);
+            let read2 = load_row(row, c2, v2);
+            let read3 = load_row(row, c3, v3);
             key = max(key, max(
-                max(nan_or_positive_infinity_key(x0), nan_or_positive_infinity_key(x1)),
-                max(nan_or_positive_infinity_key(x2), nan_or_positive_infinity_key(x3))));
+                max(nan_or_positive_infinity_key(read0), nan_or_positive_infinity_key(read1)),
+                max(nan_or_positive_infinity_key(read2), nan_or_positive_infinity_key(read3))));
+            let x0 = logits_of(read0);
+            let x1 = logits_of(read1);
+            let x2 = logits_of(read2);
+            let x3 = logits_of(read3);
             let most = max(max(x0, x1), max(x2, x3));
             raise(&partial, max(max(most.x, most.y), max(most.z, most.w)));
             add_four(&partial, row, x0, c, v0);
@@ -223,6 +269,35 @@ fn row_statistics(team: Team, row: Row) -> Statistics {
     return Statistics(m, s, masses.z, masses.w, gap, flags);
 }
 
+// The first class at the maximum; the number of classes where nothing is.
+fn first_at_max(team: Team, row: Row, statistics: Statistics) -> u32 {
+    var m = statistics.m;
+    if SOFTCAP {
+        // a cap makes ties of large logits: look at what they were before
+        m = LOWEST;
+        for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
+            let x = load_row(row, c, valid_classes(c));
+            m = max(m, max(max(x.x, x.y), max(x.z, x.w)));
+        }
+        m = team_max(team, m);
+    }
+    var first = params.classes;
+    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
+        let at_max = load_row(row, c, valid_classes(c)) == vec4(m);
+        let found = select(vec4(first), vec4(c, c + 1u, c + 2u, c + 3u), at_max);
+        first = min(first, min(min(found.x, found.y), min(found.z, found.w)));
+    }
+    return team_min(team, first);
+}
+
+fn logsumexp(row: Statistics) -> f32 {
+    var m = row.m;
+    if SCALED {
+        m *= params.scale;
+    }
+    return m + log1p(row.s);
+}
+
 // What the gradient of a row needs of its statistics.
 struct RowGradient {
     inverse: f32,
@@ -233,16 +308,26 @@ struct RowGradient {
 
 fn row_gradient(row: Statistics) -> RowGradient {
     let inverse = 1.0 / (1.0 + row.s);
+    var z = 0.0;
+    if Z_LOSS {
+        z = 2.0 * params.z_loss * logsumexp(row);
+    }
     // with a rival within a factor of two the general form does not cancel, and ties stay equal
-    return RowGradient(
-        inverse, row.rest + row.top, (row.rest - row.s * row.top) * inverse, row.s < 0.5);
+    let at_max = ((row.rest + z) - row.s * row.top) * inverse;
+    return RowGradient(inverse, row.rest + row.top + z, at_max, row.s < 0.5);
 }
 
-// The gradient at four classes with logits x and amounts a.
+// The gradient at four classes with numbers x of the input and amounts a.
 fn gradient_of_four(
     statistics: Statistics, gradient: RowGradient, x: vec4<f32>, a: vec4<f32>,
 ) -> vec4<f32> {
-    let p = exp_nonpositive(x - statistics.m) * gradient.inverse;
-    let is_lone_max = vec4(gradient.is_alone) & (x == vec4(statistics.m));
-    return select(p * gradient.amounts - a, vec4(gradient.at_max), is_lone_max);
+    let logits = logits_of(x);
+    let p = exp_nonpositive(-distance4(statistics.m, logits)) * gradient.inverse;
+    let is_lone_max = vec4(gradient.is_alone) & (logits == vec4(statistics.m));
+    let g = select(p * gradient.amounts - a, vec4(gradient.at_max), is_lone_max);
+    if SCALED || SOFTCAP {
+        // a class at -inf has a slope of 0 in a cap; its amount counts all the same
+        return g * select(slopes_of(x), vec4(params.scale), is_negative_infinity4(x));
+    }
+    return g;
 }

@@ -30,6 +30,10 @@ fn team_max(team: Team, value: f32) -> f32 {
     return value;
 }
 
+fn team_min(team: Team, value: u32) -> u32 {
+    return value;
+}
+
 fn team_or(team: Team, value: u32) -> u32 {
     return value;
 }

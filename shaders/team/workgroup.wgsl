@@ -41,6 +41,20 @@ fn team_max(team: Team, value: f32) -> f32 {
     return exchange[0].x;
 }
 
+fn team_min(team: Team, value: u32) -> u32 {
+    workgroupBarrier();
+    exchange_bits[team.member] = value;
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if team.member < half {
+            exchange_bits[team.member] =
+                min(exchange_bits[team.member], exchange_bits[team.member + half]);
+        }
+    }
+    workgroupBarrier();
+    return exchange_bits[0];
+}
+
 fn team_or(team: Team, value: u32) -> u32 {
     workgroupBarrier();
     exchange_bits[team.member] = value;

@@ -42,6 +42,11 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 |
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
 ///
+/// # Extras
+/// [`logit_scale`](Self::logit_scale), [`softcap`](Self::softcap) and [`z_loss`](Self::z_loss), with
+/// which `x` above is what becomes of the input and the loss has a term more; logsumexp, argmax and
+/// correctness of each row with [`row_outputs`](Self::row_outputs).
+///
 /// # Reductions
 /// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:
 /// their count without weights. The smoothing term is divided by it too. With probabilities it
@@ -79,6 +84,11 @@ pub struct CrossEntropy {
     pub(crate) ignore_index: i64,
     pub(crate) label_smoothing: f64,
     pub(crate) keep_state: bool,
+    pub(crate) row_outputs: bool,
+    pub(crate) empty_mean: f64,
+    pub(crate) logit_scale: f64,
+    pub(crate) softcap: Option<f64>,
+    pub(crate) z_loss: f64,
 }
 
 impl Default for CrossEntropy {
@@ -88,6 +98,11 @@ impl Default for CrossEntropy {
             ignore_index: -100,
             label_smoothing: 0.0,
             keep_state: false,
+            row_outputs: false,
+            empty_mean: f64::NAN,
+            logit_scale: 1.0,
+            softcap: None,
+            z_loss: 0.0,
         }
     }
 }
@@ -121,6 +136,59 @@ impl CrossEntropy {
         self
     }
 
+    /// Whether forward also gives each row's logsumexp, argmax and, with class targets, whether the
+    /// argmax is the target; of ignored rows too. Default: no.
+    pub fn row_outputs(mut self, row_outputs: bool) -> Self {
+        self.row_outputs = row_outputs;
+        self
+    }
+
+    /// The mean where no row is kept: all are ignored, or there are none. Default: NaN, as in
+    /// PyTorch.
+    pub fn empty_mean(mut self, empty_mean: f64) -> Self {
+        self.empty_mean = empty_mean;
+        self
+    }
+
+    /// What logits are multiplied by: an inverse temperature, above 0. Default: 1.
+    pub fn logit_scale(mut self, logit_scale: f64) -> Self {
+        self.logit_scale = logit_scale;
+        self
+    }
+
+    /// Bounds logits: each, multiplied by [`logit_scale`](Self::logit_scale), becomes
+    /// `softcap * tanh(x / softcap)`; -inf stays. Above 0. Default: none. (Gemma 2.)
+    pub fn softcap(mut self, softcap: f64) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Adds `z_loss * logsumexp^2` to each kept row's loss, unweighted and before the reduction: it
+    /// keeps logits from drifting. Default: 0. (PaLM.)
+    pub fn z_loss(mut self, z_loss: f64) -> Self {
+        self.z_loss = z_loss;
+        self
+    }
+
+    /// Refuses options outside their range.
+    fn check_options(&self) -> Result<()> {
+        let (scale, softcap) = (self.logit_scale, self.softcap.unwrap_or(1.0));
+        let options = [
+            ("label_smoothing", self.label_smoothing, "a number in [0, 1]",
+                (0.0..=1.0).contains(&self.label_smoothing)),
+            ("logit_scale", scale, "a finite number above 0", scale.is_finite() && scale > 0.0),
+            ("softcap", softcap, "a finite number above 0", softcap.is_finite() && softcap > 0.0),
+            ("z_loss", self.z_loss, "a finite number", self.z_loss.is_finite()),
+        ];
+        match options.into_iter().find(|option| !option.3) {
+            None => refuse_batch_mean(self.reduction),
+            Some((argument, value, expected, _)) => Err(Error::Value {
+                argument,
+                expected: expected.into(),
+                actual: value.to_string(),
+            }),
+        }
+    }
 }
 
 impl sealed::Sealed for CrossEntropy {}
@@ -132,14 +200,7 @@ impl Op for CrossEntropy {
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", self.name(), pass.name());
-        if !(0.0..=1.0).contains(&self.label_smoothing) {
-            return Err(Error::Value {
-                argument: "label_smoothing",
-                expected: "a number in [0, 1]".into(),
-                actual: self.label_smoothing.to_string(),
-            });
-        }
-        refuse_batch_mean(self.reduction)?;
+        self.check_options()?;
         let known: &[&str] = match pass {
             Pass::Forward => &["target", "weight"],
             Pass::Backward => &["target", "weight", "upstream", "state"],
@@ -173,10 +234,15 @@ impl Op for CrossEntropy {
             expect_dtype("state", given, &[DType::F32])?;
             expect_shape("state", given, state.shape())?;
         }
+        let has_row_outputs = self.row_outputs && pass.has_loss();
+        let row_output = |dtype| has_row_outputs.then(|| Layout::new(&rows, dtype));
         Ok(Output {
             loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
             grad: pass.has_grad().then(|| args.input.clone()),
             state: (pass.has_loss() && self.keep_state).then_some(state),
+            logsumexp: row_output(DType::F32),
+            argmax: row_output(DType::I32),
+            correct: row_output(DType::I32).filter(|_| has_classes),
             status: has_classes.then(status_layout),
         })
     }
@@ -200,6 +266,10 @@ impl Op for CrossEntropy {
             ("SPREAD", spread.into()),
             ("KEEP_STATE", keep_state.into()),
             ("FROM_STATE", args.state.is_some().into()),
+            ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),
+            ("SCALED", (self.logit_scale != 1.0 && self.softcap.is_none()).into()),
+            ("SOFTCAP", self.softcap.is_some().into()),
+            ("Z_LOSS", (self.z_loss != 0.0).into()),
         ];
         let mut files = vec![kernel::ROWS];
         let mut bindings = vec![(1, Slot::Input), (8, if has_state { Slot::State } else { Slot::Unused })];
@@ -224,9 +294,14 @@ impl Op for CrossEntropy {
                 confidence: (1.0 - self.label_smoothing) as f32,
                 smoothing: (self.label_smoothing / shape.classes as f64) as f32,
                 divisor: if mean { shape.rows() as f32 } else { 1.0 },
+                scale: self.logit_scale as f32,
+                softcap: self.softcap.unwrap_or(1.0) as f32,
+                z_loss: self.z_loss as f32,
                 ..RowParams::default()
             },
             has_classes,
+            empty_mean: self.empty_mean as f32,
+            row_outputs: self.row_outputs,
         }
         .program(facts)
     }

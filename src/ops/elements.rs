@@ -104,8 +104,8 @@ impl<E: Elementwise> Op for E {
         Ok(Output {
             loss: pass.has_loss().then(|| loss_layout(self.reduction(), input.shape())),
             grad: pass.has_grad().then(|| input.clone()),
-            state: None,
             status: E::UNIT_INTERVAL.then(status_layout),
+            ..Output::default()
         })
     }
 
@@ -191,8 +191,8 @@ impl<E: Elementwise> Op for E {
             let total = match reduction {
                 Reduction::None | Reduction::Sum => Total::Loss,
                 // an empty batch's mean is NaN, whatever its divisor
-                _ if elements == 0 => Total::LossOver(Some(0.0)),
-                Reduction::Mean | Reduction::BatchMean => Total::LossOver(Some(divisor as f32)),
+                _ if elements == 0 => Total::LossOver(0.0),
+                Reduction::Mean | Reduction::BatchMean => Total::LossOver(divisor as f32),
             };
             let terms = Terms::values(format!("{label}.sum"), losses);
             program.push_sum(facts, terms, teams, total)?;

@@ -102,8 +102,8 @@ impl Op for NllLoss {
         Ok(Output {
             loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
             grad: pass.has_grad().then(|| args.input.clone()),
-            state: None,
             status: Some(status_layout()),
+            ..Output::default()
         })
     }
 
@@ -134,6 +134,8 @@ impl Op for NllLoss {
                 ..RowParams::default()
             },
             has_classes: true,
+            empty_mean: f32::NAN,
+            row_outputs: false,
         }
         .program(facts)
     }

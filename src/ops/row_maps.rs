@@ -30,8 +30,7 @@ impl RowMap {
         Ok(Output {
             loss: pass.has_loss().then(|| input.clone()),
             grad: pass.has_grad().then(|| input.clone()),
-            state: None,
-            status: None,
+            ..Output::default()
         })
     }
 

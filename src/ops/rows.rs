@@ -2,7 +2,7 @@
 
 use super::{expect_dtype, expect_finite, expect_shape, required};
 use crate::kernel::{self, File, Kernel};
-use crate::program::{Program, RowParams, Slot, SumParams, Terms, Total};
+use crate::program::{Copy, Program, RowParams, Slot, SumParams, Terms, Total};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::{Args, Array, DType, Error, Pass, Reduction, Result};
@@ -60,6 +60,10 @@ pub(super) struct RowLoss<'a> {
     pub params: RowParams,
     /// Whether targets are classes: the divisor of the mean is then the sum of their weights.
     pub has_classes: bool,
+    /// The mean where no row is kept.
+    pub empty_mean: f32,
+    /// Whether the kernel writes logsumexp, argmax and correct behind the losses.
+    pub row_outputs: bool,
 }
 
 impl RowLoss<'_> {
@@ -69,7 +73,12 @@ impl RowLoss<'_> {
         let mut program = Program::default();
         let rows = shape.rows() as u64;
         let reduced = reduction != Reduction::None && pass.has_loss();
-        let losses = if reduced { program.scratch(rows * 4) } else { Slot::Loss };
+        let row_outputs = self.row_outputs && pass.has_loss();
+        let losses = match (row_outputs, reduced) {
+            (true, _) => program.scratch(rows * 4 * 4),
+            (false, true) => program.scratch(rows * 4),
+            (false, false) => Slot::Loss,
+        };
         let weighted = ("WEIGHTED", args.weight.is_some().into());
         let weight = if args.weight.is_some() { Slot::Weight } else { Slot::One };
         let params = RowParams {
@@ -86,7 +95,7 @@ impl RowLoss<'_> {
                     label: format!("{label}.divisor"),
                     files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
                     bindings: vec![(2, Slot::Target), (3, weight)],
-                    constants: vec![weighted],
+                    constants: vec![weighted, ("NOTE_KEPT", (!self.empty_mean.is_nan()).into())],
                     params: SumParams {
                         classes: params.classes,
                         ignore_index: params.ignore_index,
@@ -120,10 +129,21 @@ impl RowLoss<'_> {
             let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
             program.push(facts, choice, rows, kernel, &params, bindings)?;
         }
+        if row_outputs && rows > 0 {
+            let loss = if reduced { None } else { Some(Slot::Loss) };
+            let correct = self.has_classes.then_some(Slot::Correct);
+            let parts = [loss, Some(Slot::LogSumExp), Some(Slot::Argmax), correct];
+            program.copies.extend(parts.into_iter().zip(0..).filter_map(|(to, part)| {
+                let bytes = rows * 4;
+                Some(Copy { from: losses, offset: part * bytes, to: to?, bytes })
+            }));
+        }
         if reduced {
             let total = match reduction {
-                Reduction::Mean if self.has_classes => Total::LossOver(None),
-                Reduction::Mean => Total::LossOver(Some(rows as f32)),
+                Reduction::Mean if self.has_classes => {
+                    Total::LossOverDivisor { empty_mean: self.empty_mean }
+                }
+                Reduction::Mean => Total::LossOver(rows as f32),
                 _ => Total::Loss,
             };
             let terms = Terms::values(format!("{label}.sum"), losses);

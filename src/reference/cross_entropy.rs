@@ -2,10 +2,12 @@
 
 use super::{Factors, Values, reduce, times};
 use crate::ops::{CrossEntropy, has_classes};
-use crate::{Args, Array, Output, Pass};
+use crate::{Args, Array, Output, Pass, Reduction};
 
 /// The loss of a row and its gradient, and T beside both.
 pub(super) struct Row {
+    pub logsumexp: f64,
+    pub argmax: Option<usize>,
     pub loss: f64,
     pub loss_magnitude: f64,
     pub grad: Vec<f64>,
@@ -18,6 +20,8 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
     if x.iter().any(|v| v.is_nan()) || m.is_infinite() {
         let nan = vec![f64::NAN; x.len()];
         return Row {
+            logsumexp: f64::NAN,
+            argmax: None,
             loss: f64::NAN,
             loss_magnitude: f64::NAN,
             grad: nan.clone(),
@@ -48,7 +52,18 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
     let rest_abs = others().map(|c| a[c].abs()).sum::<f64>();
     grad[k] = p(k) * rest - a[k] * (s / (1.0 + s));
     grad_magnitudes[k] = p(k) * rest_abs + a[k].abs() * (s / (1.0 + s));
-    Row { loss, loss_magnitude, grad, grad_magnitudes }
+    Row { logsumexp: m + s.ln_1p(), argmax: Some(k), loss, loss_magnitude, grad, grad_magnitudes }
+}
+
+/// The loss with `z * logsumexp^2` added, whose derivative is `2 z logsumexp p[c]`.
+fn add_z_loss(row: &mut Row, x: &[f64], z: f64) {
+    row.loss += z * row.logsumexp.powi(2);
+    row.loss_magnitude += (z * row.logsumexp.powi(2)).abs();
+    for (c, x) in x.iter().enumerate() {
+        let term = 2.0 * z * row.logsumexp * (x - row.logsumexp).exp();
+        row.grad[c] += term;
+        row.grad_magnitudes[c] += term.abs();
+    }
 }
 
 /// Over arguments that [`CrossEntropy`]'s checks have passed.
@@ -82,9 +97,9 @@ pub(crate) fn cross_entropy(
     // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
     let (mut losses, mut loss_magnitudes) = (vec![0.0; rows], vec![0.0; rows]);
     let (mut grad, mut grad_magnitudes) = (vec![0.0; input.len()], vec![0.0; input.len()]);
-    for r in kept {
+    for &r in &kept {
         let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
-        let x: Vec<f64> = (0..classes).map(|c| input[at(c)]).collect();
+        let x: Vec<f64> = (0..classes).map(|c| logit(op, input[at(c)])).collect();
         let t = |c: usize| match class(r) {
             Some(y) => f64::from(u8::from(y == c as i64)),
             None => probabilities[at(c)],
@@ -93,27 +108,77 @@ pub(crate) fn cross_entropy(
         let a: Vec<f64> =
             (0..classes).map(|c| times(weight[c], times(1.0 - e, t(c)) + share)).collect();
 
-        let row = row(&x, &a);
+        let mut row = row(&x, &a);
+        if op.z_loss != 0.0 {
+            add_z_loss(&mut row, &x, op.z_loss);
+        }
         losses[r] = row.loss;
         loss_magnitudes[r] = row.loss_magnitude;
         if pass.has_grad() {
             let factor = factors.of(r);
             for c in 0..classes {
-                grad[at(c)] = times(row.grad[c], factor);
-                grad_magnitudes[at(c)] = times(row.grad_magnitudes[c], factor.abs());
+                let slope = slope(op, input[at(c)]);
+                grad[at(c)] = times(row.grad[c] * slope, factor);
+                grad_magnitudes[at(c)] = times(row.grad_magnitudes[c] * slope, factor.abs());
             }
         }
     }
-    Output {
-        loss: pass
-            .has_loss()
-            .then(|| reduce(op.reduction, divisor, &rows_shape, losses, loss_magnitudes)),
+    let mut loss = reduce(op.reduction, divisor, &rows_shape, losses, loss_magnitudes);
+    if op.reduction == Reduction::Mean && kept.is_empty() {
+        loss.values = vec![op.empty_mean];
+    }
+    let mut output = Output {
+        loss: pass.has_loss().then_some(loss),
         grad: pass.has_grad().then(|| Values {
             shape: shape.to_vec(),
             values: grad,
             magnitudes: grad_magnitudes,
         }),
-        state: None,
-        status: None,
+        ..Output::default()
+    };
+    if pass.has_loss() && op.row_outputs {
+        let input_of = |r: usize| -> Vec<f64> {
+            let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
+            (0..classes).map(|c| input[at(c)]).collect()
+        };
+        let per_row = |value: &dyn Fn(usize) -> f64| {
+            let values: Vec<f64> = (0..rows).map(value).collect();
+            // an absolute error, in units of the largest logit
+            let magnitudes = values.iter().map(|value| value.abs().max(1.0)).collect();
+            Values { shape: rows_shape.clone(), values, magnitudes }
+        };
+        let logsumexp = |r: usize| {
+            let x: Vec<f64> = input_of(r).into_iter().map(|x| logit(op, x)).collect();
+            row(&x, &vec![0.0; classes]).logsumexp
+        };
+        // of the input itself: a cap makes ties of large logits
+        let argmax =
+            |r: usize| row(&input_of(r), &vec![0.0; classes]).argmax.map_or(-1.0, |k| k as f64);
+        output.logsumexp = Some(per_row(&logsumexp));
+        output.argmax = Some(per_row(&argmax));
+        output.correct = target.as_ref().map(|target| {
+            per_row(&|r| {
+                let is_kept = target[r] != op.ignore_index;
+                f64::from(u8::from(is_kept && argmax(r) == target[r] as f64))
+            })
+        });
+    }
+    output
+}
+
+/// What becomes of a number of the input before the softmax.
+fn logit(op: &CrossEntropy, x: f64) -> f64 {
+    match op.softcap {
+        // -inf masks a class, with a cap too; +inf is no logit
+        Some(cap) if x.is_finite() => cap * (op.logit_scale * x / cap).tanh(),
+        _ => op.logit_scale * x,
+    }
+}
+
+/// The derivative of that; of a masked class as if there were no cap.
+fn slope(op: &CrossEntropy, x: f64) -> f64 {
+    match op.softcap {
+        Some(cap) if x.is_finite() => op.logit_scale * (op.logit_scale * x / cap).cosh().powi(-2),
+        _ => op.logit_scale,
     }
 }

@@ -50,8 +50,7 @@ pub(crate) fn elements(
             values: grad,
             magnitudes: grad_magnitudes,
         }),
-        state: None,
-        status: None,
+        ..Output::default()
     }
 }
 

@@ -41,7 +41,6 @@ pub(crate) fn nll_loss(op: &NllLoss, pass: Pass, args: &Args<Array<'_>>) -> Outp
             magnitudes: magnitudes(&grad),
             values: grad,
         }),
-        state: None,
-        status: None,
+        ..Output::default()
     }
 }

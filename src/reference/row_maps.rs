@@ -98,7 +98,6 @@ fn map_rows(
     Output {
         loss: pass.has_loss().then_some(output),
         grad: pass.has_grad().then_some(grad),
-        state: None,
-        status: None,
+        ..Output::default()
     }
 }
