@@ -1,8 +1,11 @@
-//! What the tests share: comparators, the conformance folders, random inputs.
+//! What the tests share: comparators, the conformance folders, random inputs, devices, calls that
+//! are held to the promise.
 
 // Every test file compiles all of this and uses some of it.
 #![allow(dead_code)]
 
+pub mod call;
 pub mod compare;
 pub mod conformance;
+pub mod gpu;
 pub mod random;
