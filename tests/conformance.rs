@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::call::bits;
+use common::call::{bits, read};
 use common::compare::{compare_moderate, compare_relative};
 use common::conformance::{self, Case};
 use common::gpu::on_every_device;
-use wgloss::{Args, Array, Gpu, Op, Output, Pass, Tensor};
+use wgloss::{Args, Array, Gpu, Op, Output, Pass};
 
 /// Cases of a folder that this crate computes.
 fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
@@ -44,13 +44,6 @@ fn by_every_door(
     gpu.queue().submit([encoder.finish()]);
     assert_eq!(bits(&read(gpu, &planned)), bits(&from_host), "a plan");
     from_host
-}
-
-/// Loss and gradient on the host.
-fn read(gpu: &Gpu, output: &Output<Tensor>) -> Output<Array<'static>> {
-    let read =
-        |part: &Option<Tensor>| part.as_ref().map(|tensor| gpu.block_on(gpu.read(tensor)).unwrap());
-    Output { loss: read(&output.loss), grad: read(&output.grad), state: None, status: None }
 }
 
 /// The largest magnitude among the finite logits.

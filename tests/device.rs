@@ -6,7 +6,7 @@ mod common;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::call::{Call, Elements, PASSES, REDUCTIONS, Rows, bits, check, run};
+use common::call::{Call, Elements, PASSES, REDUCTIONS, Rows, bits, check, read, run};
 use common::gpu::{gpu, on_every_device, open};
 use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
@@ -27,18 +27,6 @@ fn some_mean() -> Rows {
 
 fn upload(gpu: &Gpu, call: &dyn Call, pass: Pass) -> Args<Tensor> {
     gpu.block_on(gpu.upload_args(&call.args(pass))).unwrap()
-}
-
-/// Loss, gradient and state on the host.
-fn read(gpu: &Gpu, output: &Output<Tensor>) -> Output<Array<'static>> {
-    let read =
-        |part: &Option<Tensor>| part.as_ref().map(|tensor| gpu.block_on(gpu.read(tensor)).unwrap());
-    Output {
-        loss: read(&output.loss),
-        grad: read(&output.grad),
-        state: read(&output.state),
-        status: None,
-    }
 }
 
 /// A device with these limits and features. The caller's own, so to speak. `None` where there is no

@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use wgloss::reference::{self, Values};
-use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction};
+use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction, Tensor};
 
 use super::compare::{Bound, Mismatch, compare};
 use super::random::{Logits, Random};
@@ -414,6 +414,19 @@ fn judge_part(
             Err(format!("{part}: {mismatch}\n{}", call.around(part, index)))
         }
         Err(mismatch) => Err(format!("{part}: {mismatch}")),
+    }
+}
+
+/// Loss, gradient and state on the host.
+#[track_caller]
+pub fn read(gpu: &Gpu, output: &Output<Tensor>) -> Output<Array<'static>> {
+    let read =
+        |part: &Option<Tensor>| part.as_ref().map(|tensor| gpu.block_on(gpu.read(tensor)).unwrap());
+    Output {
+        loss: read(&output.loss),
+        grad: read(&output.grad),
+        state: read(&output.state),
+        ..Output::default()
     }
 }
 
