@@ -1,8 +1,14 @@
-//! What the tests share: comparators, the conformance folders, random inputs.
+//! What the tests share: comparators, the conformance folders, random inputs, devices, calls that
+//! are held to the promise, the program's table of ops.
 
 // Every test file compiles all of this and uses some of it.
 #![allow(dead_code)]
 
+pub mod call;
 pub mod compare;
 pub mod conformance;
+pub mod gpu;
+#[path = "../../src/bin/wgloss/check/grid.rs"]
+pub mod grid;
+#[path = "../../src/bin/wgloss/check/random.rs"]
 pub mod random;
