@@ -23,6 +23,7 @@ struct Inner {
     info: wgpu::AdapterInfo,
     facts: Facts,
     lost: Arc<Mutex<Option<String>>>,
+    uncaptured: Arc<Mutex<Option<Error>>>,
     pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
     one: wgpu::Buffer,
     unused: wgpu::Buffer,
@@ -106,7 +107,20 @@ pub async fn adapters() -> Vec<wgpu::Adapter> {
     adapters
 }
 
+/// One instance for the whole process: wgpu tells a buffer of another device from one of its own only
+/// within an instance.
+#[cfg(not(target_arch = "wasm32"))]
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: std::sync::OnceLock<wgpu::Instance> = std::sync::OnceLock::new();
+    INSTANCE.get_or_init(new_instance)
+}
+
+#[cfg(target_arch = "wasm32")]
 fn instance() -> wgpu::Instance {
+    new_instance()
+}
+
+fn new_instance() -> wgpu::Instance {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::PRIMARY,
@@ -185,10 +199,10 @@ impl Gpu {
             .await
             .map_err(|error| Error::Internal(error.to_string()))?;
         let gpu = Self::from_device(device, queue, options).await?;
-        // Errors come back through scopes; what reaches this was not provoked by a call of ours.
-        let lost = gpu.inner.lost.clone();
+        // Errors of calls of ours come back through scopes; this is for the caller's own.
+        let uncaptured = gpu.inner.uncaptured.clone();
         gpu.device().on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            lock(&lost).get_or_insert(error.to_string());
+            lock(&uncaptured).get_or_insert(typed(error));
         }));
         Ok(gpu)
     }
@@ -241,8 +255,8 @@ impl Gpu {
             (one, unused)
         };
         let (one, unused) = guarded(&device, &lost, create).await?;
-        let pipelines = Mutex::default();
-        let inner = Inner { device, queue, info, facts, lost, pipelines, one, unused };
+        let (uncaptured, pipelines) = Default::default();
+        let inner = Inner { device, queue, info, facts, lost, uncaptured, pipelines, one, unused };
         Ok(Gpu { inner: Arc::new(inner) })
     }
 
@@ -264,6 +278,14 @@ impl Gpu {
     /// Whether the adapter is a CPU.
     pub fn is_software(&self) -> bool {
         self.inner.facts.software
+    }
+
+    /// The first error that wgpu reported outside of any call of this crate and outside of any error
+    /// scope since this was last asked: of an encoder that the caller submitted, for instance.
+    ///
+    /// `None` for a device taken over by [`Gpu::from_device`], whose handler is left as it is.
+    pub fn take_uncaptured_error(&self) -> Option<Error> {
+        lock(&self.inner.uncaptured).take()
     }
 
     /// What the choice of kernels depends on.
@@ -318,8 +340,9 @@ impl Gpu {
         guarded(&self.inner.device, &self.inner.lost, work)
     }
 
-    /// The error that the device is lost, if it is.
+    /// After a failure: the error that the device is lost, if it is.
     pub(crate) fn lost(&self) -> Option<Error> {
+        settle(&self.inner.device);
         lost(&self.inner.device, &self.inner.lost)
     }
 
@@ -381,14 +404,28 @@ async fn guarded<T>(
             first = first.or(Some(error));
         }
     }
-    if let Some(lost) = lost(device, is_lost) {
-        return Err(lost);
+    if first.is_some() {
+        settle(device);
     }
-    match first {
-        None => Ok(value),
-        Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory(source.to_string())),
-        Some(wgpu::Error::Validation { description, .. }) => Err(Error::Validation(description)),
-        Some(wgpu::Error::Internal { description, .. }) => Err(Error::Internal(description)),
+    match (lost(device, is_lost), first) {
+        (Some(lost), _) => Err(lost),
+        (None, Some(error)) => Err(typed(error)),
+        (None, None) => Ok(value),
+    }
+}
+
+/// What a lost device is asked to do fails in other words first; that it is lost is told once its
+/// queue is empty. So after a failure it is given time for that.
+fn settle(device: &wgpu::Device) {
+    let timeout = Some(std::time::Duration::from_secs(5));
+    let _ = device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
+}
+
+fn typed(error: wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
+        wgpu::Error::Validation { description, .. } => Error::Validation(description),
+        wgpu::Error::Internal { description, .. } => Error::Internal(description),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plans: everything about a pass that depends on shapes alone, settled once.
 
 use crate::program::{CONTROL_BYTES, Copy, Program, Slot};
-use crate::shape::Layout;
+use crate::shape::{Layout, element_count};
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 
 /// A pass of an op over one set of layouts, ready to be encoded any number of times: its pipelines
@@ -52,6 +52,8 @@ impl Gpu {
     /// Those of [`Op::outputs`]; [`Error::TooLarge`]; [`Error::OutOfMemory`];
     /// [`Error::DeviceLost`].
     pub async fn plan(&self, op: &dyn Op, pass: Pass, args: &Args<Layout>) -> Result<Plan> {
+        // layouts of no array may have any shape: first of all, one whose elements can be counted
+        args.map(|argument, layout| element_count(argument, layout.shape()))?;
         let outputs = op.outputs(pass, args)?;
         args.map(|argument, layout| self.check_size(argument, layout.bytes()))?;
         outputs.as_ref().map(|part, layout| self.check_size(part, layout.bytes()))?;

@@ -96,6 +96,13 @@ impl Gpu {
     /// # Errors
     /// [`Error::Class`] for a class out of range; those of [`Gpu::read`].
     pub async fn check(&self, status: &Tensor) -> Result<()> {
+        if status.dtype() != DType::I32 {
+            return Err(Error::DType {
+                argument: "status",
+                expected: DType::I32.to_string(),
+                actual: status.dtype(),
+            });
+        }
         let words = self.read(status).await?.to_classes()?;
         let words: Vec<u32> = words.iter().map(|&word| word as u32).collect();
         match <[u32; 8]>::try_from(words) {

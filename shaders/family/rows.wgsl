@@ -31,7 +31,7 @@ fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
         if is_negative_infinity4(vec4(x)).x {
             statistics.flags |= select(HAS_NEGATIVE_COST, HAS_POSITIVE_COST, row.amount > 0.0);
         } else {
-            statistics.gap = row.amount * distance4(statistics.m, vec4(x)).x;
+            statistics.gap = cost4(vec4(row.amount), statistics.m, vec4(x)).x;
         }
     }
     return statistics;

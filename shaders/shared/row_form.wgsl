@@ -125,6 +125,15 @@ fn distance4(m: f32, x: vec4<f32>) -> vec4<f32> {
     return m - x;
 }
 
+// a (m - x), as logits: also where the distance alone is beyond f32.
+fn cost4(a: vec4<f32>, m: f32, x: vec4<f32>) -> vec4<f32> {
+    let cost = a * distance4(m, x);
+    let is_beyond = bitcast<vec4<u32>>(m - x) == vec4(0x7f800000u);
+    let scaled = select(a, a * params.scale, vec4(SCALED));
+    // fused, so that no compiler factors the distance out again
+    return select(cost, fma(scaled, vec4(m), -(scaled * x)), is_beyond);
+}
+
 // Four numbers from class c on; what lies past the row's end is -inf.
 fn load_row(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
@@ -165,7 +174,8 @@ fn raise(partial: ptr<function, Partial>, m: f32) {
     if SPREAD {
         let amounts = (*partial).rest + (*partial).top;
         // amounts of 0 gain nothing, even where the distance overflows
-        let gain = select(amounts * distance, vec4(0.0), amounts == vec4(0.0));
+        let cost = cost4(amounts, m, vec4((*partial).m));
+        let gain = select(cost, vec4(0.0), amounts == vec4(0.0));
         (*partial).gap += select(vec4(0.0), gain, moved);
         (*partial).rest = select((*partial).rest, amounts, moved);
         (*partial).top = select((*partial).top, vec4(0.0), moved);
@@ -177,8 +187,8 @@ fn add_four(
     partial: ptr<function, Partial>, row: Row, x: vec4<f32>, c: u32, valid: vec4<bool>,
 ) {
     let is_max = x == vec4((*partial).m);
-    let distances = distance4((*partial).m, x);
-    (*partial).below += select(exp_nonpositive(-distances), vec4(0.0), is_max);
+    let below = exp_nonpositive(-distance4((*partial).m, x));
+    (*partial).below += select(below, vec4(0.0), is_max);
     (*partial).at += select(vec4(0.0), vec4(1.0), is_max);
     if SPREAD {
         let a = amount(row, c, valid);
@@ -188,7 +198,7 @@ fn add_four(
         let costs = a != vec4(0.0);
         (*partial).flags |= select(0u, HAS_NAN_AMOUNT, any(is_nan4(a)));
         // a class at the maximum adds 0; one at -inf is told by its flag
-        (*partial).gap += select(a * distances, vec4(0.0), masked | !costs);
+        (*partial).gap += select(cost4(a, (*partial).m, x), vec4(0.0), masked | !costs);
         (*partial).flags |= select(0u, HAS_POSITIVE_COST, any(masked & (a > vec4(0.0))));
         (*partial).flags |= select(0u, HAS_NEGATIVE_COST, any(masked & (a < vec4(0.0))));
     }

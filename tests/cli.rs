@@ -1,0 +1,499 @@
+//! The command line as a user meets it: files in, files out, reports, refusals, exit codes.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::compare::compare_moderate;
+use common::conformance::{self, Case, TargetKind};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+use wgloss::{Array, DType};
+
+/// What a process left behind.
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    /// The report, where all went well.
+    #[track_caller]
+    fn report(self) -> String {
+        assert_eq!((self.code, &self.stderr[..]), (Some(0), ""), "{}", self.stdout);
+        self.stdout
+    }
+
+    /// The one line on stderr, where it did not.
+    #[track_caller]
+    fn refusal(self) -> String {
+        assert_eq!((self.code, &self.stdout[..]), (Some(1), ""), "{}", self.stderr);
+        let line = self.stderr.strip_prefix("wgloss: error: ").and_then(|e| e.strip_suffix('\n'));
+        let line = line.unwrap_or_else(|| panic!("{}", self.stderr));
+        assert!(!line.contains('\n'), "{line}");
+        line.into()
+    }
+}
+
+/// Runs the program with the words of `command` in a folder.
+fn wgloss(folder: &Path, command: &str, environment: &[(&str, &str)]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_wgloss"))
+        .args(command.split_whitespace())
+        .env("XDG_RUNTIME_DIR", folder) // Mesa complains on stderr where there is none
+        .envs(environment.iter().copied())
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A line of a report by its first word.
+#[track_caller]
+fn line<'a>(report: &'a str, word: &str) -> &'a str {
+    let mut lines = report.lines().filter_map(|line| line.strip_prefix(word));
+    lines.next().unwrap_or_else(|| panic!("no {word} in:\n{report}")).trim()
+}
+
+/// A `.npy` file as another program might write it: the header is not the one that wgloss writes.
+fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8> {
+    let sizes: String = shape.iter().map(|size| format!("{size},")).collect();
+    let header =
+        format!("{{'shape': ({sizes}), 'fortran_order': {fortran_order}, 'descr': '{descr}'}}\n");
+    let length = (header.len() as u32).to_le_bytes();
+    [b"\x93NUMPY\x02\x00", &length[..], header.as_bytes(), data].concat()
+}
+
+fn npy_of(array: &Array<'_>) -> Vec<u8> {
+    let descr = match array.dtype() {
+        DType::F32 => "<f4",
+        DType::I32 => "<i4",
+        DType::I64 => "<i8",
+        other => panic!("{other}"),
+    };
+    npy(descr, array.shape(), "False", array.data().bytes())
+}
+
+/// What wgloss wrote to a `.npy` file.
+#[derive(Debug, PartialEq)]
+struct Written {
+    /// numpy's word for the element type.
+    descr: String,
+    shape: Vec<usize>,
+    values: Vec<f64>,
+}
+
+#[track_caller]
+fn read_npy(path: &Path) -> Written {
+    let bytes = fs::read(path).unwrap();
+    let start = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    assert_eq!(start % 64, 0, "numpy aligns the elements");
+    let header = std::str::from_utf8(&bytes[10..start]).unwrap();
+    let between = |a: &str, b: &str| header.split_once(a).unwrap().1.split_once(b).unwrap().0;
+    assert_eq!(between("'fortran_order': ", ","), "False");
+    let sizes = between("'shape': (", ")").split(',').map(str::trim).filter(|s| !s.is_empty());
+    let (descr, data) = (between("'descr': '", "'"), &bytes[start..]);
+    let values = match descr {
+        "<f4" => data.as_chunks().0.iter().map(|&v| f32::from_le_bytes(v).into()).collect(),
+        "<f8" => data.as_chunks().0.iter().map(|&v| f64::from_le_bytes(v)).collect(),
+        other => panic!("{other}"),
+    };
+    let shape = sizes.map(|size| size.parse().unwrap()).collect();
+    Written { descr: descr.into(), shape, values }
+}
+
+/// A folder with logits, targets and kin, good and bad.
+fn inputs() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    let logits: Vec<f32> = (0..6).map(|i| (i * i % 5) as f32 - 1.5).collect();
+    let data: &[u8] = bytemuck::cast_slice(&logits);
+    let doubles: Vec<f64> = logits.iter().map(|&x| x.into()).collect();
+    write("logits.npy", &npy("<f4", &[2, 3], "False", data));
+    write("float64.npy", &npy("<f8", &[2, 3], "False", bytemuck::cast_slice(&doubles)));
+    write("big-endian.npy", &npy(">f4", &[2, 3], "False", data));
+    write("cut.npy", &npy("<f4", &[2, 3], "False", &data[..20]));
+    write("vector.npy", &npy("<f4", &[3], "False", &data[..12]));
+    write("scalar.npy", &npy("<f4", &[], "False", &data[..4]));
+    let columns = [0, 3, 1, 4, 2, 5].map(|i| logits[i]);
+    write("fortran.npy", &npy("<f4", &[2, 3], "True", bytemuck::cast_slice(&columns)));
+    write("target.npy", &npy("<i8", &[2], "False", bytemuck::cast_slice(&[0_i64, 2])));
+    write("int32.npy", &npy("<i4", &[2], "False", bytemuck::cast_slice(&[0_i32, 2])));
+    write("uint8.npy", &npy("|u1", &[2], "False", &[0, 2]));
+    write("three.npy", &npy("<i8", &[3], "False", bytemuck::cast_slice(&[0_i64, 2, 1])));
+    write("outside.npy", &npy("<i8", &[2], "False", bytemuck::cast_slice(&[0_i64, 3])));
+    write("text.npy", b"1.0 2.0 3.0");
+    write("text.safetensors", b"{\"input\": [1.0, 2.0, 3.0]}");
+    write("zip.npz", b"PK\x03\x04");
+    let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    let target: &[u8] = bytemuck::cast_slice(&[0_i64, 2]);
+    let tensors = [
+        ("logits", view(Dtype::F32, &[2, 3], data)),
+        ("labels", view(Dtype::I64, &[2], target)),
+        ("target", view(Dtype::I64, &[2], target)),
+    ];
+    write("batch.safetensors", &safetensors::serialize(tensors, None).unwrap());
+    folder
+}
+
+/// The worked examples that the program computes.
+fn seeds() -> Vec<Case> {
+    let mut cases = conformance::load(&conformance::folder("seeds")).cases;
+    cases.retain(|case| match case.op.as_str() {
+        "cross_entropy" => case.target_kind == Some(TargetKind::Index),
+        "bce_with_logits" => true,
+        _ => false,
+    });
+    assert!(cases.len() >= 22, "{}", cases.len());
+    cases
+}
+
+/// A case's options as flags.
+fn flags(case: &Case) -> String {
+    let mut flags = case.op.replace('_', "-");
+    let params = &case.params;
+    flags += &format!(" --reduction {}", params.reduction.as_deref().unwrap_or("mean"));
+    if let Some(class) = params.ignore_index {
+        flags += &format!(" --ignore-index {class}");
+    }
+    if let Some(share) = params.label_smoothing {
+        flags += &format!(" --label-smoothing {share}");
+    }
+    flags
+}
+
+/// Runs a case from `.npy` to `.npy`: the report, loss and gradient.
+fn run_case(case: &Case, device: &str) -> (String, [Written; 2]) {
+    let folder = TempDir::new().unwrap();
+    let mut command = format!("run {} --device {device}", flags(case));
+    for role in ["input", "target", "weight", "pos_weight", "upstream"] {
+        if let Some(array) = case.array(role) {
+            fs::write(folder.path().join(format!("{role}.npy")), npy_of(&array)).unwrap();
+            command += &format!(" --{} {role}.npy", role.replace('_', "-"));
+        }
+    }
+    command += " --loss loss.npy --grad grad.npy";
+    let report = wgloss(folder.path(), &command, &[]).report();
+    (report, ["loss.npy", "grad.npy"].map(|name| read_npy(&folder.path().join(name))))
+}
+
+/// The shape of a case's loss: cases store a mean or sum as `[1]`.
+fn loss_shape(case: &Case) -> Vec<usize> {
+    let none = case.params.reduction.as_deref() == Some("none");
+    if none { case.array("target").unwrap().shape().to_vec() } else { vec![] }
+}
+
+#[test]
+fn worked_examples_on_the_reference() {
+    for case in seeds() {
+        let (report, [loss, grad]) = run_case(&case, "reference");
+        assert_eq!(line(&report, "device"), "reference (float64)");
+        assert_eq!(loss.shape, loss_shape(&case), "{}", case.name);
+        assert_eq!(grad.shape, case.array("input").unwrap().shape(), "{}", case.name);
+        if let [value] = loss.values[..] {
+            let printed: f64 = line(&report, "loss").parse().unwrap();
+            assert_eq!(printed, value, "17 digits tell every two float64 apart");
+        }
+        for (Written { descr, values: got, .. }, role) in [(loss, "out_ref"), (grad, "grad_ref")] {
+            let want = case.values(role).unwrap();
+            assert_eq!((&descr[..], got.len()), ("<f8", want.len()), "{} {role}", case.name);
+            let largest = want.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
+            for (got, want) in got.iter().zip(&want) {
+                let error = (got - want).abs();
+                assert!(error <= 1e-14 * largest, "{} {role}: {got} {want}", case.name);
+            }
+        }
+    }
+}
+
+/// One case for each op and set of options: the conformance tests run all of them through the
+/// library.
+#[test]
+fn worked_examples_on_the_gpu() {
+    if common::gpu::gpu().is_none() {
+        return;
+    }
+    let mut seen = HashSet::new();
+    for case in seeds().into_iter().filter(|case| seen.insert(flags(case))) {
+        let (report, [loss, grad]) = run_case(&case, "gpu");
+        for word in ["device", "kernel", "call"] {
+            assert!(!line(&report, word).is_empty());
+        }
+        assert_eq!(loss.shape, loss_shape(&case), "{}", case.name);
+        assert_eq!(grad.shape, case.array("input").unwrap().shape(), "{}", case.name);
+        let logits =
+            case.values("input").unwrap().into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        for (Written { descr, values, .. }, role) in [(loss, "out_ref"), (grad, "grad_ref")] {
+            assert_eq!(descr, "<f4");
+            let got: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+            compare_moderate(&got, &case.values(role).unwrap(), logits)
+                .unwrap_or_else(|error| panic!("{} {role}: {error}", case.name));
+        }
+    }
+    assert!(seen.len() >= 6, "{seen:?}");
+}
+
+#[test]
+fn files_of_every_kind_mean_the_same() {
+    let folder = inputs();
+    let path = |name: &str| folder.path().join(name);
+    let run = |rest: &str| {
+        let command = format!("run cross-entropy --device cpu --reduction none {rest}");
+        wgloss(folder.path(), &command, &[]).report()
+    };
+    let report = run("--input logits.npy --target target.npy --loss loss.npy --grad grad.npy");
+    assert!(line(&report, "device").starts_with("cpu (float64 reference"), "{report}");
+    assert!(report.ends_with("wrote   loss.npy float32 [2]\nwrote   grad.npy float32 [2, 3]\n"));
+    let [loss, grad] = ["loss.npy", "grad.npy"].map(|name| read_npy(&path(name)));
+    assert_eq!((&loss.descr[..], &loss.shape[..]), ("<f4", &[2][..]));
+
+    // in other words, over what is there already
+    for inputs in [
+        "--input fortran.npy --target int32.npy",
+        "--input batch.safetensors --key logits --target batch.safetensors",
+        "--input batch.safetensors#logits --target batch.safetensors#labels",
+    ] {
+        run(&format!("{inputs} --loss loss.npy --grad grad.npy"));
+        assert_eq!(read_npy(&path("loss.npy")), loss, "{inputs}");
+        assert_eq!(read_npy(&path("grad.npy")), grad, "{inputs}");
+    }
+
+    // both results to one file, and from there as an input
+    run("--input logits.npy --target target.npy --loss out.safetensors --grad out.safetensors#g");
+    let bytes = fs::read(path("out.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), 2);
+    for (key, Written { shape, values, .. }) in [("loss", &loss), ("g", &grad)] {
+        let tensor = file.tensor(key).unwrap();
+        let got: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+        assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &shape[..]));
+        assert!(got.iter().map(|&v| f64::from(v)).eq(values.iter().copied()), "{key}");
+    }
+    run("--input out.safetensors#g --target target.npy");
+    let scalar = "run bce-with-logits --input scalar.npy --target scalar.npy --device reference";
+    assert!(line(&wgloss(folder.path(), scalar, &[]).report(), "loss").len() >= 17);
+}
+
+#[test]
+fn passes_follow_from_the_files_asked_for() {
+    let folder = inputs();
+    for (rest, pass) in [
+        ("", "forward"),
+        ("--loss l.npy", "forward"),
+        ("--grad g.npy", "forward_backward"),
+        ("--pass backward", "backward"),
+        ("--pass backward --grad g.npy --upstream scalar.npy", "backward"),
+        ("--pass forward-backward", "forward_backward"),
+    ] {
+        let command = "run cross-entropy --input logits.npy --target target.npy --device reference";
+        let report = wgloss(folder.path(), &format!("{command} {rest}"), &[]).report();
+        assert_eq!(line(&report, "op"), format!("cross_entropy.{pass}, reduction mean"));
+    }
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
+    let folder = inputs();
+    fs::create_dir(folder.path().join("folder.npy")).unwrap();
+    let good = "--input logits.npy --target target.npy";
+    let name = "expected a name that ends in .npy, .safetensors or .safetensors#KEY";
+    let cases = [
+        // inputs
+        (
+            "--input float64.npy --target target.npy",
+            "--input float64.npy: expected float32, got float64: convert with .astype(np.float32)",
+        ),
+        (
+            "--input big-endian.npy --target target.npy",
+            "--input big-endian.npy: expected float32, got numpy type >f4: convert with \
+             .astype(np.float32)",
+        ),
+        (
+            "--input target.npy --target target.npy",
+            "--input target.npy: expected float32, got int64: convert with .astype(np.float32)",
+        ),
+        (
+            "--input logits.npy --target uint8.npy",
+            "--target uint8.npy: expected int32 or int64, got uint8: convert with .astype(np.int64)",
+        ),
+        (
+            "--input logits.npy --target vector.npy",
+            "--target vector.npy: expected int32 or int64, got float32: convert with \
+             .astype(np.int64)",
+        ),
+        (
+            "--input cut.npy --target target.npy",
+            "--input cut.npy: expected 24 bytes of float32 for shape [2, 3], got 20",
+        ),
+        (
+            "--input text.npy --target target.npy",
+            "--input text.npy: not a .npy file: it does not start as one",
+        ),
+        (
+            "--input text.safetensors --target target.npy",
+            "--input text.safetensors: not a good .safetensors file: header too large",
+        ),
+        (
+            "--input batch.safetensors --target target.npy",
+            "--input batch.safetensors: expected a tensor \"input\", found \"labels\", \"logits\", \
+             \"target\" (FILE#KEY names one)",
+        ),
+        ("--input zip.npz --target target.npy", &format!("--input zip.npz: {name}")),
+        (
+            "--input logits.npy#k --target target.npy",
+            "--input logits.npy#k: expected no key for a .npy file, got \"k\"",
+        ),
+        (
+            "--input logits.npy --target target.npy --key k",
+            "--input logits.npy#k: expected no key for a .npy file, got \"k\"",
+        ),
+        (
+            "--input batch.safetensors#logits --target target.npy --key k",
+            "--key: expected one key for --input batch.safetensors#logits, got also \"k\"",
+        ),
+        (
+            "--input logits.npy --target three.npy",
+            "--target three.npy: expected shape [2], got [3]",
+        ),
+        (
+            "--input logits.npy --target outside.npy",
+            "--target outside.npy: expected a class in 0..3 at row 1, got 3",
+        ),
+        (
+            "--input scalar.npy --target target.npy",
+            "--input scalar.npy: expected shape [C], [N, C] or [N, C, d1, ...] with C at least 1, \
+             got []",
+        ),
+        // options
+        (
+            &format!("{good} --label-smoothing 1.5"),
+            "--label-smoothing: expected a number in [0, 1], got 1.5",
+        ),
+        (
+            &format!("{good} --weight logits.npy"),
+            "--weight logits.npy: expected shape [3], got [2, 3]",
+        ),
+        (
+            &format!("{good} --upstream scalar.npy --pass forward"),
+            "--upstream scalar.npy: expected none for cross_entropy.forward, got one",
+        ),
+        // outputs
+        (
+            &format!("{good} --pass forward --grad g.npy"),
+            "--grad g.npy: expected none for --pass forward, got one",
+        ),
+        (
+            &format!("{good} --pass backward --loss l.npy"),
+            "--loss l.npy: expected none for --pass backward, got one",
+        ),
+        (&format!("{good} --loss l.npy --grad g.csv"), &format!("--grad g.csv: {name}")),
+        (
+            &format!("{good} --loss l.npy --grad nowhere/g.npy"),
+            "--grad nowhere/g.npy: expected an existing folder nowhere",
+        ),
+        (
+            &format!("{good} --loss l.npy --grad folder.npy"),
+            "--grad folder.npy: expected a file, found a folder or device",
+        ),
+        (
+            &format!("{good} --loss l.npy --grad ./folder.npy/../target.npy"),
+            "--grad ./folder.npy/../target.npy: expected another file than --target",
+        ),
+        (
+            &format!("{good} --loss l.npy --grad ./l.npy"),
+            "--grad ./l.npy: expected another place than --loss",
+        ),
+        (
+            &format!("{good} --loss l.safetensors#x --grad l.safetensors#x"),
+            "--grad l.safetensors#x: expected another place than --loss",
+        ),
+        // what is wrong with an input is found before anything is written
+        (
+            "--input logits.npy --target three.npy --loss l.npy --grad g.npy",
+            "--target three.npy: expected shape [2], got [3]",
+        ),
+    ];
+    let listing = || {
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.collect::<HashSet<_>>()
+    };
+    let before = listing();
+    for (rest, message) in cases {
+        let command = format!("run cross-entropy --device reference {rest}");
+        assert_eq!(wgloss(folder.path(), &command, &[]).refusal(), message, "{rest}");
+        assert_eq!(listing(), before, "{rest}");
+    }
+    // the rest of such a line is the system's
+    let missing = "run cross-entropy --input missing.npy --target target.npy --device reference";
+    let line = wgloss(folder.path(), missing, &[]).refusal();
+    assert!(line.starts_with("--input missing.npy: "), "{line}");
+}
+
+#[test]
+fn usage_errors_end_with_2() {
+    let folder = inputs();
+    let good = "--input logits.npy --target target.npy";
+    for (command, part) in [
+        ("", "Usage: wgloss <COMMAND>"),
+        ("run", "Usage: wgloss run <COMMAND>"),
+        ("run no-such-op", "unrecognized subcommand 'no-such-op'"),
+        ("run cross-entropy --input logits.npy", "--target <FILE>"),
+        (&format!("run cross-entropy {good} --pos-weight w.npy"), "'--pos-weight'"),
+        (&format!("run bce-with-logits {good} --label-smoothing 0.1"), "'--label-smoothing'"),
+        (&format!("run cross-entropy {good} --reduction avg"), "none, mean, sum"),
+        (&format!("run cross-entropy {good} --device tpu"), "auto, gpu, cpu, reference"),
+    ] {
+        let run = wgloss(folder.path(), command, &[]);
+        assert_eq!((run.code, &run.stdout[..]), (Some(2), ""), "{command}");
+        assert!(run.stderr.contains(part), "{command}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn devices_are_listed() {
+    let Some(gpu) = common::gpu::gpu() else { return };
+    let folder = inputs();
+    let text = wgloss(folder.path(), "devices", &[]).report();
+    for part in [&gpu.info().name[..], "--device gpu   takes 0", "--device auto  takes"] {
+        assert!(text.contains(part), "no {part} in:\n{text}");
+    }
+    let json = wgloss(folder.path(), "devices --json", &[]).report();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["gpu"], 0);
+    assert_eq!(json["adapters"][0]["name"], gpu.info().name);
+    let auto = json["auto"].as_u64();
+    assert_eq!(auto, (!gpu.is_software()).then_some(0));
+
+    // what `auto` is said to take is what it takes
+    let command = "run cross-entropy --input logits.npy --target target.npy";
+    let report = wgloss(folder.path(), command, &[]).report();
+    match auto {
+        Some(_) => assert!(line(&report, "device").starts_with(&gpu.info().name), "{report}"),
+        None => {
+            assert!(line(&report, "device").contains("; auto found no usable GPU: "), "{report}")
+        }
+    }
+}
+
+/// Where the Vulkan loader finds no driver.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_an_adapter() {
+    let folder = inputs();
+    let none = [("VK_DRIVER_FILES", "/nonexistent"), ("VK_ICD_FILENAMES", "/nonexistent")];
+    let refusal = |command: &str| wgloss(folder.path(), command, &none).refusal();
+    assert!(refusal("devices").starts_with("no adapter found: install "));
+    let command = "run cross-entropy --input logits.npy --target target.npy --device";
+    let message = "--device gpu: expected a Vulkan, Metal or DX12 adapter, found none";
+    assert_eq!(refusal(&format!("{command} gpu")), message);
+    let report = wgloss(folder.path(), &format!("{command} auto"), &none).report();
+    let device = "cpu (float64 reference, until the CPU twin exists); auto found no usable GPU: \
+        expected a hardware GPU, found none";
+    assert_eq!(line(&report, "device"), device);
+}

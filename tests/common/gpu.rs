@@ -1,0 +1,65 @@
+//! The devices that tests run on: one [`Gpu`] a test binary, whose kernels are chosen by shape, and
+//! one for each team that is forced on every shape.
+
+use std::io::{Write, stderr};
+use std::sync::{Once, OnceLock};
+
+use wgloss::{Error, Gpu, GpuOptions, Team};
+
+/// A device and how it comes to its kernels.
+pub struct Device {
+    /// `automatic`, or the name of the team that is forced.
+    pub name: &'static str,
+    pub gpu: Gpu,
+}
+
+/// Whether a missing adapter is a failure.
+fn is_required() -> bool {
+    std::env::var("WGLOSS_REQUIRE_GPU").is_ok_and(|value| value == "1")
+}
+
+/// A device of the test's own, for tests that lose it. `None`, and a line that says so, where there
+/// is no adapter.
+pub fn open(options: &GpuOptions) -> Option<Gpu> {
+    match pollster::block_on(Gpu::with_options(options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error @ Error::NoAdapter { .. }) if !is_required() => {
+            // once a binary, and past the capture of passing tests' output, so that a suite that
+            // was skipped does not look tested
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                let line = format!("\nGPU tests are skipped: {error}\n");
+                let _ = stderr().write_all(line.as_bytes());
+            });
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The automatic choice. `None`, and once a line that says so, where there is no adapter.
+pub fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| open(&GpuOptions::default())).as_ref()
+}
+
+/// The automatic choice, and every team forced. None where there is no adapter.
+pub fn devices() -> impl Iterator<Item = Device> {
+    static FORCED: [OnceLock<Option<Gpu>>; 3] = [const { OnceLock::new() }; 3];
+    let automatic = gpu().map(|gpu| Device { name: "automatic", gpu: gpu.clone() });
+    let is_there = automatic.is_some();
+    let teams = [Team::Invocation, Team::Subgroup, Team::Workgroup];
+    let forced = teams.into_iter().zip(&FORCED).filter(move |_| is_there);
+    automatic.into_iter().chain(forced.filter_map(|(team, cell)| {
+        let gpu = cell.get_or_init(|| open(&GpuOptions::default().team(team))).as_ref()?;
+        Some(Device { name: team.name(), gpu: gpu.clone() })
+    }))
+}
+
+/// Runs a test on every device, and says before each which it is: a failure is the last one's.
+pub fn on_every_device(mut test: impl FnMut(&Gpu)) {
+    for Device { name, gpu } in devices() {
+        println!("kernels: {name}");
+        test(&gpu);
+    }
+}

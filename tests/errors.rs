@@ -1,0 +1,485 @@
+//! Every error that a caller can provoke, with the text that it reads.
+
+mod common;
+
+use common::call::{Call, PASSES, Rows, bits_of, run};
+use common::gpu::{gpu, on_every_device, open};
+use common::random::{Logits, Random};
+use wgloss::{
+    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Op, Pass,
+    Reduction, Tensor,
+};
+
+const LOGITS: [f32; 6] = [0.5, -1.0, 2.0, 0.0, 1.0, -0.25];
+const TARGET: [i32; 2] = [0, 2];
+
+fn logits() -> Args<Array<'static>> {
+    Args::new(Array::new(&LOGITS, &[2, 3]).unwrap())
+}
+
+/// Two rows of three classes that are all right.
+fn rows() -> Args<Array<'static>> {
+    logits().target(Array::from(&TARGET))
+}
+
+/// Two rows of three elements that are all right.
+fn elements() -> Args<Array<'static>> {
+    logits().target(Array::new(&[0.0, 1.0, 0.0, 0.5, 1.0, 0.0_f32], &[2, 3]).unwrap())
+}
+
+fn zeros(shape: &[usize]) -> Array<'static> {
+    Array::from_vec(vec![0.0_f32; shape.iter().product()], shape).unwrap()
+}
+
+fn cross_entropy() -> CrossEntropy {
+    CrossEntropy::default()
+}
+
+fn bce() -> BceWithLogits {
+    BceWithLogits::default()
+}
+
+/// Refused from the host with this text, and where the layouts alone tell, also when planned.
+#[track_caller]
+fn refused(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>, text: &str) {
+    let error = gpu.block_on(gpu.run(op, pass, args)).unwrap_err();
+    assert_eq!(error.to_string(), text);
+    if op.outputs(pass, &args.layouts()).is_err() {
+        let planned = gpu.block_on(gpu.plan(op, pass, &args.layouts())).unwrap_err();
+        assert_eq!(planned, error);
+    }
+}
+
+// ---- options ----
+
+#[test]
+fn smoothing_outside_zero_to_one() {
+    let Some(gpu) = gpu() else { return };
+    for (smoothing, text) in [(1.5, "1.5"), (-1e-9, "-0.000000001"), (f64::NAN, "NaN")] {
+        let op = cross_entropy().label_smoothing(smoothing);
+        let text = format!("label_smoothing: expected a number in [0, 1], got {text}");
+        refused(gpu, &op, Pass::Forward, &rows(), &text);
+    }
+}
+
+// ---- shapes ----
+
+#[test]
+fn shapes_that_do_not_fit() {
+    let Some(gpu) = gpu() else { return };
+    let (forward, backward) = (Pass::Forward, Pass::Backward);
+    let ce =
+        |args: &Args<Array<'_>>, pass, text: &str| refused(gpu, &cross_entropy(), pass, args, text);
+    let target = |shape: &[usize]| {
+        let classes = vec![0; shape.iter().product()];
+        logits().target(Array::from_vec::<i32>(classes, shape).unwrap())
+    };
+    ce(&target(&[3]), forward, "target: expected shape [2], got [3]");
+    ce(&target(&[]), forward, "target: expected shape [2], got []");
+    ce(&target(&[2, 1]), forward, "target: expected shape [2], got [2, 1]");
+    // floats are probabilities of every class
+    let probabilities = logits().target(zeros(&[2]));
+    ce(&probabilities, forward, "target: expected shape [2, 3], got [2]");
+    ce(&rows().weight(zeros(&[2])), forward, "weight: expected shape [3], got [2]");
+    ce(&rows().weight(zeros(&[1, 3])), forward, "weight: expected shape [3], got [1, 3]");
+    ce(&rows().state(zeros(&[2, 3])), backward, "state: expected shape [2, 4], got [2, 3]");
+
+    let strided = Args::new(zeros(&[2, 3, 4])).target(Array::from(&TARGET));
+    ce(&strided, forward, "target: expected shape [2, 4], got [2]");
+    for shape in [&[][..], &[0], &[4, 0], &[4, 0, 2]] {
+        let args = Args::new(zeros(shape)).target(Array::from(&TARGET));
+        let text = format!(
+            "input: expected shape [C], [N, C] or [N, C, d1, ...] with C at least 1, got {shape:?}"
+        );
+        ce(&args, forward, &text);
+    }
+
+    let bce = |args: &Args<Array<'_>>, text: &str| refused(gpu, &bce(), forward, args, text);
+    bce(&logits().target(zeros(&[3])), "target: expected shape [2, 3], got [3]");
+    bce(&logits().target(zeros(&[2, 1])), "target: expected shape [2, 3], got [2, 1]");
+    let weight = elements().weight(zeros(&[2]));
+    bce(&weight, "weight: expected shape broadcastable to [2, 3], got [2]");
+    let enlarging = elements().pos_weight(zeros(&[4, 2, 3]));
+    bce(&enlarging, "pos_weight: expected shape broadcastable to [2, 3], got [4, 2, 3]");
+    let ones = elements().weight(zeros(&[1, 1, 1]));
+    bce(&ones, "weight: expected shape broadcastable to [2, 3], got [1, 1, 1]");
+}
+
+#[test]
+fn upstream_gradients_of_the_wrong_shape() {
+    let Some(gpu) = gpu() else { return };
+    let each = cross_entropy().reduction(Reduction::None);
+    for pass in [Pass::Backward, Pass::ForwardBackward] {
+        let upstream = rows().upstream(zeros(&[3]));
+        refused(gpu, &each, pass, &upstream, "upstream: expected shape [2], got [3]");
+        let upstream = rows().upstream(zeros(&[]));
+        refused(gpu, &each, pass, &upstream, "upstream: expected shape [2], got []");
+        let upstream = rows().upstream(zeros(&[2]));
+        let text = "upstream: expected shape [] for reduction mean, got [2]";
+        refused(gpu, &cross_entropy(), pass, &upstream, text);
+        let upstream = elements().upstream(zeros(&[2, 3]));
+        let text = "upstream: expected shape [] for reduction sum, got [2, 3]";
+        refused(gpu, &bce().reduction(Reduction::Sum), pass, &upstream, text);
+        let text = "upstream: expected shape [2, 3], got [6]";
+        let upstream = elements().upstream(zeros(&[6]));
+        refused(gpu, &bce().reduction(Reduction::None), pass, &upstream, text);
+    }
+    // one value may have dimensions
+    let upstream = rows().upstream(zeros(&[1, 1]));
+    assert!(gpu.block_on(gpu.backward(&cross_entropy(), &upstream)).is_ok());
+}
+
+#[test]
+fn arrays_of_another_length_than_their_shape() {
+    let error = Array::new(&LOGITS[..5], &[2, 3]).unwrap_err();
+    assert_eq!(error.to_string(), "array: expected 6 elements for shape [2, 3], got 5");
+    let error = Array::from_vec::<i32>(vec![], &[]).unwrap_err();
+    assert_eq!(error.to_string(), "array: expected 1 elements for shape [], got 0");
+    let error = zeros(&[2]).item().unwrap_err();
+    assert_eq!(error.to_string(), "item: expected shape with one element, got [2]");
+}
+
+#[test]
+fn shapes_beyond_counting() {
+    // Products of sizes that overflow must not come out small, or panic.
+    let huge = [1 << 40, 1 << 40];
+    let error = Array::new(&LOGITS, &huge).unwrap_err();
+    assert!(error.to_string().starts_with("array: expected a shape of at most "), "{error}");
+    let Some(gpu) = gpu() else { return };
+    for shape in [&huge[..], &[usize::MAX, 3], &[1 << 32, 1 << 32], &[1 << 62, 1]] {
+        let input = Layout::new(shape, DType::F32);
+        let args = Args::new(input.clone()).target(Layout::new(&shape[..1], DType::I32));
+        let plan = gpu.block_on(gpu.plan(&cross_entropy(), Pass::Forward, &args));
+        assert!(plan.is_err(), "{shape:?}");
+        let args = Args::new(input.clone()).target(input);
+        let plan = gpu.block_on(gpu.plan(&bce(), Pass::Forward, &args));
+        assert!(plan.is_err(), "{shape:?}");
+    }
+}
+
+// ---- storage types ----
+
+#[test]
+fn storage_types_that_an_argument_does_not_take() {
+    let Some(gpu) = gpu() else { return };
+    let forward = Pass::Forward;
+    let integers = Array::new(&[0; 6], &[2, 3]).unwrap();
+    let input = Args::new(integers.clone()).target(Array::from(&TARGET));
+    let text = "input: expected storage type f32, got i32";
+    refused(gpu, &cross_entropy(), forward, &input, text);
+    let halves = [half::f16::ONE; 6];
+    let target = logits().target(Array::new(&halves, &[2, 3]).unwrap());
+    let text = "target: expected storage type i32 or i64 or f32, got f16";
+    refused(gpu, &cross_entropy(), forward, &target, text);
+    let weight = rows().weight(Array::from(&[1_i64, 2, 3]));
+    let text = "weight: expected storage type f32, got i64";
+    refused(gpu, &cross_entropy(), forward, &weight, text);
+    let upstream = rows().upstream(Array::scalar(1));
+    let text = "upstream: expected storage type f32, got i32";
+    refused(gpu, &cross_entropy(), Pass::Backward, &upstream, text);
+    let state = rows().state(Array::new(&[0; 8], &[2, 4]).unwrap());
+    let text = "state: expected storage type f32, got i32";
+    refused(gpu, &cross_entropy(), Pass::Backward, &state, text);
+    let target = logits().target(integers.clone());
+    let text = "target: expected storage type f32, got i32";
+    refused(gpu, &bce(), forward, &target, text);
+    let pos_weight = elements().pos_weight(integers);
+    let text = "pos_weight: expected storage type f32, got i32";
+    refused(gpu, &bce(), forward, &pos_weight, text);
+
+    let error = zeros(&[2]).to_classes().unwrap_err();
+    assert_eq!(error.to_string(), "target: expected storage type i32 or i64, got f32");
+}
+
+#[test]
+fn integers_of_64_bits_that_32_do_not_hold() {
+    let Some(gpu) = gpu() else { return };
+    let error = gpu.block_on(gpu.upload(&Array::from(&[7, 1_i64 << 40]))).unwrap_err();
+    let text = "array: expected integers that fit i32, got 1099511627776 at element 1";
+    assert_eq!(error.to_string(), text);
+}
+
+// ---- too few arguments, and too many ----
+
+#[test]
+fn arguments_that_are_missing() {
+    let Some(gpu) = gpu() else { return };
+    for pass in PASSES {
+        let text = format!("target: expected for cross_entropy.{}, got none", pass.name());
+        refused(gpu, &cross_entropy(), pass, &logits(), &text);
+        let text = format!("target: expected for bce_with_logits.{}, got none", pass.name());
+        refused(gpu, &bce(), pass, &logits(), &text);
+    }
+}
+
+#[test]
+fn arguments_without_a_use() {
+    let Some(gpu) = gpu() else { return };
+    for pass in PASSES {
+        let text = format!("pos_weight: expected none for cross_entropy.{}, got one", pass.name());
+        refused(gpu, &cross_entropy(), pass, &rows().pos_weight(zeros(&[3])), &text);
+        let text = format!("state: expected none for bce_with_logits.{}, got one", pass.name());
+        refused(gpu, &bce(), pass, &elements().state(zeros(&[2, 4])), &text);
+    }
+    for pass in [Pass::Forward, Pass::ForwardBackward] {
+        let text = format!("state: expected none for cross_entropy.{}, got one", pass.name());
+        refused(gpu, &cross_entropy(), pass, &rows().state(zeros(&[2, 4])), &text);
+    }
+    let upstream = rows().upstream(Array::scalar(1.0_f32));
+    let text = "upstream: expected none for cross_entropy.forward, got one";
+    refused(gpu, &cross_entropy(), Pass::Forward, &upstream, text);
+    let upstream = elements().upstream(Array::scalar(1.0_f32));
+    let text = "upstream: expected none for bce_with_logits.forward, got one";
+    refused(gpu, &bce(), Pass::Forward, &upstream, text);
+}
+
+// ---- values ----
+
+#[test]
+fn weights_that_are_not_finite() {
+    let Some(gpu) = gpu() else { return };
+    let infinite = [1.0, f32::NEG_INFINITY, f32::NAN];
+    let weight = rows().weight(Array::from(&infinite));
+    let text = "weight: expected finite values, got -inf at element 1";
+    refused(gpu, &cross_entropy(), Pass::Forward, &weight, text);
+    let weight = elements().weight(Array::from(&infinite[2..]));
+    let text = "weight: expected finite values, got NaN at element 0";
+    refused(gpu, &bce(), Pass::Backward, &weight, text);
+    let pos_weight = elements().pos_weight(Array::from(&infinite));
+    let text = "pos_weight: expected finite values, got -inf at element 1";
+    refused(gpu, &bce(), Pass::ForwardBackward, &pos_weight, text);
+}
+
+#[test]
+fn classes_out_of_range_from_the_host() {
+    let Some(gpu) = gpu() else { return };
+    for (target, row, class) in [
+        ([0, 3], 1, "3"),
+        ([-1, 2], 0, "-1"),
+        ([-100, -101], 1, "-101"),
+        ([i32::MAX, 3], 0, "2147483647"),
+    ] {
+        let text = format!("target: expected a class in 0..3 at row {row}, got {class}");
+        for pass in PASSES {
+            let args = logits().target(Array::from(&target));
+            refused(gpu, &cross_entropy(), pass, &args, &text);
+            let target = target.map(i64::from);
+            refused(gpu, &cross_entropy(), pass, &logits().target(Array::from(&target)), &text);
+        }
+    }
+    // what would be a class in range, or the ignored one, if it were cut to 32 bits
+    for (class, text) in [(1_i64 << 32, "4294967296"), ((1 << 32) - 100, "4294967196")] {
+        let target = [2, class];
+        let text = format!("target: expected a class in 0..3 at row 1, got {text}");
+        let args = logits().target(Array::from(&target));
+        refused(gpu, &cross_entropy(), Pass::Forward, &args, &text);
+    }
+    // what stands on the device for an ignored class that i32 does not hold
+    let target = [0, i32::MIN];
+    let op = cross_entropy().ignore_index(1 << 40);
+    let text = "target: expected a class in 0..3 at row 1, got -2147483648";
+    refused(gpu, &op, Pass::Forward, &logits().target(Array::from(&target)), text);
+    // rows are counted over [N, d1, ...]
+    let target = Array::new(&[0, 1, 2, 0, 5, 1], &[2, 3]).unwrap();
+    let args = Args::new(zeros(&[2, 4, 3])).target(target);
+    let text = "target: expected a class in 0..4 at row 4, got 5";
+    refused(gpu, &cross_entropy(), Pass::Forward, &args, text);
+}
+
+#[test]
+fn host_arrays_are_checked_before_any_work() {
+    // A device that is gone is not even asked.
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    gpu.device().destroy();
+    let target = logits().target(Array::from(&[0, 7]));
+    let text = "target: expected a class in 0..3 at row 1, got 7";
+    refused(&gpu, &cross_entropy(), Pass::Forward, &target, text);
+    let shape = rows().weight(zeros(&[2]));
+    let text = "weight: expected shape [3], got [2]";
+    refused(&gpu, &cross_entropy(), Pass::Forward, &shape, text);
+    let value = elements().weight(Array::from(&[f32::NAN]));
+    let text = "weight: expected finite values, got NaN at element 0";
+    refused(&gpu, &bce(), Pass::Forward, &value, text);
+}
+
+// ---- classes out of range on the device ----
+
+/// The status of a pass over device tensors.
+fn status_of(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<(), Error> {
+    let args = gpu.block_on(gpu.upload_args(args)).unwrap();
+    let out = gpu.block_on(gpu.run(op, pass, &args)).unwrap();
+    gpu.block_on(gpu.check(out.status.as_ref().unwrap()))
+}
+
+#[test]
+fn the_device_reports_the_first_class_out_of_range() {
+    on_every_device(|gpu| {
+        for bad in [5, -1, i32::MAX, i32::MIN, -101] {
+            let mut rows = Rows::random(&mut Random::new(1), Logits::Normal, &[40, 5]);
+            rows.target[29] = 1000;
+            rows.target[17] = bad;
+            rows.target[18] = 2000;
+            let text = format!("target: expected a class in 0..5 at row 17, got {bad}");
+            for pass in PASSES {
+                let error = status_of(gpu, &rows.cross_entropy(), pass, &rows.args(pass));
+                assert_eq!(error.unwrap_err().to_string(), text);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_device_counts_rows_over_batch_and_positions() {
+    on_every_device(|gpu| {
+        let mut rows = Rows::random(&mut Random::new(2), Logits::Normal, &[3, 4, 5]);
+        rows.target[13] = 4;
+        let rows = rows.weight(&[1.0, 2.0, -1.0, 0.5]).smoothing(0.1);
+        let error = status_of(gpu, &rows.cross_entropy(), Pass::Forward, &rows.forward_args());
+        assert_eq!(error, Err(Error::Class { row: 13, class: 4, classes: 4 }));
+    });
+}
+
+#[test]
+fn the_device_reports_rows_far_down() {
+    // beyond what one workgroup, one level of the sum and one dimension of a dispatch cover
+    on_every_device(|gpu| {
+        let mut rows = Rows::random(&mut Random::new(3), Logits::Normal, &[70_000, 2]);
+        for (row, class) in [(69_999, -7), (66_001, 9)] {
+            rows.target[row] = class;
+            let args = rows.forward_args();
+            let error = status_of(gpu, &rows.cross_entropy(), Pass::Forward, &args);
+            let want = Error::Class { row: row as u64, class: class.into(), classes: 2 };
+            assert_eq!(error, Err(want));
+        }
+    });
+}
+
+#[test]
+fn the_device_has_nothing_to_report_of_classes_in_range() {
+    on_every_device(|gpu| {
+        let rows = Rows::random(&mut Random::new(4), Logits::Normal, &[40, 5]);
+        for ignored in [-100, 5, -1, i32::MIN] {
+            let target = rows.target.iter().map(|&y| if y == -100 { ignored } else { y });
+            let rows = Rows { target: target.collect(), ..rows.clone() }.ignore_index(ignored);
+            for pass in PASSES {
+                let op = rows.cross_entropy();
+                assert_eq!(status_of(gpu, &op, pass, &rows.args(pass)), Ok(()));
+            }
+        }
+        let none = Rows::shaped(&[0, 5], &[], &[]);
+        let args = none.forward_args();
+        assert_eq!(status_of(gpu, &none.cross_entropy(), Pass::Forward, &args), Ok(()));
+    });
+}
+
+#[test]
+fn a_class_out_of_range_spoils_its_own_row_only() {
+    // Loss and gradient of that row are NaN; everything else is to the bit what it is where the row
+    // is ignored, the divisor of the mean included.
+    on_every_device(|gpu| {
+        let mut random = Random::new(5);
+        for classes in [5, 40] {
+            let rows = Rows::random(&mut random, Logits::Normal, &[9, classes]);
+            let weighted = rows.clone().weighted(&mut random).smoothing(0.1);
+            for ignored in [rows, weighted] {
+                let mut ignored = ignored;
+                ignored.target = random.targets(9, classes, -100, 0.0);
+                ignored.target[4] = -100;
+                let mut bad = ignored.clone();
+                bad.target[4] = classes as i32;
+
+                let each = run_on_tensors(gpu, &bad, Pass::ForwardBackward);
+                let want = run(gpu, &ignored, Pass::ForwardBackward);
+                assert!(each.loss.to_f32()[4].is_nan());
+                let own = |grad: &[f32]| grad[4 * classes..5 * classes].to_vec();
+                assert!(own(&each.grad.to_f32()).iter().all(|g| g.is_nan()));
+                let others = |array: &Array<'_>, size: usize| {
+                    let mut bits = bits_of(array);
+                    bits.drain(4 * size..5 * size);
+                    bits
+                };
+                assert_eq!(others(&each.loss, 1), others(want.loss.as_ref().unwrap(), 1));
+                let want = want.grad.as_ref().unwrap();
+                assert_eq!(others(&each.grad, classes), others(want, classes));
+
+                let mean = run_on_tensors(gpu, &bad.reduced(Reduction::Mean), Pass::Backward);
+                let want = run(gpu, &ignored.reduced(Reduction::Mean), Pass::Backward);
+                assert!(own(&mean.grad.to_f32()).iter().all(|g| g.is_nan()));
+                let want = want.grad.as_ref().unwrap();
+                assert_eq!(others(&mean.grad, classes), others(want, classes));
+            }
+        }
+    });
+}
+
+struct Read {
+    /// Zeros where the pass has none.
+    loss: Array<'static>,
+    grad: Array<'static>,
+}
+
+/// From device tensors, whose classes are not looked at before.
+fn run_on_tensors(gpu: &Gpu, rows: &Rows, pass: Pass) -> Read {
+    let args = gpu.block_on(gpu.upload_args(&rows.args(pass))).unwrap();
+    let out = gpu.block_on(gpu.run(&rows.cross_entropy(), pass, &args)).unwrap();
+    let read = |part: Option<Tensor>| match part {
+        Some(tensor) => gpu.block_on(gpu.read(&tensor)).unwrap(),
+        None => zeros(&[rows.target.len()]),
+    };
+    Read { loss: read(out.loss), grad: read(out.grad) }
+}
+
+#[test]
+fn a_class_out_of_range_is_kept_in_the_state() {
+    on_every_device(|gpu| {
+        let mut rows = Rows::random(&mut Random::new(6), Logits::Normal, &[3, 5]);
+        rows.target = vec![1, 7, 4];
+        let op = rows.cross_entropy().keep_state(true);
+        let args = gpu.block_on(gpu.upload_args(&rows.args(Pass::Backward))).unwrap();
+        let forward = gpu.block_on(gpu.upload_args(&rows.forward_args())).unwrap();
+        let kept = gpu.block_on(gpu.forward(&op, &forward)).unwrap();
+        let args = args.state(kept.state.unwrap());
+        let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+        let grad = gpu.block_on(gpu.read(&out.grad)).unwrap().to_f32();
+        let is_nan: Vec<_> = grad.iter().map(|g| g.is_nan()).collect();
+        assert_eq!(is_nan, [[false; 5], [true; 5], [false; 5]].concat());
+        let error = gpu.block_on(gpu.check(&out.status.unwrap()));
+        assert_eq!(error, Err(Error::Class { row: 1, class: 7, classes: 5 }));
+    });
+}
+
+#[test]
+fn a_status_that_is_none() {
+    let Some(gpu) = gpu() else { return };
+    let tensor = |array: &Array<'_>| gpu.block_on(gpu.upload(array)).unwrap();
+    let error = gpu.block_on(gpu.check(&tensor(&Array::from(&[0; 3])))).unwrap_err();
+    assert_eq!(error.to_string(), "status: expected shape [8], got [3]");
+    let error = gpu.block_on(gpu.check(&tensor(&zeros(&[8])))).unwrap_err();
+    assert_eq!(error.to_string(), "status: expected storage type i32, got f32");
+}
+
+// ---- adapters ----
+
+#[test]
+fn no_such_adapter() {
+    let Some(_) = gpu() else { return };
+    let found = pollster::block_on(wgloss::adapters());
+    let found: Vec<_> = found.iter().map(|adapter| adapter.get_info().name).collect();
+    let open = |options: &GpuOptions| pollster::block_on(Gpu::with_options(options));
+    let error = open(&GpuOptions::default().name("no such adapter")).unwrap_err();
+    let text = format!(
+        "device: expected a Vulkan, Metal or DX12 adapter named \"no such adapter\", found {}",
+        found.join(", ")
+    );
+    assert_eq!(error.to_string(), text);
+    match open(&GpuOptions::default().hardware_only(true)) {
+        Ok(gpu) => assert!(!gpu.is_software()),
+        Err(error) => {
+            let text = format!("device: expected a hardware GPU, found {}", found.join(", "));
+            assert_eq!(error.to_string(), text);
+        }
+    }
+    // any part of the name, in any case of letters
+    let part = found[0][..4].to_uppercase();
+    assert!(open(&GpuOptions::default().name(part)).is_ok());
+}
