@@ -55,7 +55,10 @@ fn every_case_notices_what_is_wrong() {
         for case in row.cases().into_iter().filter(|case| case.elements() <= 150) {
             let what = format!("{} {}: {}", row.op(), row.options, case.name());
             let same = changed(&case, |_, _| {});
-            assert!(same.iter().all(|r| matches!(r, Ok(units) if *units < 1.0)), "{what}: {same:?}");
+            assert!(
+                same.iter().all(|r| matches!(r, Ok(units) if *units < 1.0)),
+                "{what}: {same:?}"
+            );
             for pass in grid::PASSES {
                 let is_there = std::cell::Cell::new(false);
                 let off = changed(&case, |p, values| {
@@ -67,7 +70,13 @@ fn every_case_notices_what_is_wrong() {
                 });
                 for (p, result) in grid::PASSES.iter().zip(off) {
                     let expected = is_there.get() && *p == pass;
-                    assert_eq!(result.is_err(), expected, "{what}: {} of {}", p.name(), pass.name());
+                    assert_eq!(
+                        result.is_err(),
+                        expected,
+                        "{what}: {} of {}",
+                        p.name(),
+                        pass.name()
+                    );
                 }
             }
         }

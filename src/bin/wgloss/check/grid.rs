@@ -430,19 +430,19 @@ impl Case<'_> {
 
         let weight = match self.row.weights {
             Weights::None => None,
-            Weights::Classes => Some(eighths(&mut random, classes)),
+            Weights::Classes => Some(random.eighths(classes)),
             Weights::Elements | Weights::ElementsAndPositive => {
                 // repeated along the first dimension and the last
                 let own: Vec<usize> = shape.iter().skip(1).copied().collect();
                 let own = [&own[..own.len().saturating_sub(1)], &[1][..own.len().min(1)]].concat();
-                let values = eighths(&mut random, own.iter().product());
+                let values = random.eighths(own.iter().product());
                 args = args.weight(Array::from_vec(values, &own)?);
                 None
             }
         };
         if self.row.weights == Weights::ElementsAndPositive {
             let own: Vec<usize> = shape.last().into_iter().copied().collect();
-            let values = eighths(&mut random, own.iter().product());
+            let values = random.eighths(own.iter().product());
             args = args.pos_weight(Array::from_vec(values, &own)?);
         }
         let mut kept = rows as f64;
@@ -569,12 +569,6 @@ fn unit(random: &mut Random, nature: Nature, x: f32) -> f32 {
         (_, 1) => 1.0 - right,
         _ => random.uniform() as f32,
     }
-}
-
-/// Eighths, negative ones and zeros among them: their sums are exact in any order, so that the
-/// divisor of a mean has no error of its own.
-fn eighths(random: &mut Random, count: usize) -> Vec<f32> {
-    (0..count).map(|_| (random.normal() * 8.0).round() as f32 / 8.0).collect()
 }
 
 /// The classes along a dimension, and how far apart they lie; one class without one.
