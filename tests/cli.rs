@@ -6,60 +6,17 @@ mod common;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use common::command::{line, wgloss};
 use common::compare::compare_moderate;
-use common::conformance::{self, Case, TargetKind};
+use common::conformance::{self, Case};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-use wgloss::{Array, DType};
-
-/// What a process left behind.
-struct Run {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    /// The report, where all went well.
-    #[track_caller]
-    fn report(self) -> String {
-        assert_eq!((self.code, &self.stderr[..]), (Some(0), ""), "{}", self.stdout);
-        self.stdout
-    }
-
-    /// The one line on stderr, where it did not.
-    #[track_caller]
-    fn refusal(self) -> String {
-        assert_eq!((self.code, &self.stdout[..]), (Some(1), ""), "{}", self.stderr);
-        let line = self.stderr.strip_prefix("wgloss: error: ").and_then(|e| e.strip_suffix('\n'));
-        let line = line.unwrap_or_else(|| panic!("{}", self.stderr));
-        assert!(!line.contains('\n'), "{line}");
-        line.into()
-    }
-}
-
-/// Runs the program with the words of `command` in a folder.
-fn wgloss(folder: &Path, command: &str, environment: &[(&str, &str)]) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_wgloss"))
-        .args(command.split_whitespace())
-        .env("XDG_RUNTIME_DIR", folder) // Mesa complains on stderr where there is none
-        .envs(environment.iter().copied())
-        .current_dir(folder)
-        .output()
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-/// A line of a report by its first word.
-#[track_caller]
-fn line<'a>(report: &'a str, word: &str) -> &'a str {
-    let mut lines = report.lines().filter_map(|line| line.strip_prefix(word));
-    lines.next().unwrap_or_else(|| panic!("no {word} in:\n{report}")).trim()
-}
+use wgloss::{
+    Args, Array, Bce, CrossEntropy, DType, Huber, KlDiv, LogSigmoid, LogSoftmax, NllLoss, Op, Pass,
+    Reduction, SigmoidFocal, SmoothL1, SoftMargin, Softmax, reference,
+};
 
 /// A `.npy` file as another program might write it: the header is not the one that wgloss writes.
 fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8> {
@@ -142,28 +99,23 @@ fn inputs() -> TempDir {
     folder
 }
 
-/// The worked examples that the program computes.
+/// The worked examples of a single op.
 fn seeds() -> Vec<Case> {
     let mut cases = conformance::load(&conformance::folder("seeds")).cases;
-    cases.retain(|case| match case.op.as_str() {
-        "cross_entropy" => case.target_kind == Some(TargetKind::Index),
-        "bce_with_logits" => true,
-        _ => false,
-    });
-    assert!(cases.len() >= 22, "{}", cases.len());
+    cases.retain(|case| case.pre().unwrap().is_none());
+    assert_eq!(cases.len(), 45);
     cases
 }
 
 /// A case's options as flags.
 fn flags(case: &Case) -> String {
     let mut flags = case.op.replace('_', "-");
-    let params = &case.params;
-    flags += &format!(" --reduction {}", params.reduction.as_deref().unwrap_or("mean"));
-    if let Some(class) = params.ignore_index {
-        flags += &format!(" --ignore-index {class}");
-    }
-    if let Some(share) = params.label_smoothing {
-        flags += &format!(" --label-smoothing {share}");
+    for name in ["reduction", "ignore_index", "label_smoothing", "dim"] {
+        let value = case.param(name);
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        if !value.is_null() {
+            flags += &format!(" --{} {text}", name.replace('_', "-"));
+        }
     }
     flags
 }
@@ -173,7 +125,7 @@ fn run_case(case: &Case, device: &str) -> (String, [Written; 2]) {
     let folder = TempDir::new().unwrap();
     let mut command = format!("run {} --device {device}", flags(case));
     for role in ["input", "target", "weight", "pos_weight", "upstream"] {
-        if let Some(array) = case.array(role) {
+        if let Some(array) = case.array(role).unwrap() {
             fs::write(folder.path().join(format!("{role}.npy")), npy_of(&array)).unwrap();
             command += &format!(" --{} {role}.npy", role.replace('_', "-"));
         }
@@ -185,8 +137,10 @@ fn run_case(case: &Case, device: &str) -> (String, [Written; 2]) {
 
 /// The shape of a case's loss: cases store a mean or sum as `[1]`.
 fn loss_shape(case: &Case) -> Vec<usize> {
-    let none = case.params.reduction.as_deref() == Some("none");
-    if none { case.array("target").unwrap().shape().to_vec() } else { vec![] }
+    match case.param("reduction").as_str() {
+        Some("mean" | "sum") => vec![],
+        _ => case.reference("out_ref").unwrap().unwrap().shape,
+    }
 }
 
 #[test]
@@ -195,13 +149,13 @@ fn worked_examples_on_the_reference() {
         let (report, [loss, grad]) = run_case(&case, "reference");
         assert_eq!(line(&report, "device"), "reference (float64)");
         assert_eq!(loss.shape, loss_shape(&case), "{}", case.name);
-        assert_eq!(grad.shape, case.array("input").unwrap().shape(), "{}", case.name);
+        assert_eq!(grad.shape, case.input().unwrap().shape(), "{}", case.name);
         if let [value] = loss.values[..] {
             let printed: f64 = line(&report, "loss").parse().unwrap();
             assert_eq!(printed, value, "17 digits tell every two float64 apart");
         }
         for (Written { descr, values: got, .. }, role) in [(loss, "out_ref"), (grad, "grad_ref")] {
-            let want = case.values(role).unwrap();
+            let want = conformance::values(&case, role);
             assert_eq!((&descr[..], got.len()), ("<f8", want.len()), "{} {role}", case.name);
             let largest = want.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
             for (got, want) in got.iter().zip(&want) {
@@ -226,17 +180,97 @@ fn worked_examples_on_the_gpu() {
             assert!(!line(&report, word).is_empty());
         }
         assert_eq!(loss.shape, loss_shape(&case), "{}", case.name);
-        assert_eq!(grad.shape, case.array("input").unwrap().shape(), "{}", case.name);
+        assert_eq!(grad.shape, case.input().unwrap().shape(), "{}", case.name);
         let logits =
-            case.values("input").unwrap().into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            conformance::values(&case, "input").into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         for (Written { descr, values, .. }, role) in [(loss, "out_ref"), (grad, "grad_ref")] {
             assert_eq!(descr, "<f4");
             let got: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
-            compare_moderate(&got, &case.values(role).unwrap(), logits)
+            compare_moderate(&got, &conformance::values(&case, role), logits)
                 .unwrap_or_else(|error| panic!("{} {role}: {error}", case.name));
         }
     }
     assert!(seen.len() >= 6, "{seen:?}");
+}
+
+/// Ops and options that the examples lack, against calls of the library.
+#[test]
+fn every_op_takes_its_options() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, array: &Array<'_>| {
+        fs::write(folder.path().join(name), npy_of(array)).unwrap();
+    };
+    let shape = [2, 3];
+    let x = Array::new(&[0.2_f32, 0.9, 0.4, 0.7, 0.1, 0.6], &shape).unwrap();
+    let t = Array::new(&[1.0_f32, 0.0, 0.5, 0.3, 0.2, 0.9], &shape).unwrap();
+    let w = Array::new(&[0.5_f32, 2.0, -1.0], &[3]).unwrap();
+    let classes = Array::new(&[1_i64, 2], &[2]).unwrap();
+    for (name, array) in [("x.npy", &x), ("t.npy", &t), ("w.npy", &w), ("y.npy", &classes)] {
+        write(name, array);
+    }
+    let map = Args::new(x.clone());
+    let loss = map.clone().target(t);
+    let rows = map.clone().target(classes);
+    let weighted = loss.clone().weight(w.clone());
+    let cases: Vec<(&str, Box<dyn Op>, &Args<Array<'_>>)> = vec![
+        ("smooth-l1 --target t.npy --beta 0.25", Box::new(SmoothL1::default().beta(0.25)), &loss),
+        ("huber --target t.npy --delta 0.3", Box::new(Huber::default().delta(0.3)), &loss),
+        ("kl-div --target t.npy", Box::new(KlDiv::default()), &loss),
+        (
+            "kl-div --target t.npy --log-target --reduction batchmean",
+            Box::new(KlDiv::default().log_target(true).reduction(Reduction::BatchMean)),
+            &loss,
+        ),
+        ("soft-margin --target t.npy", Box::new(SoftMargin::default()), &loss),
+        (
+            "sigmoid-focal --target t.npy --alpha -1 --gamma 0.5 --reduction sum",
+            Box::new(SigmoidFocal::default().alpha(-1.0).gamma(0.5).reduction(Reduction::Sum)),
+            &loss,
+        ),
+        ("bce --target t.npy --weight w.npy", Box::new(Bce::default()), &weighted),
+        ("nll-loss --target y.npy", Box::new(NllLoss::default()), &rows),
+        ("softmax --dim -2", Box::new(Softmax::default().dim(-2)), &map),
+        ("log-softmax", Box::new(LogSoftmax::default()), &map),
+        ("logsigmoid", Box::new(LogSigmoid), &map),
+        (
+            "cross-entropy --target y.npy --logit-scale 2 --softcap 0.5 --z-loss 0.1",
+            Box::new(CrossEntropy::default().logit_scale(2.0).softcap(0.5).z_loss(0.1)),
+            &rows,
+        ),
+        (
+            "cross-entropy --target t.npy --weight w.npy --label-smoothing 0.2",
+            Box::new(CrossEntropy::default().label_smoothing(0.2)),
+            &weighted,
+        ),
+    ];
+    for (command, op, args) in cases {
+        let command = format!(
+            "run {command} --input x.npy --device reference --output loss.npy --grad grad.npy"
+        );
+        let report = wgloss(folder.path(), &command, &[]).report();
+        let want = reference::run(&*op, Pass::ForwardBackward, args).unwrap();
+        let start = format!("{}.forward_backward", op.name());
+        assert!(line(&report, "op").starts_with(&start), "{report}");
+        for (name, want) in [("loss.npy", want.loss), ("grad.npy", want.grad)] {
+            let (got, want) = (read_npy(&folder.path().join(name)), want.unwrap());
+            assert_eq!((got.shape, got.values), (want.shape, want.values), "{command}: {name}");
+        }
+    }
+
+    // what rows have beside a loss
+    let command = "run cross-entropy --input x.npy --target y.npy --device cpu --logsumexp l.npy \
+        --argmax a.npy --correct c.npy";
+    wgloss(folder.path(), command, &[]).report();
+    let read = |name: &str| read_npy(&folder.path().join(name)).values;
+    assert_eq!((read("a.npy"), read("c.npy")), (vec![1.0, 0.0], vec![1.0, 0.0]));
+    assert!((read("l.npy")[0] - (0.2_f64.exp() + 0.9_f64.exp() + 0.4_f64.exp()).ln()).abs() < 1e-6);
+    // all rows are left out
+    let empty = "run cross-entropy --input x.npy --target i.npy --ignore-index 7 --device cpu";
+    write("i.npy", &Array::new(&[7_i64, 7], &[2]).unwrap());
+    for (rest, loss) in [("", "NaN"), (" --empty-mean 0", "0.0")] {
+        let report = wgloss(folder.path(), &format!("{empty}{rest}"), &[]).report();
+        assert_eq!(line(&report, "loss"), loss);
+    }
 }
 
 #[test]
@@ -320,12 +354,12 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
         ),
         (
             "--input logits.npy --target uint8.npy",
-            "--target uint8.npy: expected int32 or int64, got uint8: convert with .astype(np.int64)",
+            "--target uint8.npy: expected int32 or int64 for classes, float32 for probabilities, got \
+             uint8: convert with .astype(np.int64) or .astype(np.float32)",
         ),
         (
             "--input logits.npy --target vector.npy",
-            "--target vector.npy: expected int32 or int64, got float32: convert with \
-             .astype(np.int64)",
+            "--target vector.npy: expected shape [2, 3], got [3]",
         ),
         (
             "--input cut.npy --target target.npy",
@@ -446,7 +480,10 @@ fn usage_errors_end_with_2() {
         ("run cross-entropy --input logits.npy", "--target <FILE>"),
         (&format!("run cross-entropy {good} --pos-weight w.npy"), "'--pos-weight'"),
         (&format!("run bce-with-logits {good} --label-smoothing 0.1"), "'--label-smoothing'"),
-        (&format!("run cross-entropy {good} --reduction avg"), "none, mean, sum"),
+        (&format!("run cross-entropy {good} --reduction avg"), "none, mean, sum]"),
+        (&format!("run cross-entropy {good} --reduction batchmean"), "none, mean, sum]"),
+        (&format!("run softmax {good}"), "'--target'"),
+        ("run sigmoid --input logits.npy --reduction sum", "'--reduction'"),
         (&format!("run cross-entropy {good} --device tpu"), "auto, gpu, cpu, reference"),
     ] {
         let run = wgloss(folder.path(), command, &[]);

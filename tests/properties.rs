@@ -5,9 +5,7 @@
 
 mod common;
 
-use common::call::{
-    Call, Elements, REDUCTIONS, Rows, bits, bits_of, eighths, judge, reference, run,
-};
+use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, judge, reference, run};
 use common::compare::{Bound, compare};
 use common::gpu::on_every_device;
 use common::random::{Logits, Random};
@@ -389,7 +387,7 @@ fn two_classes_are_bce_with_logits() {
 fn weights_scale_the_sum_and_not_the_mean() {
     // Twice the weights: twice the sum of the losses and the divisor, to the bit.
     for_all((moderate_rows(), any::<u64>()), |gpu, (rows, seed)| {
-        let weight = eighths(&mut Random::new(*seed), rows.classes());
+        let weight = Random::new(*seed).eighths(rows.classes());
         let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
         for reduction in [Reduction::Sum, Reduction::Mean] {
             let rows = rows.clone().reduced(reduction);

@@ -2,13 +2,16 @@
 //!
 //! Written for being right and easy to check, not for speed. Only the formulas' rearrangements that
 //! float64 itself needs are made (a confident row would lose its digits even there); none of the
-//! kernels' accumulators, blocks or merging rules appear.
+//! kernels' accumulators, blocks or merging rules appear. [`run`] computes; [`compare`] holds f32
+//! results to what is promised of them.
 
+mod compare;
 mod cross_entropy;
 mod elements;
 mod nll_loss;
 mod row_maps;
 
+pub use compare::{Bound, Mismatch, Worst, compare, compare_by};
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
 pub(crate) use nll_loss::nll_loss;

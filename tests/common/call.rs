@@ -66,12 +66,6 @@ pub struct Elements {
     pub reduction: Reduction,
 }
 
-/// Weights whose sums are exact in any order, so that the divisor of a mean has no error of its own:
-/// eighths, negative ones and zeros among them.
-pub fn eighths(random: &mut Random, count: usize) -> Vec<f32> {
-    (0..count).map(|_| (random.normal() * 8.0).round() as f32 / 8.0).collect()
-}
-
 impl Rows {
     /// Rows with a target each, one loss a row.
     pub fn new(logits: &[f32], target: &[i32]) -> Self {
@@ -113,9 +107,9 @@ impl Rows {
         Rows { upstream: Some(upstream), ..Self::shaped(shape, &logits, &target) }
     }
 
-    /// Random weights: see [`eighths`].
+    /// Random weights: see [`Random::eighths`].
     pub fn weighted(self, random: &mut Random) -> Self {
-        let weight = eighths(random, self.classes());
+        let weight = random.eighths(self.classes());
         self.weight(&weight)
     }
 

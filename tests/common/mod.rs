@@ -1,11 +1,16 @@
 //! What the tests share: comparators, the conformance folders, random inputs, devices, calls that
-//! are held to the promise.
+//! are held to the promise, the program and its table of ops.
 
 // Every test file compiles all of this and uses some of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod call;
+#[cfg(feature = "cli")]
+pub mod command;
 pub mod compare;
 pub mod conformance;
 pub mod gpu;
+#[path = "../../src/bin/wgloss/check/grid.rs"]
+pub mod grid;
+#[path = "../../src/bin/wgloss/check/random.rs"]
 pub mod random;

@@ -1,6 +1,7 @@
 //! `wgloss devices`: what there is to run on.
 
-use anyhow::{Result, bail};
+use anyhow::bail;
+use serde::{Serialize, Serializer};
 use wgloss::wgpu::{Adapter, AdapterInfo, DeviceType, Features};
 
 use crate::print;
@@ -11,6 +12,8 @@ const NONE: &str = "no adapter found: install a Vulkan driver for the GPU, or Me
 const ORDER: &str = "hardware before software, discrete before integrated";
 
 /// A property of an adapter.
+#[derive(Serialize)]
+#[serde(untagged)]
 enum Value {
     Text(String),
     Flag(bool),
@@ -32,46 +35,39 @@ impl Value {
             }
         }
     }
+}
 
-    fn json(&self) -> String {
-        match self {
-            Value::Text(text) => quote(text),
-            Value::Flag(flag) => flag.to_string(),
-            Value::Number(number) | Value::Bytes(number) => number.to_string(),
-        }
+/// What distinguishes an adapter, in the order in which it is told.
+struct Properties(Vec<(&'static str, Value)>);
+
+impl Serialize for Properties {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
     }
 }
 
-/// A JSON string.
-fn quote(text: &str) -> String {
-    let mut quoted = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            c if u32::from(c) < 0x20 => quoted += &format!("\\u{:04x}", u32::from(c)),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
+/// All of it, as JSON has it.
+#[derive(Serialize)]
+struct Listing {
+    adapters: Vec<Properties>,
+    /// Which of them `--device gpu` takes.
+    gpu: Option<usize>,
+    /// Which of them `--device auto` takes.
+    auto: Option<usize>,
 }
 
 /// Lists every adapter.
-pub fn list(json: bool) -> Result<()> {
+pub fn list(json: bool) -> anyhow::Result<()> {
     let adapters = pollster::block_on(wgloss::adapters());
     let gpu = (!adapters.is_empty()).then_some(0);
     let auto = adapters.iter().position(|a| a.get_info().device_type != DeviceType::Cpu);
     if json {
-        let objects: Vec<_> = adapters.iter().map(|adapter| object(&properties(adapter))).collect();
-        let index = |choice: Option<usize>| choice.map_or("null".into(), |i| i.to_string());
-        print(&[
-            format!("{{\"adapters\": [{}],", objects.join(", ")),
-            format!(" \"gpu\": {}, \"auto\": {}}}", index(gpu), index(auto)),
-        ])?;
+        let adapters = adapters.iter().map(properties).collect();
+        print(&[serde_json::to_string_pretty(&Listing { adapters, gpu, auto })?])?;
     } else if gpu.is_some() {
         let mut lines = Vec::new();
         for (index, adapter) in adapters.iter().enumerate() {
-            for (key, value) in properties(adapter) {
+            for (key, value) in properties(adapter).0 {
                 lines.push(match key {
                     "name" => format!("{index}  {}", value.text()),
                     _ => format!("   {:34} {}", key.replace('_', " "), value.text()),
@@ -109,13 +105,12 @@ fn kind(device_type: DeviceType) -> &'static str {
     }
 }
 
-/// What distinguishes adapters. The keys are JSON's.
-fn properties(adapter: &Adapter) -> Vec<(&'static str, Value)> {
+fn properties(adapter: &Adapter) -> Properties {
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
     let text = |text: &str| Value::Text(text.into());
     let flag = |feature| Value::Flag(features.contains(feature));
     let number = |number: u32| Value::Number(number.into());
-    vec![
+    Properties(vec![
         ("name", text(&info.name)),
         ("type", text(kind(info.device_type))),
         ("backend", text(info.backend.to_str())),
@@ -132,10 +127,5 @@ fn properties(adapter: &Adapter) -> Vec<(&'static str, Value)> {
         ("max_invocations_per_workgroup", number(limits.max_compute_invocations_per_workgroup)),
         ("max_workgroup_memory", Value::Bytes(limits.max_compute_workgroup_storage_size.into())),
         ("max_workgroups_per_dimension", number(limits.max_compute_workgroups_per_dimension)),
-    ]
-}
-
-fn object(properties: &[(&str, Value)]) -> String {
-    let entries = properties.iter().map(|(key, value)| format!("\"{key}\": {}", value.json()));
-    format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+    ])
 }

@@ -81,6 +81,18 @@ impl Place {
         Ok(format)
     }
 
+    /// Refuses a place that several tensors cannot be written to.
+    pub fn expect_tensors(&self) -> Result<()> {
+        let is_whole_file = self.key.is_none() && self.format()? == Format::Safetensors;
+        ensure!(is_whole_file, "expected a name that ends in .safetensors");
+        expect_writable(&self.path)
+    }
+
+    /// Writes tensors by their keys, in place of what was there.
+    pub fn write_tensors(&self, tensors: &[(String, Tensor)]) -> Result<()> {
+        replace(&self.path, &safetensors_bytes(tensors.iter().map(|(key, value)| (key, value)))?)
+    }
+
     /// The file that is meant, links resolved, if it exists; otherwise where it would be.
     fn resolved(&self) -> Option<PathBuf> {
         self.path
@@ -95,6 +107,49 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Refuses a path that no file can be written to.
+pub fn expect_writable(path: &Path) -> Result<()> {
+    let parent = folder(path);
+    ensure!(parent.is_dir(), "expected an existing folder {}", parent.display());
+    ensure!(path.file_name().is_some(), "expected a file's name");
+    ensure!(!path.exists() || path.is_file(), "expected a file, found a folder or device");
+    Ok(())
+}
+
+/// Writes a file, whole or not at all.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    // where a link leads, not the link
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut file = temporary(folder(&path))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(&path)?;
+    Ok(())
+}
+
+/// A file that is removed unless it is put in place.
+fn temporary(folder: &Path) -> Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // as for any new file, less the umask; temporary files are private otherwise
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    Ok(builder.prefix(".wgloss-").tempfile_in(folder)?)
+}
+
+fn safetensors_bytes<'a>(
+    tensors: impl Iterator<Item = (&'a String, &'a Tensor)>,
+) -> Result<Vec<u8>> {
+    let mut views = Vec::new();
+    for (key, tensor) in tensors {
+        let view = TensorView::new(tensor.dtype(), tensor.shape().to_vec(), tensor.bytes());
+        views.push((key, view.map_err(|error| anyhow!("{error}"))?));
+    }
+    safetensors::serialize(views, None).map_err(|error| anyhow!("{error}"))
+}
+
 /// What an argument's elements mean, and so what types they may have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -102,13 +157,22 @@ pub enum Kind {
     Numbers,
     /// Class indices: int32 or int64.
     Classes,
+    /// Either: the type tells which.
+    ClassesOrNumbers,
 }
 
 impl Kind {
     fn expect(self, dtype: Result<Dtype, &str>) -> Result<Dtype> {
+        let (integers, floats) =
+            (&[Dtype::I32, Dtype::I64], &[Dtype::F32, Dtype::F16, Dtype::BF16]);
         let (allowed, words, numpy) = match self {
-            Kind::Numbers => (&[Dtype::F32, Dtype::F16, Dtype::BF16][..], "float32", "float32"),
-            Kind::Classes => (&[Dtype::I32, Dtype::I64][..], "int32 or int64", "int64"),
+            Kind::Numbers => (floats.to_vec(), "float32", "float32"),
+            Kind::Classes => (integers.to_vec(), "int32 or int64", "int64"),
+            Kind::ClassesOrNumbers => (
+                [&integers[..], floats].concat(),
+                "int32 or int64 for classes, float32 for probabilities",
+                "int64) or .astype(np.float32",
+            ),
         };
         match dtype {
             Ok(dtype) if allowed.contains(&dtype) => return Ok(dtype),
@@ -230,7 +294,21 @@ pub enum Tensor {
     Exact(Values),
 }
 
+impl From<Array<'static>> for Tensor {
+    fn from(array: Array<'static>) -> Self {
+        Tensor::Stored(array)
+    }
+}
+
 impl Tensor {
+    /// The same, rounded to float32 where it is float64.
+    pub fn into_array(self) -> wgloss::Result<Array<'static>> {
+        match self {
+            Tensor::Stored(array) => Ok(array),
+            Tensor::Exact(values) => values.to_array(),
+        }
+    }
+
     /// The shape; `[]` for a mean or a sum.
     pub fn shape(&self) -> &[usize] {
         match self {
@@ -379,14 +457,7 @@ impl Output {
 
     /// A temporary file with everything in it, beside where it belongs.
     fn complete(&self, parts: &[(&Part, &Tensor)]) -> Result<tempfile::NamedTempFile> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        {
-            // as for any new file, less the umask; temporary files are private otherwise
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.prefix(".wgloss-").tempfile_in(folder(&self.path))?;
+        let mut file = temporary(folder(&self.path))?;
         match self.format {
             Format::Npy => {
                 for (_, tensor) in parts {
@@ -395,14 +466,8 @@ impl Output {
                 }
             }
             Format::Safetensors => {
-                let mut views = Vec::new();
-                for (part, tensor) in parts {
-                    let shape = tensor.shape().to_vec();
-                    let view = TensorView::new(tensor.dtype(), shape, tensor.bytes());
-                    views.push((&part.key, view.map_err(|error| anyhow!("{error}"))?));
-                }
-                let bytes = safetensors::serialize(views, None);
-                file.write_all(&bytes.map_err(|error| anyhow!("{error}"))?)?;
+                let tensors = parts.iter().map(|(part, tensor)| (&part.key, *tensor));
+                file.write_all(&safetensors_bytes(tensors)?)?;
             }
         }
         file.as_file().sync_all()?;

@@ -3,8 +3,10 @@
 mod npy;
 mod files;
 mod devices;
+mod machine;
 mod ops;
 mod run;
+mod check;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -41,6 +43,13 @@ enum Command {
         #[command(subcommand)]
         op: Box<ops::OpCommand>,
     },
+    /// Hold a device to the promised accuracy: after a driver update, or on a new machine
+    ///
+    /// Every op, option, reduction and pass runs over random, confident, ramping, masked, extreme
+    /// and broken inputs, and is held to the float64 reference. With --cases, the cases of a folder
+    /// are computed and judged instead. The last line counts what passed, failed and was skipped;
+    /// the exit status is 0 only if nothing failed.
+    Check(check::Flags),
     /// List the adapters that kernels can run on, and which of them `run` would take
     Devices {
         /// Write JSON
@@ -51,11 +60,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { op } => run::run(&(*op).into()),
-        Command::Devices { json } => devices::list(json),
+        Command::Run { op } => run::run(&(*op).into()).map(|()| true),
+        Command::Check(flags) => check::check(&flags),
+        Command::Devices { json } => devices::list(json).map(|()| true),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // the report tells what failed
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // one line, whatever a driver or a file's name has in it
             let text = format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ");

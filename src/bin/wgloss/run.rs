@@ -1,23 +1,15 @@
 //! `wgloss run`: arrays from files, an op, results to files.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use wgloss::{Args, Gpu, GpuOptions, Pass, reference};
+use wgloss::{Args, Pass};
 
 use crate::files::{self, Kind, Outputs, Place, Tensor};
-use crate::ops::{Device, Host, Job};
-use crate::{devices, print};
-
-/// What was computed, where and how fast.
-struct Outcome {
-    device: String,
-    /// What was timed, how long it took, and what that includes.
-    times: Vec<(&'static str, Duration, &'static str)>,
-    loss: Option<Tensor>,
-    grad: Option<Tensor>,
-}
+use crate::machine::{Device, Machine};
+use crate::ops::{Host, Job};
+use crate::print;
 
 /// Does it all, or nothing.
 pub fn run(job: &Job) -> Result<()> {
@@ -27,9 +19,13 @@ pub fn run(job: &Job) -> Result<()> {
         (None, Some(_)) => Pass::ForwardBackward,
         (None, None) => Pass::Forward,
     };
-    let asked = [("loss", &common.loss, pass.has_loss()), ("grad", &common.grad, pass.has_grad())];
-    for (name, place, computed) in asked {
-        if let (Some(place), false) = (place, computed) {
+    let asked = [("loss", &common.loss), ("grad", &common.grad)];
+    let asked = asked.into_iter().filter_map(|(name, place)| Some((name, place.as_ref()?)));
+    let asked: Vec<_> =
+        asked.chain(job.row_outputs.iter().map(|(name, place)| (*name, place))).collect();
+    for &(name, place) in &asked {
+        let is_computed = if name == "grad" { pass.has_grad() } else { pass.has_loss() };
+        if !is_computed {
             let pass = pass.name().replace('_', "-");
             bail!("--{name} {place}: expected none for --pass {pass}, got one");
         }
@@ -41,8 +37,7 @@ pub fn run(job: &Job) -> Result<()> {
     let inputs: Vec<_> = std::iter::once(("input", &input))
         .chain(job.given.iter().map(|given| (given.name, &given.place)))
         .collect();
-    let places = asked.iter().filter_map(|(name, place, _)| Some((*name, place.as_ref()?)));
-    let outputs = Outputs::check(places, &inputs)?;
+    let outputs = Outputs::check(asked, &inputs)?;
 
     let progress = ProgressBar::new(3).with_style(
         ProgressStyle::with_template("{spinner} {bar:12} {msg}")
@@ -56,21 +51,27 @@ pub fn run(job: &Job) -> Result<()> {
     job.op.outputs(pass, &args.layouts()).map_err(explain)?;
     progress.inc(1);
     progress.set_message("computing");
-    let outcome = compute(job, pass, &args).map_err(explain)?;
+    let machine = Machine::open(common.device).map_err(explain)?;
+    let (output, times) = machine.run_timed(&*job.op, pass, &args).map_err(explain)?;
     progress.inc(1);
     progress.set_message("writing");
-    let parts = [("loss", &outcome.loss), ("grad", &outcome.grad)];
+    let parts = [
+        ("loss", &output.loss),
+        ("grad", &output.grad),
+        ("logsumexp", &output.logsumexp),
+        ("argmax", &output.argmax),
+        ("correct", &output.correct),
+    ];
     let written = outputs.write(&parts)?;
     progress.finish_and_clear();
 
-    let reduction = wgloss::Reduction::from(common.reduction).name();
+    let reduction = job.reduction.map(|r| format!(", reduction {}", r.name()));
+    let reduction = reduction.unwrap_or_default();
     let mut lines = vec![
-        format!("op      {}.{}, reduction {reduction}", job.op.name(), pass.name()),
-        format!("device  {}", outcome.device),
+        format!("op      {}.{}{reduction}", job.op.name(), pass.name()),
+        format!("device  {}", machine.description),
     ];
-    lines.extend(
-        outcome.times.iter().map(|(what, time, note)| format!("{what:7} {time:.3?} ({note})")),
-    );
+    lines.extend(times.iter().map(|(what, time, note)| format!("{what:7} {time:.3?} ({note})")));
     lines.extend(parts.iter().filter_map(|(name, part)| {
         part.as_ref().map(|tensor| format!("{name:7} {}", summary(tensor)))
     }));
@@ -88,69 +89,6 @@ fn load(job: &Job, input: &Place) -> Result<Args<Host>> {
         args = (given.set)(args, read(given.name, &given.place, given.kind)?);
     }
     Ok(args)
-}
-
-fn compute(job: &Job, pass: Pass, args: &Args<Host>) -> wgloss::Result<Outcome> {
-    const CPU: &str = "cpu (float64 reference, until the CPU twin exists)";
-    let open = |options: GpuOptions| pollster::block_on(Gpu::with_options(&options));
-    match job.common.device {
-        Device::Reference => on_reference(job, pass, args, "reference (float64)".into()),
-        Device::Cpu => rounded(on_reference(job, pass, args, CPU.into())?),
-        Device::Gpu => on_gpu(job, pass, args, &open(GpuOptions::default())?, ""),
-        Device::Auto => match open(GpuOptions::default().hardware_only(true)) {
-            Ok(gpu) => on_gpu(job, pass, args, &gpu, "; auto takes the first hardware GPU"),
-            Err(error) => {
-                let why = error.to_string();
-                let why = why.strip_prefix("device: ").unwrap_or(&why);
-                let device = format!("{CPU}; auto found no usable GPU: {why}");
-                rounded(on_reference(job, pass, args, device)?)
-            }
-        },
-    }
-}
-
-fn on_gpu(
-    job: &Job,
-    pass: Pass,
-    args: &Args<Host>,
-    gpu: &Gpu,
-    why: &str,
-) -> wgloss::Result<Outcome> {
-    let timed = || gpu.block_on(gpu.run_timed(&*job.op, pass, args));
-    // the first call compiles
-    timed()?;
-    let (output, timing) = timed()?;
-    Ok(Outcome {
-        device: format!("{}{why}", devices::describe(gpu.info())),
-        times: vec![
-            ("kernel", timing.kernel, "the dispatches, after a first run that compiled them"),
-            ("call", timing.call, "upload, dispatches and readback, after that first run"),
-        ],
-        loss: output.loss.map(Tensor::Stored),
-        grad: output.grad.map(Tensor::Stored),
-    })
-}
-
-fn on_reference(
-    job: &Job,
-    pass: Pass,
-    args: &Args<Host>,
-    device: String,
-) -> wgloss::Result<Outcome> {
-    let start = Instant::now();
-    let output = reference::run(&*job.op, pass, args)?;
-    let times = vec![("call", start.elapsed(), "one thread")];
-    let (loss, grad) = (output.loss.map(Tensor::Exact), output.grad.map(Tensor::Exact));
-    Ok(Outcome { device, times, loss, grad })
-}
-
-/// The same results as float32.
-fn rounded(outcome: Outcome) -> wgloss::Result<Outcome> {
-    let round = |part: Option<Tensor>| match part {
-        Some(Tensor::Exact(values)) => Ok(Some(Tensor::Stored(values.to_array()?))),
-        other => Ok(other),
-    };
-    Ok(Outcome { loss: round(outcome.loss)?, grad: round(outcome.grad)?, ..outcome })
 }
 
 /// The library's error, with the flag and the file in place of the argument's name.

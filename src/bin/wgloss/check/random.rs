@@ -76,6 +76,12 @@ impl Random {
         (0..count).map(|_| (low + (high - low) * self.uniform()) as f32).collect()
     }
 
+    /// Weights whose sums are exact in any order, so that the divisor of a mean has no error of its
+    /// own: eighths, negative ones and zeros among them.
+    pub fn eighths(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| (self.normal() * 8.0).round() as f32 / 8.0).collect()
+    }
+
     /// Classes in `0..classes`, replaced by `ignored` with probability `share`.
     pub fn targets(&mut self, count: usize, classes: usize, ignored: i32, share: f64) -> Vec<i32> {
         let mut target = || {

@@ -1,0 +1,114 @@
+//! `wgloss check`: whether a device computes what it should.
+
+// tests share these three, and use more of them
+#[allow(dead_code)]
+mod random;
+#[allow(dead_code)]
+mod grid;
+#[allow(dead_code)]
+mod cases;
+mod report;
+mod folders;
+mod self_test;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::files::{self, Place};
+use crate::machine::{Device, Machine};
+use crate::print;
+
+/// The flags.
+#[derive(Debug, clap::Args)]
+pub struct Flags {
+    /// A folder of cases to compute instead, as tests/conformance/README.md describes it;
+    /// may be given more than once
+    #[arg(long, value_name = "DIR")]
+    cases: Vec<PathBuf>,
+    /// Only this op, as in `wgloss run --help`; may be given more than once
+    #[arg(long, value_name = "OP")]
+    only: Vec<String>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Gpu)]
+    device: Device,
+    /// Where to write every case's result as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where to write what was computed of --cases: CASE/out, CASE/grad
+    #[arg(long, value_name = "FILE.safetensors", requires = "cases")]
+    dump: Option<Place>,
+}
+
+/// Checks, reports, and tells whether nothing failed.
+pub fn check(flags: &Flags) -> Result<bool> {
+    // what is wrong with files is found before any work
+    if let Some(path) = &flags.json {
+        files::expect_writable(path).with_context(|| format!("--json {}", path.display()))?;
+    }
+    if let Some(place) = &flags.dump {
+        place.expect_tensors().with_context(|| format!("--dump {place}"))?;
+    }
+    let only = Only(flags.only.iter().map(|op| op.replace('-', "_")).collect());
+    let folders = flags.cases.iter().map(|path| folders::load(path, &only));
+    let folders = folders.collect::<Result<Vec<_>>>()?;
+    if flags.dump.is_some() {
+        folders::expect_unique_names(&folders)?;
+    }
+    let table = if folders.is_empty() { self_test::rows(&only)? } else { vec![] };
+
+    let machine = Machine::open(flags.device).map_err(|error| {
+        let text = error.to_string();
+        let text = text.strip_prefix("device: ").unwrap_or(&text);
+        anyhow!("--device {}: {text}", flags.device.word())
+    })?;
+    let (report, tensors) = match &folders[..] {
+        [] => (self_test::run(&machine, &table)?, vec![]),
+        folders => folders::run(&machine, folders),
+    };
+    if let Some(place) = &flags.dump {
+        place.write_tensors(&tensors).with_context(|| format!("--dump {place}"))?;
+    }
+    if let Some(path) = &flags.json {
+        let json = report.json()? + "\n";
+        files::replace(path, json.as_bytes())
+            .with_context(|| format!("--json {}", path.display()))?;
+    }
+    print(&report.lines())?;
+    Ok(report.is_good())
+}
+
+/// The ops that were asked for: all, where none is named.
+struct Only(Vec<String>);
+
+impl Only {
+    fn has(&self, op: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|name| name == op)
+    }
+
+    /// Refuses a name that is none of `known`.
+    fn expect_among(&self, known: &[&str]) -> Result<()> {
+        let unknown = self.0.iter().find(|name| !known.contains(&&name[..]));
+        let expected = || {
+            let mut known = known.to_vec();
+            known.dedup();
+            known.join(", ")
+        };
+        match unknown {
+            None => Ok(()),
+            Some(name) => Err(anyhow!("--only {name}: expected one of {}", expected())),
+        }
+    }
+}
+
+/// A bar over so many cases, where stderr is a terminal.
+fn progress(cases: usize) -> ProgressBar {
+    let bar = ProgressBar::new(cases as u64).with_style(
+        ProgressStyle::with_template("{spinner} {bar:40} {pos}/{len} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}

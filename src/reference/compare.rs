@@ -1,0 +1,175 @@
+//! Comparators: f32 results against float64 ones.
+
+use std::fmt;
+
+use super::Values;
+
+/// The error that is promised of an f32 result, as a multiple of its T (see
+/// [`Values::magnitudes`]): `2e-6` for losses and `4e-6` for gradients where T is at least 1e-3,
+/// `1e-5` where it is at least 1e-30.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bound {
+    /// For T of at least 1e-3.
+    wide: f64,
+    /// The largest factor that upstream and divisor have put on T: the promise is made before them.
+    scale: f64,
+}
+
+impl Bound {
+    /// For losses: 2e-6 T.
+    pub const LOSS: Bound = Bound { wide: 2e-6, scale: 1.0 };
+    /// For gradients: 4e-6 T.
+    pub const GRAD: Bound = Bound { wide: 4e-6, scale: 1.0 };
+    /// For T from 1e-30 to 1e-3.
+    const NARROW: f64 = 1e-5;
+
+    /// The same promise for results that were multiplied by `factor` (the greatest upstream, over
+    /// the divisor of a mean) at the end: 1e-3 and 1e-30 move along.
+    pub fn scaled(self, factor: f64) -> Bound {
+        Bound { scale: self.scale * factor.abs(), ..self }
+    }
+
+    /// The error allowed to an f32 result.
+    fn allowed(self, want: f64, magnitude: f64) -> f64 {
+        let promised = if magnitude >= 1e-3 * self.scale {
+            self.wide * magnitude
+        } else if magnitude >= 1e-30 * self.scale {
+            Self::NARROW * magnitude
+        } else {
+            // No digits are promised here, only that the result is about as small: `want` is at
+            // most T.
+            1e-29 * self.scale
+        };
+        // Storing as f32: half a unit in the last place, or a subnormal flushed to 0.
+        promised + want.abs() * 2_f64.powi(-24) + f64::from(f32::MIN_POSITIVE)
+    }
+}
+
+/// The largest error among results that all kept the bound.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Worst {
+    /// Where; 0 when there were no results.
+    pub index: usize,
+    /// The error over the error allowed: at most 1.
+    pub units: f64,
+}
+
+/// Why results are not what they should be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mismatch {
+    /// There are more or fewer of them.
+    Length {
+        /// The number of results.
+        got: usize,
+        /// The number expected.
+        want: usize,
+    },
+    /// `count` of them are off, the worst of them this one.
+    Value {
+        /// How many are off.
+        count: usize,
+        /// Where the worst is.
+        index: usize,
+        /// What it is.
+        got: f32,
+        /// What it should be.
+        want: f64,
+        /// What its error is a multiple of: T.
+        magnitude: f64,
+        /// The error over the error allowed: infinite where no error is, as with NaN for a number.
+        units: f64,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mismatch::Length { got, want } => write!(f, "got {got} values, want {want}"),
+            Mismatch::Value { count, index, got, want, magnitude, units } => write!(
+                f,
+                "{count} values off, the worst at {index}: got {got:e}, want {want:e} \
+                 (T {magnitude:e}): {units:.3} times the error allowed",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Holds f32 results to the promise.
+///
+/// NaN must meet NaN, and an infinity the same infinity; -0 equals 0. What f32 cannot hold may be
+/// the infinity of its sign.
+///
+/// ```
+/// use wgloss::reference::{Bound, Values, compare};
+///
+/// let want = Values { shape: vec![2], values: vec![0.1, 2.0], magnitudes: vec![0.1, 2.0] };
+/// assert!(compare(&[0.1, 2.000_001], &want, Bound::LOSS)?.units < 1.0);
+/// assert!(compare(&[0.1, f32::NAN], &want, Bound::LOSS).is_err());
+/// # Ok::<_, wgloss::reference::Mismatch>(())
+/// ```
+///
+/// # Errors
+/// [`Mismatch::Length`] unless there is a result for every value, and [`Mismatch::Value`] naming
+/// the worst result where some error is larger than allowed. Nothing is right of a value without a
+/// finite T.
+pub fn compare(got: &[f32], want: &Values, bound: Bound) -> Result<Worst, Mismatch> {
+    let magnitude = |i: usize| want.magnitudes.get(i).copied().unwrap_or(f64::NAN);
+    compare_by(got, &want.values, magnitude, |i| bound.allowed(want.values[i], magnitude(i)))
+}
+
+/// [`compare`] by the caller's own bound: for values that came without a T. `allowed` is the error
+/// allowed to the result at an index, and `magnitude` what it is a multiple of, for the message.
+///
+/// # Errors
+/// As [`compare`]. Nothing is right where `allowed` is not finite.
+pub fn compare_by(
+    got: &[f32],
+    want: &[f64],
+    magnitude: impl Fn(usize) -> f64,
+    allowed: impl Fn(usize) -> f64,
+) -> Result<Worst, Mismatch> {
+    if got.len() != want.len() {
+        return Err(Mismatch::Length { got: got.len(), want: want.len() });
+    }
+    let mut worst = Worst { index: 0, units: 0.0 };
+    let mut count = 0;
+    for (index, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let units = units(g, w, allowed(index));
+        count += usize::from(units > 1.0);
+        if units > worst.units {
+            worst = Worst { index, units };
+        }
+    }
+    let Worst { index, units } = worst;
+    match count {
+        0 => Ok(worst),
+        _ => Err(Mismatch::Value {
+            count,
+            index,
+            got: got[index],
+            want: want[index],
+            magnitude: magnitude(index),
+            units,
+        }),
+    }
+}
+
+/// The error over the error allowed: infinite where no error is. Never NaN.
+fn units(got: f32, want: f64, allowed: f64) -> f64 {
+    // Where the value itself is beyond f32, or within the error allowed of it.
+    let overflows = allowed.is_finite() && want.abs() + allowed > f64::from(f32::MAX);
+    let same = if want.is_nan() {
+        got.is_nan()
+    } else if want.is_infinite() || got.is_infinite() {
+        f64::from(got) == want || got.is_infinite() && overflows && (got > 0.0) == (want > 0.0)
+    } else {
+        let error = (f64::from(got) - want).abs();
+        // an error of 0 needs no allowance: 0 / 0 is no number
+        let units = if error == 0.0 { 0.0 } else { error / allowed };
+        // Also from a `got` that is NaN, or where no finite error is allowed.
+        return if allowed.is_finite() && !units.is_nan() { units } else { f64::INFINITY };
+    };
+    if same { 0.0 } else { f64::INFINITY }
+}
