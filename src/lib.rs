@@ -2,7 +2,7 @@
 //!
 //! WGSL compute shaders compute losses and their gradients on whatever [wgpu] runs on: Vulkan,
 //! Metal, DX12. The semantics are PyTorch's, to the edge cases; the numbers are held to a float64
-//! [`reference`].
+//! [`mod@reference`].
 //!
 //! ```no_run
 //! use wgloss::{Args, Array, CrossEntropy, Gpu};

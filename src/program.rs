@@ -159,12 +159,13 @@ impl Program {
         params: &impl Pod,
         bindings: Vec<(u32, Slot)>,
     ) -> Result<()> {
-        let workgroups = facts.workgroups(teams, choice).ok_or_else(|| Error::TooLarge {
+        let workgroups = facts.workgroups(teams, choice).ok_or_else(|| Error::Value {
             argument: "input",
-            bytes: teams,
-            limit: u64::from(facts.max_workgroups).pow(2) * u64::from(choice.teams_per_workgroup),
-            limit_name: "max_compute_workgroups_per_dimension, squared",
-            device: facts.device.clone(),
+            expected: format!(
+                "rows or stretches for at most {} workgroups squared on {}",
+                facts.max_workgroups, facts.device
+            ),
+            actual: format!("{teams}"),
         })?;
         kernel.files.extend([kernel::team(choice.team), kernel::MATH]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));

@@ -21,6 +21,9 @@ impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
     /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
     ///
+    /// wgpu recognises a buffer of another device only where both come from one
+    /// [`wgpu::Instance`]; keep the buffers of several instances apart.
+    ///
     /// # Errors
     /// [`Error::Value`] when the buffer lacks `STORAGE` or is smaller than the shape, or for i64,
     /// which devices do not have.

@@ -42,7 +42,7 @@ use crate::select::Facts;
 use crate::shape::Layout;
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
-/// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](crate::reference))
+/// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](mod@crate::reference))
 /// need to know of it.
 ///
 /// Only this crate implements it.
