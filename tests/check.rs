@@ -14,6 +14,10 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use wgloss::{
+    Args, Array, Huber, KlDiv, LogSigmoid, LogSoftmax, Op, Pass, Reduction, SmoothL1, SoftMargin,
+    reference,
+};
 
 fn last(report: &str) -> &str {
     report.lines().last().unwrap_or_default()
@@ -103,6 +107,77 @@ fn the_folders_of_this_repository_pass() {
             assert_eq!(cases.iter().filter(is_log_prob).count(), expected);
         }
     }
+}
+
+/// Ops and options that the folders of this repository lack, against the library's reference.
+#[test]
+fn every_op_and_option_of_the_format_is_known() {
+    let x = [0.25_f32, -1.5, 3.0, 0.5, 2.0, -0.75];
+    let t = [1.0_f32, -1.0, 0.5, 0.0, 2.0, 0.25];
+    let args = || {
+        let shaped = |values| Array::new(values, &[2, 3]).unwrap();
+        (shaped(&x), shaped(&t))
+    };
+    let batch_mean = Reduction::BatchMean;
+    let ops: Vec<(Value, Box<dyn Op>)> = vec![
+        (json!({"beta": 0.5, "reduction": "sum"}), {
+            Box::new(SmoothL1::default().beta(0.5).reduction(Reduction::Sum))
+        }),
+        (json!({"delta": 2, "reduction": "none"}), {
+            Box::new(Huber::default().delta(2.0).reduction(Reduction::None))
+        }),
+        (json!({"reduction": "batchmean"}), Box::new(KlDiv::default().reduction(batch_mean))),
+        (json!({"log_target": true}), Box::new(KlDiv::default().log_target(true))),
+        (json!({"reduction": "mean"}), Box::new(SoftMargin::default())),
+        (json!({}), Box::new(LogSigmoid)),
+        (json!({"dim": 0}), Box::new(LogSoftmax::default().dim(0))),
+    ];
+    let count = ops.len();
+    let folder = small(|list, tensors| {
+        let cases = list["cases"].as_array_mut().unwrap();
+        let raw = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
+        tensors.0.insert("x".into(), (Dtype::F32, vec![2, 3], raw(&x)));
+        tensors.0.insert("t".into(), (Dtype::F32, vec![2, 3], raw(&t)));
+        // without an upstream gradient: 1 everywhere
+        for (i, (params, op)) in ops.into_iter().enumerate() {
+            let (input, target) = args();
+            let is_map = ["logsigmoid", "log_softmax"].contains(&op.name());
+            let args = Args::new(input);
+            let args = if is_map { args } else { args.target(target) };
+            let want = reference::run(&*op, Pass::ForwardBackward, &args).unwrap();
+            for (part, want) in [("out", want.loss.unwrap()), ("grad", want.grad.unwrap())] {
+                let bytes = bytemuck::cast_slice(&want.values).to_vec();
+                tensors.0.insert(format!("{i}/{part}"), (Dtype::F64, want.shape, bytes));
+            }
+            let target = if is_map { Value::Null } else { "t".into() };
+            cases.push(json!({
+                "name": i.to_string(), "op": op.name(), "params": params, "file": "t.safetensors",
+                "tensors": {
+                    "input": "x", "target": target,
+                    "out_ref": format!("{i}/out"), "grad_ref": format!("{i}/grad"),
+                },
+            }));
+        }
+        // log-probabilities along the classes, then their divergence: written out
+        tensors.f32("k/x", &[1.0, 2.0, 3.0]);
+        tensors.f32("k/t", &[0.2, 0.3, 0.5]);
+        let lse = (1_f64.exp() + 2_f64.exp() + 3_f64.exp()).ln();
+        let (p, t) = ([1.0, 2.0, 3.0].map(|x: f64| x - lse), [0.2_f32, 0.3, 0.5].map(f64::from));
+        let terms = [0, 1, 2].map(|c| t[c] * (t[c].ln() - p[c]));
+        tensors.f64("k/out", &[terms.iter().sum()]);
+        let sum: f64 = t.iter().sum();
+        tensors.f64("k/grad", &[0, 1, 2].map(|c| p[c].exp() * sum - t[c]));
+        cases.push(json!({
+            "name": "k", "op": "kl_div", "params": {"reduction": "sum"}, "pre": "log_softmax",
+            "file": "t.safetensors", "tensors": {
+                "input": "k/x", "target": "k/t", "out_ref": "k/out", "grad_ref": "k/grad",
+            },
+        }));
+    });
+    let device = if gpu().is_some() { "gpu" } else { "cpu" };
+    let command = format!("check --cases . --device {device}");
+    let report = wgloss(folder.path(), &command, &[]).report();
+    assert_eq!(last(&report), format!("{} passed, 0 failed, 0 skipped", count + 3), "{report}");
 }
 
 /// A change and what the report must say of it.

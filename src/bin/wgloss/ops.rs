@@ -357,9 +357,7 @@ impl Job {
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 
 /// A flag that takes the names of some reductions.
-fn reductions(
-    allowed: &'static [Reduction],
-) -> impl TypedValueParser<Value = Reduction> + Clone + use<> {
+fn reductions(allowed: &'static [Reduction]) -> impl TypedValueParser<Value = Reduction> + use<> {
     let help = |reduction| match reduction {
         Reduction::None => "One loss per row or element",
         Reduction::Mean => "Their sum over their number, or over the weights of the target classes",
