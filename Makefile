@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-drivers lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -7,7 +7,7 @@ runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
 	trap 'rm -rf "$$XDG_RUNTIME_DIR"' EXIT; fi;
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: a C linker, a Vulkan loader and driver
 	@scripts/setup.sh
@@ -17,6 +17,9 @@ demo: setup ## train a classifier of handwritten digits on the GPU
 
 test: setup ## run every test and doc test; a missing GPU is a failure
 	@$(runtime_dir) WGLOSS_REQUIRE_GPU=1 cargo test --locked --features cli
+
+test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="lavapipe swiftshader")
+	@$(runtime_dir) bash scripts/test-drivers.sh $(DRIVERS)
 
 lint: setup ## check formatting, clippy and rustdoc, warnings denied
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
