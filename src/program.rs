@@ -159,13 +159,14 @@ impl Program {
         params: &impl Pod,
         bindings: Vec<(u32, Slot)>,
     ) -> Result<()> {
-        let workgroups = facts.workgroups(teams, choice).ok_or_else(|| Error::Value {
-            argument: "input",
-            expected: format!(
-                "rows or stretches for at most {} workgroups squared on {}",
-                facts.max_workgroups, facts.device
-            ),
-            actual: format!("{teams}"),
+        let workgroups = facts.workgroups(teams, choice).ok_or_else(|| {
+            let workgroups = u64::from(facts.max_workgroups).pow(2);
+            let most = workgroups.saturating_mul(choice.teams_per_workgroup.into());
+            Error::Value {
+                argument: "input",
+                expected: format!("work for at most {most} teams on {}", facts.device),
+                actual: format!("work for {teams}"),
+            }
         })?;
         kernel.files.extend([kernel::team(choice.team), kernel::MATH]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
