@@ -52,11 +52,13 @@ pub fn check(flags: &Flags) -> Result<bool> {
         place.expect_tensors().with_context(|| format!("--dump {place}"))?;
     }
     let only = Only(flags.only.iter().map(|op| op.replace('-', "_")).collect());
-    let folders = folders::load(&flags.cases, &only)?;
+    let (folders, table) = match &flags.cases[..] {
+        [] => (vec![], self_test::rows(&only)?),
+        paths => (folders::load(paths, &only)?, vec![]),
+    };
     if flags.dump.is_some() {
         folders::expect_unique_names(&folders)?;
     }
-    let table = if folders.is_empty() { self_test::rows(&only)? } else { vec![] };
 
     let machine = Machine::open(flags.device).map_err(|error| {
         let text = error.to_string();
