@@ -426,4 +426,7 @@ fn a_device_tests_itself() {
     }
     let refusal = check("--only hinge").refusal();
     assert!(refusal.starts_with("--only hinge: expected one of cross_entropy, nll_loss, "));
+    let folder = small(|_, _| {});
+    let refusal = wgloss(folder.path(), "check --cases . --only huber", &[]).refusal();
+    assert_eq!(refusal, "--only huber: expected one of mse, softmax");
 }

@@ -349,26 +349,38 @@ impl Reference {
     pub fn judge(&self, got: &[f32], shape: &[usize], logits: f64) -> Result<Worst> {
         let is_scalar = self.values.len() == 1 && got.len() == 1;
         ensure!(is_scalar || self.shape == shape, "got shape {shape:?}, want {:?}", self.shape);
-        Ok(match self.is_exact {
-            true => compare_moderate(got, &self.values, logits)?,
-            false => compare_relative(got, &self.values, 1e-5)?,
-        })
+        let moderate = moderate(&self.values, logits);
+        let foreign = |i: usize| match self.is_exact {
+            true => 0.0,
+            false => relative(self.values[i], 1e-5),
+        };
+        let want = |i: usize| self.values[i].abs();
+        Ok(compare_by(got, &self.values, want, |i| moderate(i).max(foreign(i)))?)
     }
 }
 
 /// The bound of conformance cases, where no T is known: `|got - want| <= 2e-6 * max|want| + 2e-6 *
 /// |want| + 1.2e-7 * L` for logits of magnitude L.
 pub fn compare_moderate(got: &[f32], want: &[f64], logits: f64) -> Result<Worst, Mismatch> {
+    compare_by(got, want, |i| want[i].abs(), moderate(want, logits))
+}
+
+/// `|got - want| <= part * |want|`: for foreign values that are f32 themselves.
+pub fn compare_relative(got: &[f32], want: &[f64], part: f64) -> Result<Worst, Mismatch> {
+    compare_by(got, want, |i| want[i].abs(), |i| relative(want[i], part))
+}
+
+/// The error that [`compare_moderate`] allows at an index.
+fn moderate(want: &[f64], logits: f64) -> impl Fn(usize) -> f64 + use<'_> {
     let max = want.iter().filter(|v| v.is_finite()).fold(0.0, |max: f64, v| max.max(v.abs()));
     // storing may flush a subnormal to 0
     let least = 2e-6 * max + 1.2e-7 * logits + f64::from(f32::MIN_POSITIVE);
-    compare_by(got, want, |_| max, |i| least + 2e-6 * want[i].abs())
+    move |i| if want[i].is_finite() { least + 2e-6 * want[i].abs() } else { least }
 }
 
-/// `|got - want| <= relative * |want|`: for foreign values that are f32 themselves.
-pub fn compare_relative(got: &[f32], want: &[f64], relative: f64) -> Result<Worst, Mismatch> {
-    let least = f64::from(f32::MIN_POSITIVE);
-    compare_by(got, want, |i| want[i].abs(), |i| relative * want[i].abs() + least)
+/// The error that [`compare_relative`] allows to a value.
+fn relative(want: f64, part: f64) -> f64 {
+    if want.is_finite() { part * want.abs() + f64::from(f32::MIN_POSITIVE) } else { 0.0 }
 }
 
 /// The largest magnitude among the finite logits.

@@ -1,7 +1,7 @@
 //! Conformance folders: every case computed and judged, every error refused.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use wgloss::{Args, Error, Pass};
@@ -25,13 +25,18 @@ pub struct Named {
 /// What was computed, by the keys of `--dump`.
 pub type Tensors = Vec<(String, Tensor)>;
 
-/// Reads a folder, as far as its ops were asked for.
-pub fn load(path: &Path, only: &Only) -> Result<Named> {
-    let mut folder = cases::load(path)?;
-    for cases in [&mut folder.cases, &mut folder.errors] {
-        cases.retain(|case| only.has(&case.op));
+/// Reads folders, as far as their ops were asked for.
+pub fn load(paths: &[PathBuf], only: &Only) -> Result<Vec<Named>> {
+    let read =
+        |path: &PathBuf| Ok(Named { name: path.display().to_string(), folder: cases::load(path)? });
+    let mut folders = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let all = folders.iter().flat_map(|Named { folder, .. }| [&folder.cases, &folder.errors]);
+    only.expect_among(all.flatten().map(|case| &case.op[..]))?;
+    for Named { folder, .. } in &mut folders {
+        folder.cases.retain(|case| only.has(&case.op));
+        folder.errors.retain(|case| only.has(&case.op));
     }
-    Ok(Named { name: path.display().to_string(), folder })
+    Ok(folders)
 }
 
 /// Refuses cases that could not be told apart in a dump.

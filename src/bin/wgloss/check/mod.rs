@@ -14,7 +14,7 @@ mod self_test;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::files::{self, Place};
@@ -52,12 +52,13 @@ pub fn check(flags: &Flags) -> Result<bool> {
         place.expect_tensors().with_context(|| format!("--dump {place}"))?;
     }
     let only = Only(flags.only.iter().map(|op| op.replace('-', "_")).collect());
-    let folders = flags.cases.iter().map(|path| folders::load(path, &only));
-    let folders = folders.collect::<Result<Vec<_>>>()?;
+    let (folders, table) = match &flags.cases[..] {
+        [] => (vec![], self_test::rows(&only)?),
+        paths => (folders::load(paths, &only)?, vec![]),
+    };
     if flags.dump.is_some() {
         folders::expect_unique_names(&folders)?;
     }
-    let table = if folders.is_empty() { self_test::rows(&only)? } else { vec![] };
 
     let machine = Machine::open(flags.device).map_err(|error| {
         let text = error.to_string();
@@ -88,17 +89,13 @@ impl Only {
         self.0.is_empty() || self.0.iter().any(|name| name == op)
     }
 
-    /// Refuses a name that is none of `known`.
-    fn expect_among(&self, known: &[&str]) -> Result<()> {
-        let unknown = self.0.iter().find(|name| !known.contains(&&name[..]));
-        let expected = || {
-            let mut known = known.to_vec();
-            known.dedup();
-            known.join(", ")
-        };
-        match unknown {
+    /// Refuses a name that is none of those there are.
+    fn expect_among<'a>(&self, ops: impl Iterator<Item = &'a str>) -> Result<()> {
+        let mut known: Vec<_> = ops.collect();
+        known.dedup();
+        match self.0.iter().find(|name| !known.contains(&&name[..])) {
             None => Ok(()),
-            Some(name) => Err(anyhow!("--only {name}: expected one of {}", expected())),
+            Some(name) => bail!("--only {name}: expected one of {}", known.join(", ")),
         }
     }
 }

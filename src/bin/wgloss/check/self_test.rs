@@ -12,7 +12,7 @@ use crate::machine::Machine;
 /// The rows of the grid that were asked for.
 pub fn rows(only: &Only) -> Result<Vec<Row>> {
     let mut table = grid::table();
-    only.expect_among(&table.iter().map(Row::op).collect::<Vec<_>>())?;
+    only.expect_among(table.iter().map(Row::op))?;
     table.retain(|row| only.has(row.op()));
     Ok(table)
 }
