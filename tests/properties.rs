@@ -131,17 +131,17 @@ fn keeps_the_promise(gpu: &Gpu, call: &AnyCall) -> Outcome {
 // ---- against the reference ----
 
 #[test]
-fn cross_entropy_keeps_the_promise() {
+fn calls_of_cross_entropy_keep_the_promise() {
     for_all(ANY_CALL, any::cross_entropy(), keeps_the_promise);
 }
 
 #[test]
-fn ops_over_rows_keep_the_promise() {
+fn calls_of_ops_over_rows_keep_the_promise() {
     for_all(ANY_CALL, any::rows(), keeps_the_promise);
 }
 
 #[test]
-fn element_wise_ops_keep_the_promise() {
+fn calls_of_element_wise_ops_keep_the_promise() {
     for_all(ANY_CALL, any::elements(), keeps_the_promise);
 }
 
