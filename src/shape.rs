@@ -1,5 +1,7 @@
 //! Shapes: element counts, the class dimension, broadcasting.
 
+use std::fmt;
+
 use crate::{DType, Error, Result};
 
 /// What offsets into buffers are aligned to, in bytes: what WebGPU lets a device ask for at most.
@@ -128,6 +130,20 @@ impl Layout {
                 actual: format!("{} and {}", self.offset, self.row_stride),
             }),
         }
+    }
+}
+
+/// `f32 [512, 1000]`, and where that lies if not from the start and contiguous.
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)?;
+        if self.offset != 0 {
+            write!(f, " from element {}", self.offset)?;
+        }
+        if !self.is_contiguous() {
+            write!(f, ", rows {} apart", self.row_stride)?;
+        }
+        Ok(())
     }
 }
 

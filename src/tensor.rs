@@ -45,7 +45,7 @@ impl Tensor {
         let tensor = Tensor { buffer, layout };
         let needed = tensor.byte_range().end;
         if tensor.buffer.size() < needed {
-            let expected = format!("at least {needed} bytes for {:?}", tensor.layout);
+            let expected = format!("at least {needed} bytes for {}", tensor.layout);
             return refuse(expected, format!("{} bytes", tensor.buffer.size()));
         }
         Ok(tensor)

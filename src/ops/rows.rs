@@ -85,7 +85,7 @@ impl RowLoss<'_> {
             true => program.scratch(rows * results_per_row),
             false => Slot::Loss,
         };
-        // where the losses of each dispatch lie among them
+        // where losses lie among them
         let mut losses = Vec::new();
         if rows > 0 {
             if self.has_classes {
@@ -124,7 +124,9 @@ impl RowLoss<'_> {
                     bindings.push(Binding::part(6, results, layout, results_part));
                 }
                 program.push(facts, choice, rows, kernel.clone(), &params, bindings)?;
-                losses.push([row * results_per_row, rows]);
+                if row_outputs {
+                    losses.push([row * results_per_row, rows]);
+                }
                 if row_outputs {
                     let loss = if reduced { None } else { Some(Slot::Loss) };
                     let correct = self.has_classes.then_some(Slot::Correct);
@@ -150,6 +152,9 @@ impl RowLoss<'_> {
                 Reduction::Mean => Total::LossOver(rows as f32),
                 _ => Total::Loss,
             };
+            if !row_outputs {
+                losses.push([0, rows]);
+            }
             let terms = Terms::values(format!("{label}.sum"), results, losses);
             program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
         }
