@@ -286,6 +286,10 @@ impl Program {
         for &Binding { binding, place: [first, stride], .. } in &bindings {
             places[binding as usize] = [first, stride, 0, 0];
         }
+        if !bindings.iter().any(|binding| binding.slot == Slot::Input) {
+            // in place, the input lies where the gradient does
+            places[1] = places[5];
+        }
         let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
         self.steps.push(Step { kernel, params, bindings, workgroups });
         Ok(())
