@@ -1,6 +1,6 @@
 //! Calls of any op, drawn by proptest.
 //!
-//! Shape, options, numbers and weights are drawn apart and shrink apart: the numbers are few and
+//! Shape, storage, options, numbers and weights are drawn apart and shrink apart: the numbers are few and
 //! repeat over the shape, so that a failure comes down to values one can read.
 
 use std::fmt::Debug;
@@ -11,8 +11,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
+    Mse, NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
 use super::call::{Call, REDUCTIONS, few};
@@ -84,7 +84,7 @@ impl Debug for AnyCall {
                     Ok(classes) => few(&classes),
                     Err(_) => few(&part.to_f32()),
                 };
-                call.field(name, &format_args!("{:?} {values}", part.shape()));
+                call.field(name, &format_args!("{} {:?} {values}", part.dtype(), part.shape()));
             }
         }
         call.finish()
@@ -295,7 +295,7 @@ impl Kind {
             ),
             // infinities of one sign have no difference
             Kind::Numbers => {
-                few_of(prop_oneof![15 => ordinary(), 1 => select(&[1e15, -1e15, NAN][..])])
+                few_of(prop_oneof![15 => ordinary(), 1 => select(&[1e4, -1e4, NAN][..])])
             }
             Kind::Scores => few_of(prop_oneof![9 => select(&[1.0, -1.0][..]), 1 => -2.0..2.0_f32]),
             Kind::Probabilities => few_of(unit()),
@@ -400,8 +400,10 @@ fn calls(
     let classes = few_of(prop::option::weighted(0.9, 0..2000_usize));
     let upstream = prop::option::weighted(0.9, factors());
     let values = (kind.inputs(), tilt, kind.targets(), classes, upstream);
-    (any_shape(), drawn, values, weight(), weight()).prop_map(
-        move |(mut shape, drawn, (input, tilt, target, classes, upstream), weight, pos_weight)| {
+    let dtype = prop_oneof![14 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
+    (any_shape(), dtype, drawn, values, weight(), weight()).prop_map(
+        move |(mut shape, dtype, drawn, values, weight, pos_weight)| {
+            let (input, tilt, target, classes, upstream) = values;
             while shape.len() < drawn.rank {
                 shape.insert(0, 1);
             }
@@ -443,16 +445,19 @@ fn calls(
                     }
                     Some(Array::from_vec(target, &losses).unwrap())
                 }
-                _ => Some(array(&target, &shape)),
+                _ => Some(array(&target, &shape).to_dtype(dtype).unwrap()),
             };
-            let upstream_shape = if drawn.reduction == Reduction::None { &losses[..] } else { &[] };
+            let upstream = upstream.map(|upstream| match drawn.reduction {
+                Reduction::None => array(&upstream, &losses).to_dtype(dtype).unwrap(),
+                _ => array(&upstream, &[]),
+            });
             AnyCall {
                 op: drawn.op,
-                input: Array::from_vec(input, &shape).unwrap(),
+                input: array(&input, &shape).to_dtype(dtype).unwrap(),
                 target,
                 weight,
                 pos_weight: drawn.is_pos_weighted.then(|| broadcast(&pos_weight, &shape)),
-                upstream: upstream.map(|upstream| array(&upstream, upstream_shape)),
+                upstream,
                 divisor,
             }
         },

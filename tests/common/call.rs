@@ -407,7 +407,7 @@ fn judge_part(
     if got.shape() != want.shape {
         return Err(format!("{part}: got shape {:?}, want {:?}", got.shape(), want.shape));
     }
-    match compare(&got.to_f32(), want, bound) {
+    match compare(&got.to_f32(), want, bound.stored_as(got.dtype())) {
         Ok(_) => Ok(()),
         Err(mismatch @ Mismatch::Value { index, .. }) => {
             Err(format!("{part}: {mismatch}\n{}", call.around(part, index)))
