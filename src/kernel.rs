@@ -13,7 +13,7 @@ use crate::args::Memory;
 pub struct File {
     /// Its path below `shaders/`.
     pub(crate) path: &'static str,
-    text: &'static str,
+    pub(crate) text: &'static str,
 }
 
 impl File {

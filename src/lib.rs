@@ -56,7 +56,11 @@ mod plan;
 mod door;
 
 #[cfg(test)]
+extern crate self as wgloss; // the table of `wgloss check` names it so
+#[cfg(test)]
 mod kernel_tests;
+#[cfg(test)]
+mod naive_tests;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};

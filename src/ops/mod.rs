@@ -78,7 +78,7 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values>;
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 

@@ -435,6 +435,15 @@ impl Case<'_> {
             }
         };
         let stored = |values, shape: &[usize]| Array::from_vec(values, shape)?.to_dtype(self.dtype);
+        // rows are often of the class they are confident of: that is where digits are lost
+        let largest = |row: usize| {
+            let at = |c: &usize| (row / positions * classes + c) * positions + row % positions;
+            (0..classes).max_by(|a, b| input[at(a)].total_cmp(&input[at(b)]))
+        };
+        let mut right = vec![None; rows];
+        if kind.has_row_losses() && self.nature == Nature::Of(Logits::Confident) {
+            right = (0..rows).map(|row| largest(row).filter(|_| random.chance(0.5))).collect();
+        }
         let mut args = Args::new(stored(input, shape)?);
         if let Some(target) = target {
             args = args.target(stored(target, shape)?);
@@ -459,7 +468,12 @@ impl Case<'_> {
         }
         let mut kept = rows as f64;
         if let Kind::Classes(ignored) = kind {
-            let target = random.targets(rows, classes, ignored, 0.1);
+            // broken rows that are ignored must not show
+            let share = if self.nature == Nature::Broken { 0.3 } else { 0.1 };
+            let mut target = random.targets(rows, classes, ignored, share);
+            for (y, right) in target.iter_mut().zip(right) {
+                *y = right.map_or(*y, |class| class as i32);
+            }
             let of = |&y: &i32| weight.as_ref().map_or(1.0, |w| w[y as usize].into());
             kept = target.iter().filter(|&&y| y != ignored).map(of).sum();
             args = args.target(Array::from_vec(target, &rest())?);

@@ -1,0 +1,382 @@
+//! Naive formulas put in place of ours. Each must be noticed by cases that ours pass: what no test
+//! notices, someone may one day write.
+
+use std::sync::OnceLock;
+
+use crate::kernel::File;
+use crate::ops::sealed;
+use crate::program::Program;
+use crate::reference::{self, Bound, Values};
+use crate::select::Facts;
+use crate::{Args, Array, Error, Gpu, Layout, Mse, Op, Output, Pass, Result};
+
+// The table of `wgloss check`, of which little is needed here.
+#[allow(dead_code)]
+#[path = "bin/wgloss/check/grid.rs"]
+mod grid;
+#[allow(dead_code)]
+#[path = "bin/wgloss/check/random.rs"]
+mod random;
+
+/// A formula in place of another.
+#[derive(Debug)]
+struct Naive {
+    /// What is naive about it.
+    what: &'static str,
+    /// The file below `shaders/`.
+    path: &'static str,
+    /// Texts that occur in it once, and what replaces them.
+    replacements: &'static [(&'static str, &'static str)],
+    /// The cases that notice.
+    by: By,
+}
+
+/// Cases that notice a naive formula.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// Those of the table by op, options and the beginning of their name.
+    Table(&'static str, &'static str, &'static str),
+    /// The mean of a million equal losses.
+    EqualLosses,
+}
+
+const NAIVE: &[Naive] = &[
+    Naive {
+        what: "cross entropy as logsumexp - x[y]",
+        path: "family/rows.wgsl",
+        replacements: &[
+            (
+                "statistics.gap = cost4(vec4(row.amount), statistics.m, vec4(x)).x;",
+                "statistics.gap = -row.amount * x;",
+            ),
+            (
+                "amounts * log1p(statistics.s) + statistics.gap",
+                "amounts * (statistics.m + log(1.0 + statistics.s)) + statistics.gap",
+            ),
+        ],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "ln(1 + s) of a row as log(1 + s)",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "select(log1p_unit(vec4(min(u, 1.0))).x, log(1.0 + u), u > 1.0)",
+            "log(1.0 + u)",
+        )],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "the sum of exponentials, less 1 for the maximum",
+        path: "shared/row_form.wgsl",
+        // through its bits, or Mesa would take the 1 off first
+        replacements: &[(
+            "masses.x + f32(u32(masses.y) - 1u)",
+            "bitcast<f32>(bitcast<u32>(masses.x + masses.y)) - 1.0",
+        )],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "cross entropy's gradient at the target as p - 1",
+        path: "shared/row_form.wgsl",
+        replacements: &[("vec4(gradient.is_alone) & (logits", "vec4(false) & (logits")],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "logits scaled before their maximum is subtracted",
+        path: "shared/row_form.wgsl",
+        replacements: &[(
+            "return (m - x) * params.scale;",
+            "return vec4(m * params.scale) - x * params.scale;",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, z-loss, row outputs", "sum extreme"),
+    },
+    Naive {
+        what: "a cap's slope as 1 - tanh^2",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "return 4.0 * e * inverse * inverse;",
+            "let t = tanh4(x);\n    return 1.0 - t * t;",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, softcap, row outputs", "none confident"),
+    },
+    Naive {
+        what: "ignored rows multiplied by 0",
+        path: "family/rows.wgsl",
+        // a 0 that compilers do not see
+        replacements: &[(
+            "    if row.kind != ROW_KEPT {\n        loss = select(0.0, nan(), row.kind == ROW_BAD);",
+            "    if row.kind != ROW_KEPT {\n        loss *= params.smoothing;",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, z-loss, row outputs", "sum extreme"),
+    },
+    Naive {
+        what: "masked logits multiplied by their cost",
+        path: "shared/row_form.wgsl",
+        replacements: &[(
+            "select(cost4(a, (*partial).m, x), vec4(0.0), masked | !costs)",
+            "cost4(a, (*partial).m, x)",
+        )],
+        by: By::Table("cross_entropy", "probabilities", "none random"),
+    },
+    Naive {
+        what: "partial maxima from -inf on",
+        path: "shared/row_form.wgsl",
+        replacements: &[("        LOWEST, vec4(0.0)", "        -positive_infinity(), vec4(0.0)")],
+        by: By::Table("cross_entropy", "classes", "sum broken"),
+    },
+    Naive {
+        what: "softmax's gradient as p (g - sum p g)",
+        path: "ops/softmax.wgsl",
+        replacements: &[
+            ("annihilating_product(e, vec4(g_k) - g)", "e * g"),
+            ("p * ((g - prepared.x) + prepared.y)", "p * (g - prepared.y)"),
+        ],
+        by: By::Table("softmax", "", "confident"),
+    },
+    Naive {
+        what: "log-softmax as x - logsumexp",
+        path: "ops/log_softmax.wgsl",
+        replacements: &[("(x - statistics.m) - log1p(statistics.s)", "x - logsumexp(statistics)")],
+        by: By::Table("log_softmax", "", "extreme"),
+    },
+    Naive {
+        what: "sigmoid's slope as s (1 - s)",
+        path: "ops/sigmoid.wgsl",
+        replacements: &[(
+            "sigmoid4(e.x) * sigmoid4(-e.x)",
+            "sigmoid4(e.x) * (1.0 - sigmoid4(e.x))",
+        )],
+        by: By::Table("sigmoid", "", "confident"),
+    },
+    Naive {
+        what: "logsigmoid as the log of sigmoid",
+        path: "ops/logsigmoid.wgsl",
+        replacements: &[(
+            "-(log1p_unit(exp_nonpositive(-abs(e.x))) + max(-e.x, vec4(0.0)))",
+            "ln4(sigmoid4(e.x))",
+        )],
+        by: By::Table("logsigmoid", "", "confident"),
+    },
+    Naive {
+        what: "BCE with logits as max(x, 0) - x t + log(1 + e^-|x|)",
+        path: "ops/bce_with_logits.wgsl",
+        replacements: &[(
+            "annihilating_product(e.pos_weight * e.t, q + max(-e.x, vec4(0.0)))\n        + annihilating_product(1.0 - e.t, q + max(e.x, vec4(0.0)))",
+            "max(e.x, vec4(0.0)) - e.x * e.t + log(1.0 + exp(-abs(e.x)))",
+        )],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "BCE with logits' gradient as sigmoid(x) - t",
+        path: "ops/bce_with_logits.wgsl",
+        replacements: &[(
+            "(1.0 - e.t) * sigmoid4(e.x) - e.pos_weight * e.t * sigmoid4(-e.x)",
+            "sigmoid4(e.x) - e.t",
+        )],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "ln(1 + u) of elements as log(1 + u)",
+        path: "shared/math.wgsl",
+        replacements: &[("return fma(s * z, p, s + s);", "return log(1.0 + u);")],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "a weight of 0 times an infinity",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "select(factor * value, vec4(0.0), factor == vec4(0.0))",
+            "factor * value",
+        )],
+        by: By::Table("bce_with_logits", "weight, pos_weight", "none masked"),
+    },
+    Naive {
+        what: "a test for NaN by x != x",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);",
+            "return x != x;",
+        )],
+        by: By::Table("bce_with_logits", "", "sum broken"),
+    },
+    Naive {
+        what: "BCE by the built-in log, of x and of 1 - x",
+        path: "ops/bce.wgsl",
+        replacements: &[
+            (
+                "return select(ln4(1.0 - x), log1p_unit(-min(x, vec4(0.5))), x <= vec4(0.5));",
+                "return log(1.0 - x);",
+            ),
+            ("max(ln4(e.x), vec4(-100.0))", "max(log(e.x), vec4(-100.0))"),
+        ],
+        by: By::Table("bce", "", "none confident"),
+    },
+    Naive {
+        what: "what focal loss misses as 1 - p_t",
+        path: "ops/sigmoid_focal.wgsl",
+        replacements: &[(
+            "p * (1.0 - e.t) + p_of_negative * e.t,",
+            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t)),",
+        )],
+        by: By::Table("sigmoid_focal", "", "none confident"),
+    },
+    Naive {
+        what: "soft margin as log(1 + exp(-t x))",
+        path: "ops/soft_margin.wgsl",
+        replacements: &[(
+            "max(z, vec4(0.0)) + log1p_unit(exp_nonpositive(-abs(z)))",
+            "log(1.0 + exp(z))",
+        )],
+        by: By::Table("soft_margin", "", "none confident"),
+    },
+    Naive {
+        what: "a square of differences as x^2 - 2 x t + t^2",
+        path: "ops/mse.wgsl",
+        replacements: &[("return d * d;", "return (e.x * e.x - 2.0 * e.x * e.t) + e.t * e.t;")],
+        by: By::Table("mse", "", "none random"),
+    },
+    Naive {
+        what: "one running sum for a member's losses",
+        path: "family/elements.wgsl",
+        replacements: &[
+            ("const BLOCK: u32 = 16u;", "const BLOCK: u32 = 65536u;"),
+            (
+                "(*accumulator).part += select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(last));",
+                "for (var i = 0u; i <= last; i += 1u) {\n        (*accumulator).part.x += value[i];\n    }",
+            ),
+        ],
+        by: By::EqualLosses,
+    },
+];
+
+impl Naive {
+    /// The file with the replacements made.
+    fn put_into(&self, file: File) -> File {
+        let mut text = file.text.to_string();
+        for (ours, naive) in self.replacements {
+            assert_eq!(text.matches(ours).count(), 1, "{}: {ours} in {}", self.what, self.path);
+            text = text.replace(ours, naive);
+        }
+        File::new(file.path, text.leak())
+    }
+
+    /// What the first case says that notices it, and that ours passes.
+    fn noticed(&self, gpu: &Gpu) -> Option<String> {
+        let file = OnceLock::new();
+        let naive = |op: &dyn Op, pass, args: &_| {
+            run(gpu, &NaiveOp { naive: self, op, file: &file }, pass, args)
+        };
+        let ours = |op: &dyn Op, pass, args: &_| run(gpu, op, pass, args);
+        let noticed = |case: &dyn Fn(Run<'_>) -> Outcome| {
+            let error = case(&naive).err()?;
+            case(&ours).unwrap_or_else(|e| panic!("{}: ours is off too: {e}", self.what));
+            Some(error)
+        };
+        let noticed = match self.by {
+            By::EqualLosses => noticed(&mean_of_equal_losses),
+            By::Table(op, options, name) => {
+                let rows = grid::table();
+                let rows = rows.iter().filter(|row| row.op() == op && row.options == options);
+                let cases = rows.flat_map(grid::Row::cases);
+                cases
+                    .filter(|case| case.name().starts_with(name) && case.elements() < 10_000)
+                    .find_map(|case| noticed(&|run| check(&case, run)))
+            }
+        };
+        assert!(file.get().is_some(), "{}: no kernel has {}", self.what, self.path);
+        noticed
+    }
+}
+
+type Outcome = std::result::Result<(), String>;
+type Run<'a> = &'a dyn Fn(&dyn Op, Pass, &Args<Array<'static>>) -> Output<Array<'static>>;
+
+/// Runs a pass: naive or not, it compiles.
+fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'static>>) -> Output<Array<'static>> {
+    gpu.block_on(gpu.run(op, pass, args)).unwrap_or_else(|error| panic!("{op:?}: {error}"))
+}
+
+/// A case of the table, under every pass.
+fn check(case: &grid::Case<'_>, run: Run<'_>) -> Outcome {
+    let results = case.check(|op, pass, args| Ok(run(op, pass, args))).unwrap();
+    for (pass, result) in grid::PASSES.into_iter().zip(results) {
+        result.map_err(|error| format!("{}: {}: {error}", case.name(), pass.name()))?;
+    }
+    Ok(())
+}
+
+fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
+    let (op, shape) = (Mse::default(), [1_000_000]);
+    let of = |value: f32| Array::from_vec(vec![value; shape[0]], &shape).unwrap();
+    let args = Args::new(of(0.3)).target(of(0.0));
+    let want = reference::run(&op, Pass::Forward, &args).unwrap().loss.unwrap();
+    let got = run(&op, Pass::Forward, &args).loss.unwrap();
+    reference::compare(&got.to_f32(), &want, Bound::LOSS).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// An op whose kernels have the naive formula.
+#[derive(Debug)]
+struct NaiveOp<'a> {
+    op: &'a dyn Op,
+    naive: &'a Naive,
+    /// The naive file, once a kernel had ours.
+    file: &'a OnceLock<File>,
+}
+
+impl sealed::Sealed for NaiveOp<'_> {}
+
+impl Op for NaiveOp<'_> {
+    fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        self.op.outputs(pass, args)
+    }
+
+    fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
+        self.op.check_values(args)
+    }
+
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
+        let mut program = self.op.program(pass, args, outputs, facts)?;
+        let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
+        for file in files.filter(|file| file.path == self.naive.path) {
+            *file = *self.file.get_or_init(|| self.naive.put_into(*file));
+        }
+        Ok(program)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        self.op.reference(pass, args)
+    }
+}
+
+#[test]
+fn naive_formulas_are_noticed() {
+    let gpu = match Gpu::blocking() {
+        Ok(gpu) => gpu,
+        Err(error @ Error::NoAdapter { .. }) => {
+            let is_required = std::env::var("WGLOSS_REQUIRE_GPU").is_ok_and(|value| value == "1");
+            assert!(!is_required, "{error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let mut unnoticed = Vec::new();
+    for naive in NAIVE {
+        match naive.noticed(&gpu) {
+            Some(message) => println!("{}\n    {message}", naive.what),
+            None => unnoticed.push(format!("{} ({:?})", naive.what, naive.by)),
+        }
+    }
+    // hardware may get some of these right: x != x, for one
+    assert!(unnoticed.is_empty() || !gpu.is_software(), "{unnoticed:#?} would do");
+}
