@@ -113,6 +113,13 @@ macro_rules! args {
                 }
             }
 
+            /// Every argument given, with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
+                [Some(("input", &self.input)), $(self.$name.as_ref().map(|v| ($text, v)),)*]
+                    .into_iter()
+                    .flatten()
+            }
+
             /// [`Args::map`] with waiting.
             pub(crate) async fn map_async<'a, U>(
                 &'a self,

@@ -176,6 +176,11 @@ impl Plan {
         params.chain(buffers).sum()
     }
 
+    /// The labels of the kernels that it dispatches, in order: `cross_entropy.forward.f32.subgroup`.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| &step.label[..])
+    }
+
     /// Whether the gradient is written over the input: it is no output of its own then.
     fn is_in_place(&self) -> bool {
         self.args.memory == Memory::InPlace
@@ -390,7 +395,8 @@ impl Bound {
         self.encode_timed(encoder, status, None);
     }
 
-    pub(crate) fn encode_timed(
+    /// [`Bound::encode`] with timestamps before and after the dispatches.
+    pub fn encode_timed(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         status: Option<&Tensor>,
