@@ -108,8 +108,8 @@ impl Gpu {
         args: &Args<Layout>,
         outputs: Output<Layout>,
     ) -> Result<Plan> {
-        args.map(|argument, layout| self.check_size(argument, layout.bytes()))?;
-        outputs.as_ref().map(|part, layout| self.check_size(part, layout.bytes()))?;
+        args.map(|argument, layout| self.check_size(argument, layout.buffer_bytes()))?;
+        outputs.as_ref().map(|part, layout| self.check_size(part, layout.buffer_bytes()))?;
         let Program { steps, copies, scratch } = op.program(pass, args, &outputs, self.facts())?;
         for layout in &scratch {
             self.check_size("workspace", layout.bytes())?;

@@ -131,9 +131,9 @@ impl Gpu {
         Ok(tensor)
     }
 
-    /// A tensor of zeros.
+    /// A tensor of zeros, in a buffer that its layout fits into.
     pub(crate) async fn allocate(&self, argument: &'static str, layout: &Layout) -> Result<Tensor> {
-        let size = layout.bytes().next_multiple_of(16).max(16);
+        let size = layout.buffer_bytes().next_multiple_of(16).max(16);
         self.check_size(argument, size)?;
         let descriptor = wgpu::BufferDescriptor {
             label: Some(argument),
