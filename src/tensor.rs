@@ -19,7 +19,8 @@ const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 
 impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
-    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
+    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too, and `COPY_DST` a result
+    /// that is copied to its place: a status, and what cross entropy tells of each row.
     ///
     /// The layout tells where in the buffer the elements lie. No offset needs to be aligned, but that
     /// of row state, to 16 bytes. Storage is read and written in words of four bytes; of a word that

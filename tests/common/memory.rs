@@ -4,9 +4,9 @@
 use wgloss::half::{bf16, f16};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Gpu, Huber, KlDiv, L1, Layout, LogSigmoid,
-    LogSoftmax, Mse, NllLoss, Op, Output, Pass, Plan, Reduction, Sigmoid, SigmoidFocal, SmoothL1,
-    SoftMargin, Softmax, Tensor,
+    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Gpu, Huber, KlDiv, L1, Layout,
+    LogSigmoid, LogSoftmax, Mse, NllLoss, Op, Output, Pass, Plan, Reduction, Sigmoid, SigmoidFocal,
+    SmoothL1, SoftMargin, Softmax, Tensor,
 };
 
 use super::random::Random;
