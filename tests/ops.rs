@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use common::gpu::devices;
 use common::grid;
-use wgloss::{Array, Output, Pass, reference};
+use wgloss::{Array, DType, Output, Pass, reference};
 
 #[test]
 fn every_op_keeps_the_promise() {
@@ -16,6 +16,11 @@ fn every_op_keeps_the_promise() {
         let most = if device.name == "automatic" { 25_000 } else { 150 };
         for row in grid::table() {
             for case in row.cases().into_iter().filter(|case| case.elements() <= most) {
+                // storage and team are independent of one another: not every op in every pair
+                let is_plain = case.dtype() == DType::F32 || row.options.is_empty();
+                if device.name != "automatic" && !is_plain {
+                    continue;
+                }
                 let what = format!("{} {} {}: {}", device.name, row.op(), row.options, case.name());
                 let passes = case.check(|op, pass, args| {
                     device.gpu.block_on(device.gpu.run(op, pass, args)).map_err(|e| e.to_string())

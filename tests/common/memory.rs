@@ -1,7 +1,6 @@
 //! Every op with arguments of its own, on the device wherever a test wants them: in buffers of their
 //! own, or in one arena whose every other byte is watched.
 
-use wgloss::half::{bf16, f16};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Gpu, Huber, KlDiv, L1, Layout,
@@ -23,17 +22,7 @@ pub struct Job {
 
 /// Numbers in a storage type, rounded to it.
 pub fn array(values: &[f32], shape: &[usize], dtype: DType) -> Array<'static> {
-    match dtype {
-        DType::F16 => {
-            Array::from_vec(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>(), shape)
-        }
-        DType::Bf16 => {
-            Array::from_vec(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>(), shape)
-        }
-        DType::F32 => Array::from_vec(values.to_vec(), shape),
-        other => panic!("no numbers in {other}"),
-    }
-    .unwrap()
+    Array::from_vec(values.to_vec(), shape).unwrap().to_dtype(dtype).unwrap()
 }
 
 /// Arguments from their names.
