@@ -6,7 +6,9 @@ mod common;
 
 use common::call::{Call, Rows, judge, reference};
 use common::gpu::{Device, devices, gpu};
-use common::memory::{Arena, Job, args, every_op, output, parts, submit};
+use common::memory::{
+    ALIGNED, CONTIGUOUS, Job, ODD, Places, Where, check_in, every_op, output, parts, submit,
+};
 use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
@@ -16,96 +18,6 @@ use wgloss::{
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-
-/// Where a job's tensors are.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Where {
-    /// Each somewhere in a buffer of its own.
-    Apart,
-    /// All in one buffer.
-    OneBuffer,
-    /// All in one buffer, and the gradient over the input.
-    InPlace,
-}
-
-/// Where in its buffers a tensor begins, and how many elements lie between rows.
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    /// Tensors begin at a multiple of so many elements.
-    unit: usize,
-    padding: usize,
-}
-
-/// Anywhere: in 16 bits, in the middle of a word.
-const ODD: Places = Places { unit: 1, padding: 2 };
-/// Where four elements can be taken together.
-const ALIGNED: Places = Places { unit: 4, padding: 4 };
-/// One behind the other.
-const CONTIGUOUS: Places = Places { unit: 1, padding: 0 };
-
-/// Runs a job in the caller's buffers, and holds all of their bytes to the run apart. Tensors of the
-/// input's shape are padded.
-#[track_caller]
-fn check_in(memory: Where, gpu: &Gpu, job: &Job, places: Places) {
-    let what = format!("{} {memory:?} {places:?}", job.name());
-    let want = job.run_apart(gpu);
-    let mut arenas = vec![Arena::new(places.unit)];
-    let mut place = |name, array: &Array<'_>| {
-        if memory == Where::Apart {
-            arenas.push(Arena::new(places.unit));
-        }
-        // weights are contiguous, whatever their shape
-        let is_padded = name != "weight" && array.shape() == job.args[0].1.shape();
-        let padding = if is_padded { places.padding } else { 0 };
-        let last = arenas.len() - 1;
-        (name, (last, arenas[last].place(array.layout(), padding)))
-    };
-    let inputs: Vec<_> = job.args.iter().map(|(name, array)| place(*name, array)).collect();
-    let results: Vec<_> = want
-        .iter()
-        .map(|(name, array)| match (*name, memory) {
-            ("grad", Where::InPlace) => ("grad", inputs[0].1.clone()),
-            _ => place(*name, array),
-        })
-        .collect();
-    for ((_, (arena, layout)), (_, array)) in inputs.iter().zip(&job.args) {
-        arenas[*arena].put(layout, array);
-    }
-    let buffers: Vec<_> = arenas.iter().map(|arena| arena.upload(gpu)).collect();
-
-    let of_args = |args: Args<Tensor>| match memory {
-        Where::Apart => args,
-        Where::OneBuffer => args.one_buffer(),
-        Where::InPlace => args.in_place(),
-    };
-    let wrap = |(name, (arena, layout)): &(&'static str, (usize, Layout))| {
-        (*name, Tensor::from_buffer(buffers[*arena].clone(), layout.clone()).unwrap())
-    };
-    let tensors = of_args(args(inputs.iter().map(wrap)));
-    let all = output(results.iter().map(wrap));
-    let layouts = output(parts(&all).into_iter().map(|(name, tensor)| match name {
-        // where the status goes is told at encoding
-        "status" => (name, Layout::new(&[8], DType::I32)),
-        _ => (name, tensor.layout().clone()),
-    }));
-    let plan = gpu.block_on(gpu.plan_into(&*job.op, job.pass, &tensors.layouts(), &layouts));
-    let plan = plan.unwrap_or_else(|error| panic!("{what}: {error}"));
-    let given =
-        Output { grad: all.grad.clone().filter(|_| memory != Where::InPlace), ..all.clone() };
-    submit(&plan, gpu, &tensors, &given);
-
-    for ((_, (arena, layout)), (_, array)) in results.iter().zip(&want) {
-        arenas[*arena].put(layout, array);
-    }
-    for (arena, buffer) in arenas.iter().zip(&buffers) {
-        arena.expect(gpu, buffer, &what);
-    }
-    // and what is read back is the array that it is
-    for ((name, got), (_, want)) in parts(&all).into_iter().zip(&want) {
-        let got = gpu.block_on(gpu.read(got)).unwrap();
-        assert_eq!(got.data().bytes(), want.data().bytes(), "{what}: {name}");
-    }
-}
 
 /// The kinds of kernel: rows, picked entries, row maps, elements, maps.
 fn one_of_each_kind(shape: &[usize], dtype: DType, pass: Pass) -> Vec<Job> {

@@ -5,9 +5,10 @@ use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Gpu, Huber, KlDiv, L1, Layout,
     LogSigmoid, LogSoftmax, Mse, NllLoss, Op, Output, Pass, Plan, Reduction, Sigmoid, SigmoidFocal,
-    SmoothL1, SoftMargin, Softmax, Tensor,
+    SmoothL1, SoftMargin, Softmax, Tensor, reference,
 };
 
+use super::compare::{Bound, compare};
 use super::random::Random;
 
 /// Arguments by name, the input first.
@@ -186,6 +187,39 @@ impl Job {
     }
 }
 
+/// Holds what a job computed to the promise, each part that the reference has. For reduction none.
+#[track_caller]
+pub fn judge(job: &Job, got: &Output<Array<'_>>) {
+    let args = job.host_args();
+    let want = reference::run(&*job.op, job.pass, &args).unwrap();
+    let upstream = job.args.iter().find(|(name, _)| *name == "upstream");
+    let largest = upstream.map_or(1.0, |(_, upstream)| {
+        upstream.to_f64().into_iter().fold(0.0, |most: f64, g| most.max(g.abs()))
+    });
+    let bounds = Output {
+        loss: Some(Bound::LOSS),
+        grad: Some(Bound::GRAD.scaled(largest)),
+        logsumexp: Some(Bound::LOSS),
+        argmax: Some(Bound::LOSS),
+        correct: Some(Bound::LOSS),
+        ..Output::default()
+    };
+    for (name, bound) in parts(&bounds) {
+        let part = |(n, part)| (n == name).then_some(part);
+        let want = parts(&want).into_iter().find_map(part);
+        let got = parts(got).into_iter().find_map(|(n, part)| (n == name).then_some(part));
+        match (want, got) {
+            (None, None) => {}
+            (Some(want), Some(got)) => {
+                assert_eq!(got.shape(), want.shape, "{}: {name}", job.name());
+                let result = compare(&got.to_f32(), want, bound.stored_as(got.dtype()));
+                result.unwrap_or_else(|error| panic!("{}: {name}: {error}", job.name()));
+            }
+            (want, got) => panic!("{}: {name}: got {got:?}, want {want:?}", job.name()),
+        }
+    }
+}
+
 /// A layout with another offset, row stride and nothing else.
 pub fn moved(layout: &Layout, offset: usize, row_stride: usize) -> Layout {
     Layout::new(layout.shape(), layout.dtype()).with_offset(offset).with_row_stride(row_stride)
@@ -273,4 +307,94 @@ pub fn submit(plan: &Plan, gpu: &Gpu, args: &Args<Tensor>, output: &Output<Tenso
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     plan.encode(&mut encoder, args, output).unwrap();
     gpu.queue().submit([encoder.finish()]);
+}
+
+/// Where a job's tensors are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Where {
+    /// Each somewhere in a buffer of its own.
+    Apart,
+    /// All in one buffer.
+    OneBuffer,
+    /// All in one buffer, and the gradient over the input.
+    InPlace,
+}
+
+/// Where in its buffers a tensor begins, and how many elements lie between rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// Tensors begin at a multiple of so many elements.
+    pub unit: usize,
+    pub padding: usize,
+}
+
+/// Anywhere: in 16 bits, in the middle of a word.
+pub const ODD: Places = Places { unit: 1, padding: 2 };
+/// Where four elements can be taken together.
+pub const ALIGNED: Places = Places { unit: 4, padding: 4 };
+/// One behind the other.
+pub const CONTIGUOUS: Places = Places { unit: 1, padding: 0 };
+
+/// Runs a job in the caller's buffers, and holds all of their bytes to the run apart. Tensors of the
+/// input's shape are padded.
+#[track_caller]
+pub fn check_in(memory: Where, gpu: &Gpu, job: &Job, places: Places) {
+    let what = format!("{} {memory:?} {places:?}", job.name());
+    let want = job.run_apart(gpu);
+    let mut arenas = vec![Arena::new(places.unit)];
+    let mut place = |name, array: &Array<'_>| {
+        if memory == Where::Apart {
+            arenas.push(Arena::new(places.unit));
+        }
+        // weights are contiguous, whatever their shape
+        let is_padded = name != "weight" && array.shape() == job.args[0].1.shape();
+        let padding = if is_padded { places.padding } else { 0 };
+        let last = arenas.len() - 1;
+        (name, (last, arenas[last].place(array.layout(), padding)))
+    };
+    let inputs: Vec<_> = job.args.iter().map(|(name, array)| place(*name, array)).collect();
+    let results: Vec<_> = want
+        .iter()
+        .map(|(name, array)| match (*name, memory) {
+            ("grad", Where::InPlace) => ("grad", inputs[0].1.clone()),
+            _ => place(*name, array),
+        })
+        .collect();
+    for ((_, (arena, layout)), (_, array)) in inputs.iter().zip(&job.args) {
+        arenas[*arena].put(layout, array);
+    }
+    let buffers: Vec<_> = arenas.iter().map(|arena| arena.upload(gpu)).collect();
+
+    let of_args = |args: Args<Tensor>| match memory {
+        Where::Apart => args,
+        Where::OneBuffer => args.one_buffer(),
+        Where::InPlace => args.in_place(),
+    };
+    let wrap = |(name, (arena, layout)): &(&'static str, (usize, Layout))| {
+        (*name, Tensor::from_buffer(buffers[*arena].clone(), layout.clone()).unwrap())
+    };
+    let tensors = of_args(args(inputs.iter().map(wrap)));
+    let all = output(results.iter().map(wrap));
+    let layouts = output(parts(&all).into_iter().map(|(name, tensor)| match name {
+        // where the status goes is told at encoding
+        "status" => (name, Layout::new(&[8], DType::I32)),
+        _ => (name, tensor.layout().clone()),
+    }));
+    let plan = gpu.block_on(gpu.plan_into(&*job.op, job.pass, &tensors.layouts(), &layouts));
+    let plan = plan.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let given =
+        Output { grad: all.grad.clone().filter(|_| memory != Where::InPlace), ..all.clone() };
+    submit(&plan, gpu, &tensors, &given);
+
+    for ((_, (arena, layout)), (_, array)) in results.iter().zip(&want) {
+        arenas[*arena].put(layout, array);
+    }
+    for (arena, buffer) in arenas.iter().zip(&buffers) {
+        arena.expect(gpu, buffer, &what);
+    }
+    // and what is read back is the array that it is
+    for ((name, got), (_, want)) in parts(&all).into_iter().zip(&want) {
+        let got = gpu.block_on(gpu.read(got)).unwrap();
+        assert_eq!(got.data().bytes(), want.data().bytes(), "{what}: {name}");
+    }
 }
