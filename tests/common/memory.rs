@@ -166,9 +166,9 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
 }
 
 impl Job {
-    /// The op, the pass and the storage type.
+    /// The pass, the storage type and the op with its options.
     pub fn name(&self) -> String {
-        format!("{}.{}.{}", self.op.name(), self.pass.name(), self.args[0].1.dtype())
+        format!("{}.{} of {:?}", self.pass.name(), self.args[0].1.dtype(), self.op)
     }
 
     /// The arguments on the host.
