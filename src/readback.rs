@@ -1,8 +1,11 @@
 //! From the device back to the host: values, timestamps, errors.
 
+use std::borrow::Cow;
+
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use crate::program::check_status;
+use crate::shape::Layout;
 use crate::{Array, DType, Error, Gpu, Result, Tensor};
 
 impl Gpu {
@@ -18,23 +21,27 @@ impl Gpu {
 
     /// Several tensors' elements, through one staging buffer.
     pub(crate) async fn read_all(&self, tensors: &[&Tensor]) -> Result<Vec<Array<'static>>> {
-        // copies are in units of four bytes
-        let sizes: Vec<u64> =
-            tensors.iter().map(|t| t.layout().bytes().next_multiple_of(4)).collect();
+        // whole words, with what lies between the rows
+        let range = |tensor: &Tensor| match tensor.layout().elements() {
+            0 => 0..0,
+            _ => tensor.byte_range(),
+        };
+        let size = |tensor: &Tensor| range(tensor).end - range(tensor).start;
         let copy = |encoder: &mut wgpu::CommandEncoder, staging: &wgpu::Buffer| {
-            let mut offset = 0;
-            for (tensor, &size) in tensors.iter().zip(&sizes) {
-                encoder.copy_buffer_to_buffer(tensor.buffer(), 0, staging, offset, size);
-                offset += size;
+            let mut to = 0;
+            for &tensor in tensors {
+                let (from, size) = (range(tensor).start, size(tensor));
+                encoder.copy_buffer_to_buffer(tensor.buffer(), from, staging, to, size);
+                to += size;
             }
         };
-        let bytes = self.read_bytes(sizes.iter().sum(), copy).await?;
+        let bytes = self.read_bytes(tensors.iter().copied().map(size).sum(), copy).await?;
         let mut rest = &bytes[..];
         let mut arrays = Vec::with_capacity(tensors.len());
-        for (tensor, &size) in tensors.iter().zip(&sizes) {
-            let (own, after) = rest.split_at(size as usize);
+        for &tensor in tensors {
+            let (words, after) = rest.split_at(size(tensor) as usize);
             rest = after;
-            let own = &own[..tensor.layout().bytes() as usize];
+            let own = &contiguous(tensor.layout(), words)[..];
             let shape = tensor.shape();
             arrays.push(match tensor.dtype() {
                 DType::F32 => Array::from_vec::<f32>(bytemuck::pod_collect_to_vec(own), shape),
@@ -114,4 +121,16 @@ impl Gpu {
             }),
         }
     }
+}
+
+/// The bytes of a tensor's elements, without those between its rows, of the words that they lie in.
+fn contiguous<'a>(layout: &Layout, words: &'a [u8]) -> Cow<'a, [u8]> {
+    let size = layout.dtype().size();
+    let first = layout.offset() * size % 4;
+    if layout.is_contiguous() || layout.elements() == 0 {
+        return words[first.min(words.len())..][..layout.bytes() as usize].into();
+    }
+    let rows = words[first..].chunks(layout.row_stride() * size);
+    let row = layout.bytes() as usize / layout.shape()[0];
+    rows.take(layout.shape()[0]).flat_map(|bytes| &bytes[..row]).copied().collect()
 }

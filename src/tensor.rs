@@ -19,7 +19,8 @@ const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 
 impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
-    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
+    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too, and `COPY_DST` a result
+    /// that is copied to its place: a status, and what cross entropy tells of each row.
     ///
     /// The layout tells where in the buffer the elements lie. No offset needs to be aligned, but that
     /// of row state, to 16 bytes. Storage is read and written in words of four bytes; of a word that
@@ -131,9 +132,9 @@ impl Gpu {
         Ok(tensor)
     }
 
-    /// A tensor of zeros.
+    /// A tensor of zeros, in a buffer that its layout fits into.
     pub(crate) async fn allocate(&self, argument: &'static str, layout: &Layout) -> Result<Tensor> {
-        let size = layout.bytes().next_multiple_of(16).max(16);
+        let size = layout.buffer_bytes().next_multiple_of(16).max(16);
         self.check_size(argument, size)?;
         let descriptor = wgpu::BufferDescriptor {
             label: Some(argument),
