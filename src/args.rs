@@ -128,7 +128,7 @@ macro_rules! args {
             pub(crate) fn zip<'a, U>(
                 &'a self,
                 other: &'a Args<U>,
-                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+                mut f: impl FnMut(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
             ) -> Result<()> {
                 f("input", Some(&self.input), Some(&other.input))?;
                 $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*

@@ -47,8 +47,10 @@ mod args;
 mod select;
 mod kernel;
 mod program;
+mod pool;
 mod gpu;
 mod tensor;
+mod upload;
 mod readback;
 mod ops;
 pub mod reference; // and ops use it: options, their kernels and their definition are one matter
