@@ -56,6 +56,7 @@ mod ops;
 pub mod reference; // and ops use it: options, their kernels and their definition are one matter
 mod plan;
 mod door;
+mod stream;
 
 #[cfg(test)]
 mod kernel_tests;
@@ -72,6 +73,7 @@ pub use ops::*;
 pub use plan::Plan;
 pub use select::Team;
 pub use shape::Layout;
+pub use stream::{Event, Stream};
 pub use tensor::Tensor;
 
 pub use half;
