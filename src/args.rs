@@ -205,6 +205,11 @@ macro_rules! output {
                 Ok(Output { $($name: self.$name.map(|part| f($text, part)).transpose()?,)* })
             }
 
+            /// Each part that there is.
+            pub(crate) fn parts(&self) -> impl Iterator<Item = &T> {
+                [$(self.$name.as_ref(),)*].into_iter().flatten()
+            }
+
             /// The same, borrowed.
             pub(crate) fn as_ref(&self) -> Output<&T> {
                 Output { $($name: self.$name.as_ref(),)* }

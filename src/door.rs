@@ -271,6 +271,7 @@ impl Station {
             encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
             let staging = Readback::encode(gpu, &mut encoder, &resolved, 16);
             let submission = gpu.queue().submit([encoder.finish()]);
+            gpu.pool().give(resolved);
             Ok(Readback::map(staging, &submission))
         };
         let ticks = gpu.guarded(submit).await??;
@@ -286,7 +287,7 @@ impl Drop for Station {
     fn drop(&mut self) {
         let give = |tensor: &Tensor| self.gpu.pool().give(tensor.buffer().clone());
         self.args.map_ref(give);
-        let _ = self.output.as_ref().map(|_, tensor| Ok(give(tensor)));
+        self.output.parts().for_each(give);
     }
 }
 
@@ -307,10 +308,8 @@ pub(crate) struct Call {
 impl Call {
     /// Waits for the results. To be called until it has returned once.
     pub async fn finish(&self) -> Result<Output<Array<'static>>> {
-        let mut parts = Vec::new();
-        self.results.as_ref().map(|_, (readback, _)| Ok(parts.push(readback)))?;
-        for part in parts {
-            part.arrived(&self.gpu).await?;
+        for (readback, _) in self.results.parts() {
+            readback.arrived(&self.gpu).await?;
         }
         self.results.as_ref().map(|_, (readback, layout)| readback.array(&self.gpu, layout))
     }
