@@ -5,8 +5,6 @@ use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_intrusive::channel::shared::oneshot_channel;
-
 use crate::kernel::Kernel;
 use crate::pool::Pool;
 use crate::select::{Facts, Team};
@@ -79,6 +77,7 @@ impl GpuOptions {
 }
 
 /// Discrete before integrated before virtual before unknown before software.
+#[cfg(not(target_arch = "wasm32"))]
 fn preference(device_type: wgpu::DeviceType) -> usize {
     match device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -358,8 +357,9 @@ impl Gpu {
     }
 
     /// Waits until all that was submitted is done.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) async fn idle(&self) {
-        let (sender, receiver) = oneshot_channel();
+        let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
         self.queue().on_submitted_work_done(move || {
             let _ = sender.send(());
         });

@@ -24,7 +24,8 @@
 //! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::encode`] puts its dispatches into
 //!    the caller's command encoder, without a submit or a wait.
 //!
-//! Each is built on the one below it. Calls are async; [`Gpu::block_on`] is for callers that are
+//! Each is built on the one below it. [`Gpu::stream`] takes the first one batch after batch, with
+//! several in flight. Calls are async; [`Gpu::block_on`] is for callers that are
 //! not.
 //!
 //! # What is promised
