@@ -155,6 +155,28 @@ fn streams_are_awaited_without_blocking() {
     }
 }
 
+/// Several threads share a device and what is kept of its memory.
+#[test]
+fn streams_of_several_threads_do_not_mix() {
+    let Some(gpu) = gpu() else { return };
+    let (op, all) = (op(), batches());
+    let single = |args| all_bits(&gpu.block_on(gpu.run(&op, Pass::ForwardBackward, args)).unwrap());
+    let expected: Vec<_> = all.iter().map(single).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (op, all, expected) = (&op, &all, &expected);
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let stream = gpu.stream(op, Pass::ForwardBackward).in_flight(1 + thread);
+                    let outputs = stream.blocking(all.iter().cloned());
+                    let got: Vec<_> = outputs.map(|output| all_bits(&output.unwrap())).collect();
+                    assert!(got == *expected, "thread {thread}, round {round}");
+                }
+            });
+        }
+    });
+}
+
 /// A wait that is given up loses nothing.
 #[test]
 fn a_wait_may_be_given_up() {
