@@ -139,7 +139,7 @@ macro_rules! args {
             pub(crate) fn zip<'a, U>(
                 &'a self,
                 other: &'a Args<U>,
-                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+                mut f: impl FnMut(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
             ) -> Result<()> {
                 f("input", Some(&self.input), Some(&other.input))?;
                 $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
@@ -240,6 +240,11 @@ macro_rules! output {
                 mut f: impl FnMut(&'static str, T) -> Result<U>,
             ) -> Result<Output<U>> {
                 Ok(Output { $($name: self.$name.map(|part| f($text, part)).transpose()?,)* })
+            }
+
+            /// Each part that there is.
+            pub(crate) fn parts(&self) -> impl Iterator<Item = &T> {
+                [$(self.$name.as_ref(),)*].into_iter().flatten()
             }
 
             /// The same, borrowed.

@@ -5,6 +5,7 @@ mod files;
 mod devices;
 mod machine;
 mod ops;
+mod batches;
 mod run;
 mod check;
 mod bench;
