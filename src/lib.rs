@@ -57,6 +57,8 @@ mod door;
 
 #[cfg(test)]
 mod kernel_tests;
+#[cfg(test)]
+mod program_tests;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};
