@@ -61,6 +61,8 @@ mod stream;
 
 #[cfg(test)]
 mod kernel_tests;
+#[cfg(test)]
+mod program_tests;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};
