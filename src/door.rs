@@ -86,10 +86,10 @@ impl<T: Operand> Args<T> {
 /// How long a call took (see [`Gpu::run_timed`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
-    /// The dispatches alone, in a run of their own after the call: by the device's timestamps where
-    /// it has them, otherwise from submission to completion.
+    /// The dispatches alone: by the device's timestamps where it has them, otherwise a second run of
+    /// them, from submission to completion.
     pub kernel: Duration,
-    /// The whole call from host arrays to host arrays.
+    /// The whole call from host arrays to host arrays, and what timing the dispatches adds.
     pub call: Duration,
 }
 
@@ -165,9 +165,8 @@ impl Gpu {
         let start = Instant::now();
         check(op, pass, args)?;
         let station = Station::new(self, op, pass, &args.layouts()).await?;
-        let output = station.start(args).await?.finish().await?;
-        let call = start.elapsed();
-        Ok((output, Timing { kernel: station.time_dispatches().await?, call }))
+        let (output, kernel) = station.run_timed(args).await?;
+        Ok((output, Timing { kernel, call: start.elapsed() }))
     }
 
     async fn submit(
@@ -219,6 +218,14 @@ impl Station {
 
     /// Uploads and submits: the arrays are free when this returns, and the results on their way.
     pub async fn start(&self, args: &Args<Array<'_>>) -> Result<Call> {
+        self.start_timed(args, None).await
+    }
+
+    async fn start_timed(
+        &self,
+        args: &Args<Array<'_>>,
+        timestamps: Option<&Timestamps>,
+    ) -> Result<Call> {
         let gpu = &self.gpu;
         let submit = || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -227,7 +234,11 @@ impl Station {
                 (Some(array), Some(tensor)) => upload.encode(gpu, &mut encoder, array, tensor),
                 _ => Ok(()),
             })?;
-            self.plan.encode(&mut encoder, &self.args, &self.output)?;
+            let writes = timestamps.map(Timestamps::writes);
+            self.plan.encode_timed(&mut encoder, &self.args, &self.output, writes)?;
+            if let Some(Timestamps { queries, resolved }) = timestamps {
+                encoder.resolve_query_set(queries, 0..2, resolved, 0);
+            }
             // host arguments were checked before any work: the status has nothing to tell
             let results = Output { status: None, ..self.output.as_ref() };
             let copies = results.map(|_, tensor| {
@@ -242,39 +253,66 @@ impl Station {
         Ok(Call { gpu: gpu.clone(), results })
     }
 
-    /// How long the dispatches take over the arguments of the last call.
+    /// A call, and how long its dispatches took.
     #[cfg(not(target_arch = "wasm32"))]
-    async fn time_dispatches(&self) -> Result<Duration> {
+    async fn run_timed(
+        &self,
+        args: &Args<Array<'_>>,
+    ) -> Result<(Output<Array<'static>>, Duration)> {
         let gpu = &self.gpu;
-        if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            gpu.idle().await;
-            let start = Instant::now();
-            gpu.submit(&self.plan, &self.args, &self.output).await?;
-            gpu.idle().await;
-            return Ok(start.elapsed());
+        if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            let timestamps = gpu.guarded(|| Timestamps::new(gpu)).await?;
+            let output = self.start_timed(args, Some(&timestamps)).await?.finish().await?;
+            return Ok((output, timestamps.elapsed(gpu).await?));
         }
+        let output = self.start(args).await?.finish().await?;
+        gpu.idle().await;
+        let start = Instant::now();
+        gpu.submit(&self.plan, &self.args, &self.output).await?;
+        gpu.idle().await;
+        Ok((output, start.elapsed()))
+    }
+}
+
+/// The times at which dispatches begin and end.
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+}
+
+#[cfg_attr(target_arch = "wasm32", expect(dead_code))]
+impl Timestamps {
+    fn new(gpu: &Gpu) -> Self {
+        let label = Some("wgloss.timestamps");
+        let ty = wgpu::QueryType::Timestamp;
+        let queries =
+            gpu.device().create_query_set(&wgpu::QuerySetDescriptor { label, ty, count: 2 });
+        let resolved = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label,
+            size: 16,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        Timestamps { queries, resolved }
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    /// Once they are submitted and resolved.
+    async fn elapsed(&self, gpu: &Gpu) -> Result<Duration> {
         let submit = || {
-            let queries = gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("wgloss.timestamps"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2,
-            });
-            let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-            let resolved = gpu.buffer("wgloss.timestamps", 16, usage);
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            let writes = wgpu::ComputePassTimestampWrites {
-                query_set: &queries,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            };
-            self.plan.encode_timed(&mut encoder, &self.args, &self.output, Some(writes))?;
-            encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
-            let staging = Readback::encode(gpu, &mut encoder, &resolved, 16);
+            let staging = Readback::encode(gpu, &mut encoder, &self.resolved, 16);
             let submission = gpu.queue().submit([encoder.finish()]);
-            gpu.pool().give(resolved);
-            Ok(Readback::map(staging, &submission))
+            Readback::map(staging, &submission)
         };
-        let ticks = gpu.guarded(submit).await??;
+        let ticks = gpu.guarded(submit).await?;
         ticks.arrived(gpu).await?;
         let ticks: Vec<u64> = ticks.take(gpu, bytemuck::pod_collect_to_vec)?;
         let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64
