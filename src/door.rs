@@ -89,7 +89,7 @@ pub struct Timing {
     /// The dispatches alone: by the device's timestamps where it has them, otherwise a second run of
     /// them, from submission to completion.
     pub kernel: Duration,
-    /// The whole call from host arrays to host arrays, and what timing the dispatches adds.
+    /// The whole call from host arrays to host arrays, with that second run where there is one.
     pub call: Duration,
 }
 
@@ -165,8 +165,7 @@ impl Gpu {
         let start = Instant::now();
         check(op, pass, args)?;
         let station = Station::new(self, op, pass, &args.layouts()).await?;
-        let (output, kernel) = station.run_timed(args).await?;
-        Ok((output, Timing { kernel, call: start.elapsed() }))
+        station.run_timed(args, start).await
     }
 
     async fn submit(
@@ -253,24 +252,26 @@ impl Station {
         Ok(Call { gpu: gpu.clone(), results })
     }
 
-    /// A call, and how long its dispatches took.
+    /// A call, timed from `start`.
     #[cfg(not(target_arch = "wasm32"))]
     async fn run_timed(
         &self,
         args: &Args<Array<'_>>,
-    ) -> Result<(Output<Array<'static>>, Duration)> {
+        start: Instant,
+    ) -> Result<(Output<Array<'static>>, Timing)> {
         let gpu = &self.gpu;
         if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             let timestamps = gpu.guarded(|| Timestamps::new(gpu)).await?;
             let output = self.start_timed(args, Some(&timestamps)).await?.finish().await?;
-            return Ok((output, timestamps.elapsed(gpu).await?));
+            let call = start.elapsed();
+            return Ok((output, Timing { kernel: timestamps.elapsed(gpu).await?, call }));
         }
         let output = self.start(args).await?.finish().await?;
         gpu.idle().await;
-        let start = Instant::now();
+        let again = Instant::now();
         gpu.submit(&self.plan, &self.args, &self.output).await?;
         gpu.idle().await;
-        Ok((output, start.elapsed()))
+        Ok((output, Timing { kernel: again.elapsed(), call: start.elapsed() }))
     }
 }
 
