@@ -179,9 +179,20 @@ impl Plan {
         params.chain(buffers).sum()
     }
 
+    /// The labels of the kernels that it dispatches, in order: `cross_entropy.forward.f32.subgroup`.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| &step.label[..])
+    }
+
     /// Whether the gradient is written over the input: it is no output of its own then.
     fn is_in_place(&self) -> bool {
         self.args.memory == Memory::InPlace
+    }
+
+    /// The layouts of what is in memory of its own: in place, all but the gradient.
+    pub(crate) fn own_outputs(&self) -> Output<&Layout> {
+        let grad = self.outputs.grad.as_ref().filter(|_| !self.is_in_place());
+        Output { grad, ..self.outputs.as_ref() }
     }
 
     /// Tensors for what it computes; in place, for what else it computes.
@@ -189,19 +200,19 @@ impl Plan {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn allocate(&self) -> Result<Output<Tensor>> {
-        let allocate = async |part, layout: &Option<Layout>| match layout {
+        let own = self.own_outputs();
+        let allocate = async |part, layout: Option<&Layout>| match layout {
             Some(layout) => self.gpu.allocate(part, layout).await.map(Some),
             None => Ok(None),
         };
-        let grad = if self.is_in_place() { &None } else { &self.outputs.grad };
         Ok(Output {
-            loss: allocate("loss", &self.outputs.loss).await?,
-            grad: allocate("grad", grad).await?,
-            state: allocate("state", &self.outputs.state).await?,
-            logsumexp: allocate("logsumexp", &self.outputs.logsumexp).await?,
-            argmax: allocate("argmax", &self.outputs.argmax).await?,
-            correct: allocate("correct", &self.outputs.correct).await?,
-            status: allocate("status", &self.outputs.status).await?,
+            loss: allocate("loss", own.loss).await?,
+            grad: allocate("grad", own.grad).await?,
+            state: allocate("state", own.state).await?,
+            logsumexp: allocate("logsumexp", own.logsumexp).await?,
+            argmax: allocate("argmax", own.argmax).await?,
+            correct: allocate("correct", own.correct).await?,
+            status: allocate("status", own.status).await?,
         })
     }
 
@@ -397,7 +408,8 @@ impl Bound {
         self.encode_timed(encoder, status, None);
     }
 
-    pub(crate) fn encode_timed(
+    /// [`Bound::encode`] with timestamps before and after the dispatches.
+    pub fn encode_timed(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         status: Option<&Tensor>,

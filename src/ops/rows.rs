@@ -148,7 +148,8 @@ impl RowLoss<'_> {
         }
         if reduced {
             let total = match reduction {
-                Reduction::Mean if self.has_classes => {
+                // with probabilities the divisor is known, unless there is nothing to divide
+                Reduction::Mean if self.has_classes || rows == 0 => {
                     Total::LossOverDivisor { empty_mean: self.empty_mean }
                 }
                 Reduction::Mean => Total::LossOver(rows as f32),

@@ -4,6 +4,7 @@
 // Every test file compiles all of this and uses some of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod any;
 pub mod call;
 #[cfg(feature = "cli")]
 pub mod command;
