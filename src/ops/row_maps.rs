@@ -59,12 +59,11 @@ impl RowMap {
                 .into_iter()
                 .filter_map(|(binding, slot, layout)| Some((binding, slot, layout.as_ref()?))),
         );
+        // the rows of a padded matrix lie along its second dimension
+        let is_along_second = input.shape().first() == Some(&shape.batch)
+            && input.shape().get(1) == Some(&shape.classes);
         for &(_, slot, layout) in &tensors {
-            // the rows of a padded matrix lie along its second dimension
-            let is_first = input.shape().first() == Some(&shape.batch);
-            if !layout.is_contiguous()
-                && !(is_first && input.shape().get(1) == Some(&shape.classes))
-            {
+            if !is_along_second && !layout.is_contiguous() {
                 return Err(Error::Value {
                     argument: slot.name(),
                     expected: "a row stride only for rows along dimension 1".into(),
