@@ -77,12 +77,13 @@ macro_rules! args {
         pub struct Args<T> {
             pub(crate) input: T,
             $(pub(crate) $name: Option<T>,)*
+            pub(crate) memory: Memory,
         }
 
         impl<T> Args<T> {
             /// The input (logits, predictions), with nothing else yet.
             pub fn new(input: T) -> Self {
-                Args { input, $($name: None,)* }
+                Args { input, $($name: None,)* memory: Memory::Apart }
             }
 
             $($(#[$doc])*
@@ -99,6 +100,7 @@ macro_rules! args {
                 Ok(Args {
                     input: f("input", &self.input)?,
                     $($name: self.$name.as_ref().map(|v| f($text, v)).transpose()?,)*
+                    memory: self.memory,
                 })
             }
 
@@ -107,6 +109,7 @@ macro_rules! args {
                 Args {
                     input: f(&self.input),
                     $($name: self.$name.as_ref().map(&mut f),)*
+                    memory: self.memory,
                 }
             }
 
@@ -121,6 +124,7 @@ macro_rules! args {
                         Some(value) => Some(f($text, value).await?),
                         None => None,
                     },)*
+                    memory: self.memory,
                 })
             }
 
@@ -165,6 +169,32 @@ impl<T> Args<T> {
     pub fn input(&self) -> &T {
         &self.input
     }
+
+    /// Device tensors: the gradient is written over the input, which is gone then. Refused where a
+    /// kernel would read of the input what it has overwritten.
+    pub fn in_place(mut self) -> Self {
+        self.memory = Memory::InPlace;
+        self
+    }
+
+    /// Device tensors: arguments and results may be ranges of one buffer, none of which overlap, as
+    /// frameworks hand them out that allocate from large buffers.
+    pub fn one_buffer(mut self) -> Self {
+        self.memory = Memory::OneBuffer;
+        self
+    }
+}
+
+/// How arguments and results share buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) enum Memory {
+    /// No buffer of a result is one of an argument.
+    #[default]
+    Apart,
+    /// One buffer may hold several, beside one another.
+    OneBuffer,
+    /// Likewise, and the gradient's elements are the input's.
+    InPlace,
 }
 
 macro_rules! output {

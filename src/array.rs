@@ -181,6 +181,31 @@ impl<'a> Array<'a> {
         }
     }
 
+    /// The same numbers stored in f32, f16 or bf16, rounded to nearest even.
+    ///
+    /// # Errors
+    /// [`Error::DType`] for integers, or when asked for them.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Array<'static>> {
+        let refuse = |actual| {
+            let expected = "f32, f16 or bf16".into();
+            Err(Error::DType { argument: "array", expected, actual })
+        };
+        if let DType::I32 | DType::I64 = self.dtype() {
+            return refuse(self.dtype());
+        }
+        let values = self.to_f32();
+        match dtype {
+            DType::F32 => Array::from_vec(values, self.shape()),
+            DType::F16 => {
+                Array::from_vec(values.into_iter().map(f16::from_f32).collect(), self.shape())
+            }
+            DType::Bf16 => {
+                Array::from_vec(values.into_iter().map(bf16::from_f32).collect(), self.shape())
+            }
+            DType::I32 | DType::I64 => refuse(dtype),
+        }
+    }
+
     /// The elements as class indices.
     ///
     /// # Errors

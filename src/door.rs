@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::args::Memory;
 use crate::shape::Layout;
 use crate::{
     Args, Array, Backward, Error, Forward, ForwardBackward, Gpu, Op, Output, Pass, Plan, Result,
@@ -48,7 +49,7 @@ impl Operand for Tensor {
         let plan = gpu.plan(op, pass, &args.layouts()).await?;
         let output = plan.allocate().await?;
         gpu.submit(&plan, args, &output).await?;
-        Ok(output)
+        Ok(output.or_in_place(args))
     }
 }
 
@@ -68,7 +69,16 @@ impl Operand for Array<'_> {
         let (plan, args) = gpu.prepare(op, pass, args).await?;
         let output = plan.allocate().await?;
         gpu.submit(&plan, &args, &output).await?;
-        gpu.read_output(&output).await
+        gpu.read_output(&output.or_in_place(&args)).await
+    }
+}
+
+impl Output<Tensor> {
+    /// With the gradient that was written over the input, if that was asked for.
+    fn or_in_place(self, args: &Args<Tensor>) -> Self {
+        let is_in_place = args.memory == Memory::InPlace;
+        let grad = self.grad.or_else(|| is_in_place.then(|| args.input.clone()));
+        Output { grad, ..self }
     }
 }
 
@@ -161,7 +171,7 @@ impl Gpu {
         let (plan, args) = self.prepare(op, pass, args).await?;
         let output = plan.allocate().await?;
         let kernel = self.submit_timed(&plan, &args, &output).await?;
-        let output = self.read_output(&output).await?;
+        let output = self.read_output(&output.or_in_place(&args)).await?;
         Ok((output, Timing { kernel, call: start.elapsed() }))
     }
 
@@ -236,7 +246,8 @@ impl Gpu {
                 beginning_of_pass_write_index: Some(0),
                 end_of_pass_write_index: Some(1),
             };
-            plan.encode_timed(&mut encoder, args, output, Some(writes))?;
+            let bound = plan.bind(args, output)?;
+            bound.encode_timed(&mut encoder, output.status.as_ref(), Some(writes));
             encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
             self.queue().submit([encoder.finish()]);
             Ok(resolved)

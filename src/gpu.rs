@@ -6,7 +6,9 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kernel::Kernel;
+use crate::program::BINDINGS;
 use crate::select::{Facts, Team};
+use crate::shape::ALIGNMENT;
 use crate::{Error, Result};
 
 /// A device and its queue, with the pipelines compiled for it so far.
@@ -244,13 +246,15 @@ impl Gpu {
         };
         let small = |label, usage| wgpu::BufferDescriptor {
             label: Some(label),
-            size: 16,
+            // for every binding its own
+            size: BINDINGS as u64 * ALIGNMENT,
             usage: usage | wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         };
         let create = || {
             let one = device.create_buffer(&small("wgloss.one", wgpu::BufferUsages::COPY_DST));
-            queue.write_buffer(&one, 0, bytemuck::cast_slice(&[1.0_f32; 4]));
+            let ones = [1.0_f32; BINDINGS * ALIGNMENT as usize / 4];
+            queue.write_buffer(&one, 0, bytemuck::cast_slice(&ones));
             let unused = device.create_buffer(&small("wgloss.unused", wgpu::BufferUsages::empty()));
             (one, unused)
         };

@@ -5,6 +5,9 @@
 
 use std::fmt::Write;
 
+use crate::DType;
+use crate::args::Memory;
+
 /// A WGSL file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct File {
@@ -31,6 +34,7 @@ macro_rules! shader {
 pub(crate) use shader;
 
 pub(crate) const MATH: File = shader!("shared/math.wgsl");
+pub(crate) const PLACES: File = shader!("shared/places.wgsl");
 pub(crate) const CONTROL: File = shader!("shared/control.wgsl");
 pub(crate) const CLASSES: File = shader!("shared/classes.wgsl");
 pub(crate) const ROW_FORM: File = shader!("shared/row_form.wgsl");
@@ -51,14 +55,35 @@ pub(crate) fn team(team: crate::Team) -> File {
     }
 }
 
-/// The shader of f32 storage: `vec4` where every group of four elements is whole and aligned.
-pub(crate) fn storage(vec4: bool) -> File {
-    if vec4 { shader!("storage/f32_vec4.wgsl") } else { shader!("storage/f32.wgsl") }
+/// The shaders of storage in a type, and of the input's memory: four elements at a time where every
+/// four of them are whole and aligned.
+pub(crate) fn storage(dtype: DType, vec4: bool, memory: Memory) -> Vec<File> {
+    let access = match memory {
+        Memory::InPlace => shader!("access/in_place.wgsl"),
+        Memory::Apart | Memory::OneBuffer => shader!("access/apart.wgsl"),
+    };
+    let encoding = match dtype {
+        DType::F16 => shader!("encoding/f16.wgsl"),
+        DType::Bf16 => shader!("encoding/bf16.wgsl"),
+        // ops take no other input
+        DType::F32 | DType::I32 | DType::I64 => {
+            let words =
+                if vec4 { shader!("storage/f32_vec4.wgsl") } else { shader!("storage/f32.wgsl") };
+            return vec![words, access];
+        }
+    };
+    let words = if vec4 { shader!("storage/half_vec4.wgsl") } else { shader!("storage/half.wgsl") };
+    vec![words, access, encoding]
 }
 
 /// The shader of an upstream gradient: a tensor of the losses' shape, or one value.
 pub(crate) fn upstream(tensor: bool) -> File {
     if tensor { shader!("upstream/tensor.wgsl") } else { shader!("upstream/scalar.wgsl") }
+}
+
+/// The shader of what element-wise ops write: losses, or a map's output.
+pub(crate) fn results(losses: bool) -> File {
+    if losses { shader!("results/losses.wgsl") } else { shader!("results/outputs.wgsl") }
 }
 
 /// The shader that tells which elements an op does not take.
@@ -75,6 +100,8 @@ pub(crate) struct Kernel {
     pub entry_point: &'static str,
     /// Values of `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
+    /// Whether arguments may lie in buffers that results are written to.
+    pub shares_buffers: bool,
 }
 
 impl Kernel {
@@ -83,6 +110,10 @@ impl Kernel {
         let mut source = String::new();
         for file in &self.files {
             let _ = writeln!(source, "// ---- shaders/{}\n{}", file.path, file.text);
+        }
+        if self.shares_buffers {
+            // a dispatch may use a buffer in one way only, whatever its ranges
+            source = source.replace("var<storage, read>", "var<storage, read_write>");
         }
         source
     }

@@ -5,8 +5,9 @@ use std::mem::offset_of;
 
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator};
 
+use crate::args::Memory;
 use crate::kernel::Kernel;
-use crate::program::{ElementParams, Program, RowParams, Step, SumParams};
+use crate::program::{ElementParams, Places, Program, RowParams, Step, SumParams};
 use crate::select::Facts;
 use crate::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
@@ -35,12 +36,40 @@ fn devices() -> Vec<Facts> {
 
 /// Every combination of arguments and options that leads to a kernel of its own.
 fn programs(facts: &Facts) -> Vec<Program> {
+    let f32 = programs_in(facts, DType::F32, |args| args);
+    let others = [
+        programs_in(facts, DType::F16, |args| args),
+        programs_in(facts, DType::Bf16, |args| args),
+        programs_in(facts, DType::F32, Args::one_buffer),
+        programs_in(facts, DType::F32, Args::in_place),
+        programs_in(facts, DType::F16, Args::in_place),
+    ];
+    others.into_iter().fold(f32, |all, some| [all, some].concat())
+}
+
+fn programs_in(
+    facts: &Facts,
+    dtype: DType,
+    in_memory: impl Fn(Args<Layout>) -> Args<Layout>,
+) -> Vec<Program> {
     let mut programs = Vec::new();
     let mut add = |op: &dyn Op, pass, args: &Args<Layout>| {
-        op.outputs(pass, args).unwrap_or_else(|error| panic!("{op:?} {args:?}: {error}"));
-        programs.push(op.program(pass, args, facts).unwrap());
+        let args = &in_memory(args.clone());
+        if args.memory == Memory::InPlace
+            && (pass == Pass::Forward || (op.name() == "nll_loss" && pass != Pass::Backward))
+        {
+            return;
+        }
+        let outputs = op.outputs(pass, args);
+        let outputs = outputs.unwrap_or_else(|error| panic!("{op:?} {args:?}: {error}"));
+        programs.push(op.program(pass, args, &outputs, facts).unwrap());
     };
     let f32 = |shape: &[usize]| Layout::new(shape, DType::F32);
+    let float = |shape: &[usize]| Layout::new(shape, dtype);
+    let upstream_of = |reduction, shape: &[usize]| match reduction {
+        Reduction::None => float(shape),
+        _ => f32(&[]),
+    };
     for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
         for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
             for bits in 0..64_u32 {
@@ -50,14 +79,13 @@ fn programs(facts: &Facts) -> Vec<Program> {
                     (false, true) => vec![70_000, 1001],
                     (false, false) => vec![2, 8, 3],
                 };
-                let mut args = Args::new(f32(&shape));
+                let mut args = Args::new(float(&shape));
                 if bit(1) {
                     args = args.weight(f32(&shape[1..2]));
                 }
                 let rows = crate::shape::without_classes(&shape);
                 if bit(2) && pass.has_grad() {
-                    let upstream = if reduction == Reduction::None { &rows[..] } else { &[] };
-                    args = args.upstream(f32(upstream));
+                    args = args.upstream(upstream_of(reduction, &rows));
                 }
                 if bit(3) && pass == Pass::Backward {
                     args = args.state(f32(&[rows.iter().product(), 4]));
@@ -70,7 +98,7 @@ fn programs(facts: &Facts) -> Vec<Program> {
                     .logit_scale(if bit(1) { 0.5 } else { 1.0 })
                     .z_loss(if bit(0) { 1e-4 } else { 0.0 });
                 let op = if bit(5) { op.softcap(30.0).empty_mean(0.0) } else { op };
-                add(&op, pass, &args.clone().target(f32(&shape)));
+                add(&op, pass, &args.clone().target(float(&shape)));
                 let args = args.target(Layout::new(&rows, DType::I32));
                 add(&op, pass, &args);
                 if args.state.is_none() {
@@ -80,7 +108,7 @@ fn programs(facts: &Facts) -> Vec<Program> {
             for bits in 0..16_u32 {
                 let bit = |i: u32| bits >> i & 1 == 1;
                 let shape = if bit(0) { [40_000, 8] } else { [3, 5] };
-                let mut args = Args::new(f32(&shape)).target(f32(&shape));
+                let mut args = Args::new(float(&shape)).target(float(&shape));
                 if bit(1) {
                     args = args.weight(f32(&shape[1..]));
                 }
@@ -88,28 +116,26 @@ fn programs(facts: &Facts) -> Vec<Program> {
                     args = args.pos_weight(f32(&[shape[0], 1]));
                 }
                 if bit(3) && pass.has_grad() {
-                    let upstream = if reduction == Reduction::None { &shape[..] } else { &[] };
-                    args = args.upstream(f32(upstream));
+                    args = args.upstream(upstream_of(reduction, &shape));
                 }
                 add(&BceWithLogits::default().reduction(reduction), pass, &args);
             }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
                 for dim in [-1, 0] {
-                    let mut args = Args::new(f32(shape));
+                    let mut args = Args::new(float(shape));
                     add(&Softmax::default().dim(dim), pass, &args);
                     add(&LogSoftmax::default().dim(dim), pass, &args);
                     if pass.has_grad() {
-                        args = args.upstream(f32(shape));
+                        args = args.upstream(float(shape));
                     }
                     add(&Softmax::default().dim(dim), pass, &args);
                     add(&LogSoftmax::default().dim(dim), pass, &args);
                 }
-                let map = Args::new(f32(shape));
-                let loss = map.clone().target(f32(shape));
-                let with_upstream = |args: &Args<Layout>, reduction| match (pass, reduction) {
-                    (Pass::Forward, _) => args.clone(),
-                    (_, Reduction::None) => args.clone().upstream(f32(shape)),
-                    _ => args.clone().upstream(f32(&[])),
+                let map = Args::new(float(shape));
+                let loss = map.clone().target(float(shape));
+                let with_upstream = |args: &Args<Layout>, reduction| match pass {
+                    Pass::Forward => args.clone(),
+                    _ => args.clone().upstream(upstream_of(reduction, shape)),
                 };
                 let ops: [&dyn Op; 9] = [
                     &Bce::default().reduction(reduction),
@@ -139,9 +165,11 @@ fn programs(facts: &Facts) -> Vec<Program> {
 }
 
 fn parse(source: &str, label: &str) -> (naga::Module, ModuleInfo) {
+    // unpack2x16float, which WebGPU always has
+    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|error| panic!("{label}: {}", error.emit_to_string(source)));
-    let info = Validator::new(Default::default(), Capabilities::SUBGROUP)
+    let info = Validator::new(Default::default(), capabilities)
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
         .validate(&module)
@@ -218,28 +246,29 @@ fn translate(module: &naga::Module, info: &ModuleInfo, kernel: &Kernel) {
 }
 
 fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
+    const PLACES: usize = size_of::<Places>();
     macro_rules! layout {
         ($type:ty: $($field:ident $([$count:literal])?),*) => {{
-            let mut offsets = Vec::new();
+            let mut offsets = vec![0];
             $(
-                let start = offset_of!($type, $field);
+                let start = PLACES + offset_of!($type, $field);
                 #[allow(unused_mut, unused_assignments)]
                 let mut count = 1;
                 $(count = $count;)?
                 offsets.extend((0..count).map(|i| start + 4 * i));
             )*
-            (offsets, size_of::<$type>())
+            (offsets, PLACES + size_of::<$type>())
         }};
     }
     match kernel.files.first().map(|file| file.path) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, unused[2]
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, unused
         ),
         Some("family/sum.wgsl") => layout!(
-            SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, unused
+            SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: elements, per_team, teams, dims, scale, unused, settings, dim
+            ElementParams: quads, per_team, teams, line, dims, scale, settings, first, unused[3], dim
         ),
         other => panic!("no params known for {other:?}"),
     }
@@ -258,7 +287,7 @@ fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
 
                 let (used, storage) = used_bindings(module, info, kernel);
                 let bound: BTreeSet<u32> =
-                    [0].into_iter().chain(bindings.iter().map(|b| b.0)).collect();
+                    [0].into_iter().chain(bindings.iter().map(|b| b.binding)).collect();
                 assert_eq!(used, bound, "{}", kernel.label);
                 assert_eq!(bound.len(), bindings.len() + 1, "{}: bound twice", kernel.label);
                 assert!(storage <= 8, "{}: {storage} storage buffers", kernel.label);
@@ -269,7 +298,10 @@ fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
                 assert_eq!((offsets, span), (ours, size as u32), "{}", kernel.label);
                 assert_eq!(params.len(), size, "{}", kernel.label);
 
-                let key = (kernel.source(), kernel.entry_point, format!("{:?}", kernel.constants));
+                // constants mean the same whatever the storage: all of them once, with f32
+                let is_plain = kernel.label.contains(".f32") && !kernel.shares_buffers;
+                let constants = if is_plain { &kernel.constants[..] } else { &[] };
+                let key = (kernel.source(), kernel.entry_point, format!("{constants:?}"));
                 if translated.insert(key) {
                     translate(module, info, kernel);
                 }

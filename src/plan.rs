@@ -1,7 +1,8 @@
 //! Plans: everything about a pass that depends on shapes alone, settled once.
 
-use crate::program::{CONTROL_BYTES, Copy, Program, Slot};
-use crate::shape::{Layout, element_count};
+use crate::args::Memory;
+use crate::program::{Binding, CONTROL_BYTES, Copy, Program, Slot};
+use crate::shape::{ALIGNMENT, Layout};
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 
 /// A pass of an op over one set of layouts, ready to be encoded any number of times: its pipelines
@@ -41,25 +42,77 @@ struct Step {
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     params: wgpu::Buffer,
-    bindings: Vec<(u32, Slot)>,
+    bindings: Vec<Binding>,
     workgroups: [u32; 3],
 }
 
+/// A [`Plan`] over fixed buffers: encoding it creates nothing and allocates nothing.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    dispatches: Vec<Dispatch>,
+    copies: Vec<BufferCopy>,
+    control: wgpu::Buffer,
+    has_status: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+}
+
+#[derive(Debug, Clone)]
+struct BufferCopy {
+    from: (wgpu::Buffer, u64),
+    to: (wgpu::Buffer, u64),
+    bytes: u64,
+}
+
 impl Gpu {
-    /// Settles a pass of an op over arguments of these layouts.
+    /// Settles a pass of an op over arguments of these layouts, with contiguous results.
     ///
     /// # Errors
     /// Those of [`Op::outputs`]; [`Error::TooLarge`]; [`Error::OutOfMemory`];
     /// [`Error::DeviceLost`].
     pub async fn plan(&self, op: &dyn Op, pass: Pass, args: &Args<Layout>) -> Result<Plan> {
-        // layouts of no array may have any shape: first of all, one whose elements can be counted
-        args.map(|argument, layout| element_count(argument, layout.shape()))?;
-        let outputs = op.outputs(pass, args)?;
+        let outputs = expect_layouts(op, pass, args)?;
+        self.plan_checked(op, pass, args, outputs).await
+    }
+
+    /// [`Gpu::plan`] with results where the caller wants them: a gradient whose rows are as far
+    /// apart as the logits', say. `outputs` are those of [`Op::outputs`], moved.
+    ///
+    /// # Errors
+    /// As [`Gpu::plan`]; [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or
+    /// [`Error::Unexpected`] for other results than the pass has.
+    pub async fn plan_into(
+        &self,
+        op: &dyn Op,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+    ) -> Result<Plan> {
+        let expected = expect_layouts(op, pass, args)?;
+        expected.zip(outputs, |argument, expected, given| {
+            expect_same(argument, expected, given, Compare::Shape)
+        })?;
+        outputs.as_ref().map(|part, layout| expect_strides(part, layout, args))?;
+        self.plan_checked(op, pass, args, outputs.clone()).await
+    }
+
+    async fn plan_checked(
+        &self,
+        op: &dyn Op,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: Output<Layout>,
+    ) -> Result<Plan> {
         args.map(|argument, layout| self.check_size(argument, layout.bytes()))?;
         outputs.as_ref().map(|part, layout| self.check_size(part, layout.bytes()))?;
-        let Program { steps, copies, scratch } = op.program(pass, args, self.facts())?;
-        for &bytes in &scratch {
-            self.check_size("workspace", bytes)?;
+        let Program { steps, copies, scratch } = op.program(pass, args, &outputs, self.facts())?;
+        for layout in &scratch {
+            self.check_size("workspace", layout.bytes())?;
         }
         let create = || Plan {
             gpu: self.clone(),
@@ -67,7 +120,7 @@ impl Gpu {
             outputs: outputs.clone(),
             steps: steps.iter().map(|step| self.compile(step)).collect(),
             copies: copies.clone(),
-            scratch: scratch.iter().map(|&bytes| self.workspace(bytes)).collect(),
+            scratch: scratch.iter().map(|layout| self.workspace(layout.bytes())).collect(),
             control: self.workspace(CONTROL_BYTES),
         };
         let plan = self.guarded(create).await;
@@ -115,14 +168,20 @@ impl Plan {
         &self.outputs
     }
 
-    /// The bytes of device memory that it holds beside arguments and outputs.
+    /// The bytes of device memory that it holds beside arguments and outputs: a few for each row
+    /// or for each thousand elements.
     pub fn workspace_bytes(&self) -> u64 {
         let params = self.steps.iter().map(|step| step.params.size());
         let buffers = self.scratch.iter().chain([&self.control]).map(wgpu::Buffer::size);
         params.chain(buffers).sum()
     }
 
-    /// Tensors for what it computes.
+    /// Whether the gradient is written over the input: it is no output of its own then.
+    fn is_in_place(&self) -> bool {
+        self.args.memory == Memory::InPlace
+    }
+
+    /// Tensors for what it computes; in place, for what else it computes.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -131,9 +190,10 @@ impl Plan {
             Some(layout) => self.gpu.allocate(part, layout).await.map(Some),
             None => Ok(None),
         };
+        let grad = if self.is_in_place() { &None } else { &self.outputs.grad };
         Ok(Output {
             loss: allocate("loss", &self.outputs.loss).await?,
-            grad: allocate("grad", &self.outputs.grad).await?,
+            grad: allocate("grad", grad).await?,
             state: allocate("state", &self.outputs.state).await?,
             logsumexp: allocate("logsumexp", &self.outputs.logsumexp).await?,
             argmax: allocate("argmax", &self.outputs.argmax).await?,
@@ -142,97 +202,135 @@ impl Plan {
         })
     }
 
-    /// Encodes its dispatches over these buffers: the primitive on which all else is built.
+    /// Encodes its dispatches over these buffers; the status goes to that of the output, if any.
     ///
     /// Nothing is submitted and nothing waited for. The workspace is the plan's own: encoded
     /// twice, the dispatches run in the order of submission and do not disturb one another.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
-    /// argument or output is not as planned. What wgpu finds wrong with the buffers themselves
-    /// comes through the device's error scopes.
+    /// Those of [`Plan::bind`].
     pub fn encode(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         args: &Args<Tensor>,
         output: &Output<Tensor>,
     ) -> Result<()> {
-        self.encode_timed(encoder, args, output, None)
-    }
-
-    pub(crate) fn encode_timed(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        args: &Args<Tensor>,
-        output: &Output<Tensor>,
-        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
-    ) -> Result<()> {
-        self.expect_as_planned(args, output)?;
-        let buffer = |slot| self.buffer(slot, args, output);
-        if let Some(control) = buffer(Slot::Control) {
-            encoder.clear_buffer(control, 0, Some(CONTROL_BYTES));
-        }
-        let groups: Vec<_> = self.steps.iter().map(|step| self.bind(step, buffer)).collect();
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("wgloss"),
-            timestamp_writes,
-        });
-        for (step, group) in self.steps.iter().zip(&groups) {
-            let [x, y, z] = step.workgroups;
-            pass.set_pipeline(&step.pipeline);
-            pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(x, y, z);
-        }
-        drop(pass);
-        for copy in &self.copies {
-            if let (Some(from), Some(to)) = (buffer(copy.from), buffer(copy.to)) {
-                encoder.copy_buffer_to_buffer(from, copy.offset, to, 0, copy.bytes);
-            }
-        }
+        self.bind(args, output)?.encode(encoder, output.status.as_ref());
         Ok(())
     }
 
-    /// The buffer in a slot. Programs name only what their arguments and outputs have, which
-    /// `expect_as_planned` has seen.
+    /// Fixes the buffers that it works on. The output's status, which is named at every encoding, is
+    /// not among them; nor, in place, is the gradient, which is the input.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
+    /// argument or output is not as planned; [`Error::Value`] when one lies otherwise in its buffer
+    /// (an offset may differ by multiples of 256 bytes), when they overlap, or share a buffer though
+    /// [`Args::one_buffer`] was not said. What wgpu finds wrong with the buffers themselves comes
+    /// through the device's error scopes.
+    pub fn bind(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<Bound> {
+        self.args.zip(args, |argument, planned, given| {
+            expect_same(argument, planned, given.map(Tensor::layout), Compare::Memory)
+        })?;
+        if args.memory != self.args.memory {
+            return Err(Error::Value {
+                argument: "args",
+                expected: format!("{:?}, as planned", self.args.memory),
+                actual: format!("{:?}", args.memory),
+            });
+        }
+        let in_place = if self.is_in_place() { Some(&args.input) } else { None };
+        let output = match in_place {
+            Some(_) if output.grad.is_some() => {
+                let op = "a plan in place".to_string();
+                return Err(Error::Unexpected { argument: "grad", op });
+            }
+            Some(input) => Output { grad: Some(input), status: None, ..output.as_ref() },
+            None => Output { status: None, ..output.as_ref() },
+        };
+        let planned = Output { status: None, ..self.outputs.as_ref() };
+        planned.zip(&output, |part, planned, given| {
+            let layout = given.map(|tensor| tensor.layout());
+            expect_same(part, planned.copied(), layout, Compare::Memory)
+        })?;
+        self.expect_apart(args, &output)?;
+
+        let buffer = |slot| self.buffer(slot, args, &output);
+        let dispatches = self.steps.iter().map(|step| Dispatch {
+            pipeline: step.pipeline.clone(),
+            group: self.bind_step(step, buffer),
+            workgroups: step.workgroups,
+        });
+        let copies = self.copies.iter().filter_map(|copy| {
+            let (from, start) = buffer(copy.from)?;
+            let (to, _) = buffer(copy.to)?;
+            // the first element, not its aligned place
+            let to_start = match copy.to {
+                Slot::Loss => output.loss,
+                Slot::LogSumExp => output.logsumexp,
+                Slot::Argmax => output.argmax,
+                Slot::Correct => output.correct,
+                _ => None,
+            };
+            let to_start = to_start.map_or(0, |tensor| tensor.byte_range().start);
+            Some(BufferCopy {
+                from: (from.clone(), start + copy.offset),
+                to: (to.clone(), to_start + copy.to_offset),
+                bytes: copy.bytes,
+            })
+        });
+        Ok(Bound {
+            dispatches: dispatches.collect(),
+            copies: copies.collect(),
+            control: self.control.clone(),
+            has_status: self.outputs.status.is_some(),
+        })
+    }
+
+    /// The buffer in a slot, and where in it the slot's aligned start is. Programs name only what
+    /// their arguments and outputs have, which `bind` has seen.
     fn buffer<'a>(
         &'a self,
         slot: Slot,
         args: &'a Args<Tensor>,
-        output: &'a Output<Tensor>,
-    ) -> Option<&'a wgpu::Buffer> {
+        output: &Output<&'a Tensor>,
+    ) -> Option<(&'a wgpu::Buffer, u64)> {
         let tensor = match slot {
             Slot::Input => Some(&args.input),
             Slot::Target => args.target.as_ref(),
             Slot::Weight => args.weight.as_ref(),
             Slot::PosWeight => args.pos_weight.as_ref(),
             Slot::Upstream => args.upstream.as_ref(),
-            Slot::State => args.state.as_ref().or(output.state.as_ref()),
-            Slot::Loss => output.loss.as_ref(),
-            Slot::Grad => output.grad.as_ref(),
-            Slot::LogSumExp => output.logsumexp.as_ref(),
-            Slot::Argmax => output.argmax.as_ref(),
-            Slot::Correct => output.correct.as_ref(),
-            Slot::Control => match &output.status {
-                Some(status) => Some(status),
-                None => return Some(&self.control),
-            },
-            Slot::Scratch(index) => return self.scratch.get(index),
-            Slot::One => return Some(self.gpu.one()),
-            Slot::Unused => return Some(self.gpu.unused()),
+            Slot::State => args.state.as_ref().or(output.state),
+            Slot::Loss => output.loss,
+            Slot::Grad => output.grad,
+            Slot::LogSumExp => output.logsumexp,
+            Slot::Argmax => output.argmax,
+            Slot::Correct => output.correct,
+            Slot::Control => return Some((&self.control, 0)),
+            Slot::Scratch(index) => return self.scratch.get(index).map(|buffer| (buffer, 0)),
+            Slot::One => return Some((self.gpu.one(), 0)),
+            Slot::Unused => return Some((self.gpu.unused(), 0)),
         };
-        tensor.map(Tensor::buffer)
+        tensor.map(|tensor| (tensor.buffer(), tensor.layout().aligned_start()))
     }
 
-    fn bind<'a>(
-        &'a self,
-        step: &'a Step,
-        buffer: impl Fn(Slot) -> Option<&'a wgpu::Buffer>,
+    fn bind_step<'a>(
+        &self,
+        step: &Step,
+        buffer: impl Fn(Slot) -> Option<(&'a wgpu::Buffer, u64)>,
     ) -> wgpu::BindGroup {
         // a buffer that is missing is a validation error, not a panic
         let mut entries =
             vec![wgpu::BindGroupEntry { binding: 0, resource: step.params.as_entire_binding() }];
-        entries.extend(step.bindings.iter().filter_map(|&(binding, slot)| {
-            Some(wgpu::BindGroupEntry { binding, resource: buffer(slot)?.as_entire_binding() })
+        entries.extend(step.bindings.iter().filter_map(|binding| {
+            let (buffer, start) = buffer(binding.slot)?;
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset: start + binding.start,
+                size: wgpu::BufferSize::new(binding.bytes),
+            });
+            Some(wgpu::BindGroupEntry { binding: binding.binding, resource })
         }));
         self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&step.label),
@@ -241,33 +339,174 @@ impl Plan {
         })
     }
 
-    fn expect_as_planned(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
-        let args = args.map(|_, tensor| Ok(tensor.layout().clone()))?;
-        let output = output.as_ref().map(|_, tensor| Ok(tensor.layout().clone()))?;
-        let compare = |argument, planned: Option<&Layout>, given: Option<&Layout>| {
-            let op = || "this plan".to_string();
-            match (planned, given) {
-                (None, None) => Ok(()),
-                (Some(_), None) => Err(Error::Missing { argument, op: op() }),
-                (None, Some(_)) => Err(Error::Unexpected { argument, op: op() }),
-                (Some(planned), Some(given)) if planned.dtype() != given.dtype() => {
-                    Err(Error::DType {
-                        argument,
-                        expected: planned.dtype().to_string(),
-                        actual: given.dtype(),
-                    })
+    /// Refuses results that overlap one another or an argument, and results in an argument's buffer
+    /// where that was not planned for.
+    fn expect_apart(&self, args: &Args<Tensor>, output: &Output<&Tensor>) -> Result<()> {
+        let mut before: Vec<(&'static str, &Tensor)> = Vec::new();
+        args.map(|argument, tensor| {
+            before.push((argument, tensor));
+            Ok(())
+        })?;
+        let arguments = before.len();
+        output.as_ref().map(|part, &tensor| {
+            for (i, &(name, other)) in before.iter().enumerate() {
+                let in_place = part == "grad" && name == "input" && self.is_in_place();
+                if other.buffer() != tensor.buffer() || in_place {
+                    continue;
                 }
-                (Some(planned), Some(given)) if planned.shape() != given.shape() => {
-                    Err(Error::Shape {
-                        argument,
-                        expected: format!("{:?}", planned.shape()),
-                        actual: given.shape().to_vec(),
-                    })
+                let (a, b) = (other.byte_range(), tensor.byte_range());
+                // a word's halves may belong to two tensors
+                let overlap =
+                    a.start.max(b.start) + 4 <= a.end.min(b.end) && overlap(other, tensor);
+                if overlap {
+                    return Err(Error::Value {
+                        argument: part,
+                        expected: format!("memory apart from {name}, which is at bytes {a:?}"),
+                        actual: format!("bytes {b:?} of the same buffer"),
+                    });
                 }
-                _ => Ok(()),
+                if i < arguments && self.args.memory == Memory::Apart {
+                    return Err(Error::Value {
+                        argument: part,
+                        expected: format!("a buffer other than {name}'s, or Args::one_buffer"),
+                        actual: "the same buffer".into(),
+                    });
+                }
             }
-        };
-        self.args.zip(&args, compare)?;
-        self.outputs.zip(&output, compare)
+            before.push((part, tensor));
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+impl Bound {
+    /// Encodes the dispatches. Nothing is submitted, waited for, created or allocated.
+    ///
+    /// What only the device can see of the inputs goes to `status`, 32 bytes for
+    /// [`Gpu::check`](crate::Gpu::check) or [`check_status`](crate::check_status), in a buffer with
+    /// `COPY_DST`. An op that takes any input has none to give.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, status: Option<&Tensor>) {
+        self.encode_timed(encoder, status, None);
+    }
+
+    pub(crate) fn encode_timed(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        status: Option<&Tensor>,
+        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
+        encoder.clear_buffer(&self.control, 0, Some(CONTROL_BYTES));
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgloss"),
+            timestamp_writes,
+        });
+        for Dispatch { pipeline, group, workgroups: [x, y, z] } in &self.dispatches {
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, group, &[]);
+            pass.dispatch_workgroups(*x, *y, *z);
+        }
+        drop(pass);
+        for BufferCopy { from, to, bytes } in &self.copies {
+            encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
+        }
+        if let Some(status) = status.filter(|_| self.has_status) {
+            let start = status.byte_range().start;
+            encoder.copy_buffer_to_buffer(&self.control, 0, status.buffer(), start, CONTROL_BYTES);
+        }
+    }
+}
+
+/// Whether two tensors of one buffer have bytes in common.
+fn overlap(a: &Tensor, b: &Tensor) -> bool {
+    let bytes = |tensor: &Tensor| {
+        let size = tensor.layout().dtype().size();
+        let start = tensor.layout().offset() * size;
+        start..start + tensor.layout().span() * size
+    };
+    let (a, b) = (bytes(a), bytes(b));
+    a.start < b.end && b.start < a.end
+}
+
+/// Checks the layouts of all arguments, and tells those of the results.
+fn expect_layouts(op: &dyn Op, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+    // layouts of no array may have any shape: first of all, one whose elements can be counted
+    args.map(|argument, layout| layout.check(argument))?;
+    let outputs = op.outputs(pass, args)?;
+    args.map(|argument, layout| expect_strides(argument, layout, args))?;
+    if args.memory == Memory::InPlace && !pass.has_grad() {
+        let op = format!("{}.{}", op.name(), pass.name());
+        return Err(Error::Unexpected { argument: "in_place", op });
+    }
+    Ok(outputs)
+}
+
+/// Refuses row strides of what does not have the input's rows, and row state that is not aligned.
+fn expect_strides(argument: &'static str, layout: &Layout, args: &Args<Layout>) -> Result<()> {
+    layout.check(argument)?;
+    let follows_input = ["input", "target", "upstream", "loss", "grad"].contains(&argument)
+        && layout.shape() == args.input.shape();
+    if !layout.is_contiguous() && !follows_input {
+        return Err(Error::Value {
+            argument,
+            expected: "a contiguous layout".into(),
+            actual: format!("row stride {} in {:?}", layout.row_stride(), layout.shape()),
+        });
+    }
+    if argument == "state" && !layout.offset().is_multiple_of(4) {
+        return Err(Error::Value {
+            argument,
+            expected: "an offset that is a multiple of 4 elements".into(),
+            actual: layout.offset().to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// What two layouts must have in common beside the storage type.
+#[derive(Clone, Copy, PartialEq)]
+enum Compare {
+    /// The shape.
+    Shape,
+    /// And where elements lie, but for multiples of the alignment.
+    Memory,
+}
+
+fn expect_same(
+    argument: &'static str,
+    planned: Option<&Layout>,
+    given: Option<&Layout>,
+    compare: Compare,
+) -> Result<()> {
+    let op = || "this plan".to_string();
+    let memory = |layout: &Layout| (layout.row_stride(), layout.residual());
+    match (planned, given) {
+        (None, None) => Ok(()),
+        (Some(_), None) => Err(Error::Missing { argument, op: op() }),
+        (None, Some(_)) => Err(Error::Unexpected { argument, op: op() }),
+        (Some(planned), Some(given)) if planned.dtype() != given.dtype() => Err(Error::DType {
+            argument,
+            expected: planned.dtype().to_string(),
+            actual: given.dtype(),
+        }),
+        (Some(planned), Some(given)) if planned.shape() != given.shape() => Err(Error::Shape {
+            argument,
+            expected: format!("{:?}", planned.shape()),
+            actual: given.shape().to_vec(),
+        }),
+        (Some(planned), Some(given))
+            if compare == Compare::Memory && memory(planned) != memory(given) =>
+        {
+            Err(Error::Value {
+                argument,
+                expected: format!(
+                    "row stride {} and an offset of {} elements, up to multiples of {ALIGNMENT} bytes",
+                    planned.row_stride(),
+                    planned.residual()
+                ),
+                actual: format!("row stride {} and offset {}", given.row_stride(), given.offset()),
+            })
+        }
+        _ => Ok(()),
     }
 }

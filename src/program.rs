@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::kernel::{self, File, Kernel};
 use crate::select::{Choice, Facts};
-use crate::shape::{Layout, MAX_DIMS};
+use crate::shape::{ALIGNMENT, Layout, MAX_DIMS};
 use crate::{DType, Error, Result};
 
 /// A buffer by its role.
@@ -33,12 +33,98 @@ pub(crate) enum Slot {
     Unused,
 }
 
-/// One dispatch. Binding 0 is always the uniform buffer with `params`.
+impl Slot {
+    /// The argument's or result's name, for errors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Slot::Input => "input",
+            Slot::Target => "target",
+            Slot::Weight => "weight",
+            Slot::PosWeight => "pos_weight",
+            Slot::Upstream => "upstream",
+            Slot::State => "state",
+            Slot::Loss => "loss",
+            Slot::Grad => "grad",
+            Slot::LogSumExp => "logsumexp",
+            Slot::Argmax => "argmax",
+            Slot::Correct => "correct",
+            Slot::Control | Slot::Scratch(_) | Slot::One | Slot::Unused => "workspace",
+        }
+    }
+}
+
+/// What a dispatch finds at a binding: a stretch of a tensor, and where in it to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Binding {
+    pub binding: u32,
+    pub slot: Slot,
+    /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of [`ALIGNMENT`].
+    pub start: u64,
+    pub bytes: u64,
+    /// What `shaders/shared/places.wgsl` says of it: elements from there to the first one to work
+    /// on, and from one line to the next.
+    pub place: [u32; 2],
+}
+
+impl Binding {
+    /// `span` elements from element `first` on, both counted as they lie, in lines `stride` apart.
+    pub fn part(
+        binding: u32,
+        slot: Slot,
+        layout: &Layout,
+        [first, span, stride]: [u64; 3],
+    ) -> Self {
+        let size = layout.dtype().size() as u64;
+        let first = first + layout.residual() as u64;
+        let start = first * size / ALIGNMENT * ALIGNMENT;
+        let end = (first + span) * size;
+        let place = [(first - start / size) as u32, stride as u32];
+        // what cannot be counted in 32 bits does not fit a binding either, which `push` refuses
+        let bytes = (end - start).next_multiple_of(4).max(4);
+        Binding { binding, slot, start, bytes, place }
+    }
+
+    /// All of a contiguous tensor.
+    pub fn all(binding: u32, slot: Slot, layout: &Layout) -> Self {
+        Self::part(binding, slot, layout, [0, layout.span() as u64, 0])
+    }
+
+    /// A number 1. No two bindings of a dispatch share one: a browser refuses that where they may be
+    /// written to.
+    pub fn one(binding: u32) -> Self {
+        let start = u64::from(binding) * ALIGNMENT;
+        Binding { binding, slot: Slot::One, start, bytes: 16, place: [0; 2] }
+    }
+
+    /// Memory that the shader names and this variant leaves alone.
+    pub fn unused(binding: u32) -> Self {
+        Binding { slot: Slot::Unused, ..Self::one(binding) }
+    }
+
+    /// The argument, or where it was not given, the number 1.
+    pub fn all_or_one(binding: u32, slot: Slot, layout: Option<&Layout>) -> Self {
+        layout.map_or(Self::one(binding), |layout| Self::all(binding, slot, layout))
+    }
+
+    /// The control block.
+    pub fn control() -> Self {
+        Binding { binding: 7, slot: Slot::Control, start: 0, bytes: CONTROL_BYTES, place: [0; 2] }
+    }
+}
+
+/// How many bindings there are at most, the uniform buffer among them.
+pub(crate) const BINDINGS: usize = 9;
+
+/// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
+pub(crate) type Places = [[u32; 4]; BINDINGS];
+
+/// One dispatch. Binding 0 is always the uniform buffer with `params`, which begin with the places
+/// of the other bindings.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
     pub kernel: Kernel,
     pub params: Vec<u8>,
-    pub bindings: Vec<(u32, Slot)>,
+    pub bindings: Vec<Binding>,
     pub workgroups: [u32; 3],
 }
 
@@ -49,6 +135,8 @@ pub(crate) struct Copy {
     /// Where in `from` it starts, in bytes.
     pub offset: u64,
     pub to: Slot,
+    /// Where in `to`, in bytes from its first element.
+    pub to_offset: u64,
     pub bytes: u64,
 }
 
@@ -57,11 +145,11 @@ pub(crate) struct Copy {
 pub struct Program {
     pub(crate) steps: Vec<Step>,
     pub(crate) copies: Vec<Copy>,
-    /// The bytes of each scratch buffer.
-    pub(crate) scratch: Vec<u64>,
+    /// The layout of each scratch buffer.
+    pub(crate) scratch: Vec<Layout>,
 }
 
-/// `Params` of `shaders/shared/row_form.wgsl`.
+/// `Params` of `shaders/shared/row_form.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct RowParams {
@@ -75,10 +163,11 @@ pub(crate) struct RowParams {
     pub scale: f32,
     pub softcap: f32,
     pub z_loss: f32,
-    pub unused: [u32; 2],
+    pub first: u32,
+    pub unused: u32,
 }
 
-/// `Params` of `shaders/family/sum.wgsl`.
+/// `Params` of `shaders/family/sum.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct SumParams {
@@ -89,28 +178,37 @@ pub(crate) struct SumParams {
     pub classes: u32,
     pub ignore_index: i32,
     pub empty_mean: f32,
-    pub unused: u32,
+    pub first: u32,
 }
 
-/// `Params` of `shaders/family/elements.wgsl`.
+/// `Params` of `shaders/family/elements.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct ElementParams {
-    pub elements: u32,
+    pub quads: u32,
     pub per_team: u32,
     pub teams: u32,
+    pub line: u32,
     pub dims: u32,
     pub scale: f32,
-    pub unused: u32,
     pub settings: [f32; 2],
+    pub first: u32,
+    pub unused: [u32; 3],
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
-/// What is summed.
+/// What is summed: one term for each element of a tensor.
 pub(crate) struct Terms {
     pub label: String,
     pub files: Vec<File>,
-    pub bindings: Vec<(u32, Slot)>,
+    /// The tensor's binding.
+    pub binding: u32,
+    pub slot: Slot,
+    pub layout: Layout,
+    /// The stretches of it that hold terms: first element and count.
+    pub stretches: Vec<[u64; 2]>,
+    /// What else is bound.
+    pub bindings: Vec<Binding>,
     pub constants: Vec<(&'static str, u32)>,
     /// `classes` and `ignore_index`, where the terms are class weights.
     pub params: SumParams,
@@ -118,11 +216,16 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// Values in memory.
-    pub fn values(label: String, values: Slot) -> Self {
+    pub fn values(label: String, slot: Slot, stretches: Vec<[u64; 2]>) -> Self {
+        let end = stretches.last().map_or(0, |[first, count]| first + count);
         Terms {
             label,
             files: vec![kernel::TERMS_VALUES],
-            bindings: vec![(1, values)],
+            binding: 1,
+            slot,
+            layout: Layout::new(&[end as usize], DType::F32),
+            stretches,
+            bindings: vec![],
             constants: vec![],
             params: SumParams::default(),
         }
@@ -142,10 +245,15 @@ pub(crate) enum Total {
     LossOverDivisor { empty_mean: f32 },
 }
 
+/// A count taken in stretches of at most `most`: the first and the size of each.
+pub(crate) fn stretches(count: u64, most: u64) -> impl Iterator<Item = [u64; 2]> {
+    (0..count.div_ceil(most)).map(move |i| [i * most, most.min(count - i * most)])
+}
+
 impl Program {
-    /// A new scratch buffer.
-    pub(crate) fn scratch(&mut self, bytes: u64) -> Slot {
-        self.scratch.push(bytes);
+    /// A new scratch buffer of f32.
+    pub(crate) fn scratch(&mut self, elements: u64) -> Slot {
+        self.scratch.push(Layout::new(&[elements as usize], DType::F32));
         Slot::Scratch(self.scratch.len() - 1)
     }
 
@@ -157,8 +265,11 @@ impl Program {
         teams: u64,
         mut kernel: Kernel,
         params: &impl Pod,
-        bindings: Vec<(u32, Slot)>,
+        bindings: Vec<Binding>,
     ) -> Result<()> {
+        for binding in &bindings {
+            facts.expect_bindable(binding.slot.name(), binding.bytes)?;
+        }
         let workgroups = facts.workgroups(teams, choice).ok_or_else(|| {
             let workgroups = u64::from(facts.max_workgroups).pow(2);
             let most = workgroups.saturating_mul(choice.teams_per_workgroup.into());
@@ -168,60 +279,87 @@ impl Program {
                 actual: format!("work for {teams}"),
             }
         })?;
-        kernel.files.extend([kernel::team(choice.team), kernel::MATH]);
+        kernel.files.extend([kernel::team(choice.team), kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
-        let params = bytemuck::bytes_of(params).to_vec();
+        let mut places = Places::default();
+        for &Binding { binding, place: [first, stride], .. } in &bindings {
+            places[binding as usize] = [first, stride, 0, 0];
+        }
+        let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
         self.steps.push(Step { kernel, params, bindings, workgroups });
         Ok(())
     }
 
-    /// Adds the dispatches that sum `count` terms: as many levels as it takes.
+    /// Adds the dispatches that sum terms: as many levels as it takes.
     pub(crate) fn push_sum(
         &mut self,
         facts: &Facts,
         mut terms: Terms,
-        mut count: u64,
         total: Total,
+        result: Option<&Layout>,
     ) -> Result<()> {
         let (choice, per_team) = facts.for_sum();
+        let most = facts.part_bytes() / terms.layout.dtype().size() as u64;
         loop {
-            let teams = count.div_ceil(per_team.into()).max(1);
+            let mut parts: Vec<_> = terms
+                .stretches
+                .iter()
+                .flat_map(|&[start, count]| {
+                    stretches(count, most).map(move |[first, count]| [start + first, count])
+                })
+                .collect();
+            if parts.is_empty() {
+                // the sum of nothing is to be written too
+                parts.push([0, 0]);
+            }
+            let teams_of = |count: u64| count.div_ceil(per_team.into()).max(1);
+            let teams: u64 = parts.iter().map(|&[_, count]| teams_of(count)).sum();
             let is_last = teams == 1;
-            let sums = match total {
-                _ if !is_last => self.scratch(teams * 4),
-                Total::Divisor => Slot::Unused,
-                _ => Slot::Loss,
-            };
+            let sums = if is_last { Slot::Loss } else { self.scratch(teams) };
             let (divisor, empty_mean) = match total {
                 Total::LossOver(divisor) if is_last => (Some(divisor), f32::NAN),
                 Total::LossOverDivisor { empty_mean } if is_last => (Some(0.0), empty_mean),
                 _ => (None, f32::NAN),
             };
-            let params = SumParams {
-                count: count as u32,
-                per_team,
-                teams: teams as u32,
-                divisor: divisor.unwrap_or(0.0),
-                empty_mean,
-                ..terms.params
-            };
             let to_control = is_last && matches!(total, Total::Divisor);
-            let constants =
-                [("TO_CONTROL", to_control.into()), ("DIVIDE", divisor.is_some().into())];
-            let kernel = Kernel {
-                label: terms.label.clone(),
-                files: [vec![kernel::SUM, kernel::CONTROL], terms.files].concat(),
-                entry_point: "sum",
-                constants: [constants.to_vec(), terms.constants].concat(),
-            };
-            let bindings = [vec![(6, sums), (7, Slot::Control)], terms.bindings].concat();
-            self.push(facts, choice, teams, kernel, &params, bindings)?;
+            let mut done = 0;
+            for [first, count] in parts {
+                let teams = teams_of(count);
+                let params = SumParams {
+                    count: count as u32,
+                    per_team,
+                    teams: teams as u32,
+                    divisor: divisor.unwrap_or(0.0),
+                    empty_mean,
+                    first: first as u32,
+                    ..terms.params
+                };
+                let constants =
+                    [("TO_CONTROL", to_control.into()), ("DIVIDE", divisor.is_some().into())];
+                let kernel = Kernel {
+                    label: terms.label.clone(),
+                    files: [&[kernel::SUM, kernel::CONTROL], &terms.files[..]].concat(),
+                    entry_point: "sum",
+                    constants: [&constants[..], &terms.constants].concat(),
+                    shares_buffers: false,
+                };
+                let (part, stretch) = ([first, count, 0], [done, teams, 0]);
+                let written = match (sums, result) {
+                    (Slot::Scratch(i), _) => Binding::part(6, sums, &self.scratch[i], stretch),
+                    (_, Some(loss)) if !to_control => Binding::all(6, sums, loss),
+                    _ => Binding::unused(6),
+                };
+                let mut bindings = terms.bindings.clone();
+                bindings.push(Binding::part(terms.binding, terms.slot, &terms.layout, part));
+                bindings.extend([written, Binding::control()]);
+                self.push(facts, choice, teams, kernel, &params, bindings)?;
+                done += teams;
+            }
             if is_last {
                 return Ok(());
             }
-            terms = Terms::values(terms.label, sums);
-            count = teams;
+            terms = Terms::values(terms.label, sums, vec![[0, teams]]);
         }
     }
 }
@@ -234,8 +372,17 @@ pub(crate) fn status_layout() -> Layout {
     Layout::new(&[CONTROL_BYTES as usize / 4], DType::I32)
 }
 
+/// Turns what the device reports of a pass's inputs into an error: the words of a status, for those
+/// who read it back by themselves.
+///
+/// # Errors
+/// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`.
+pub fn check_status(words: [u32; 8]) -> Result<()> {
+    decode_status(words).map_or(Ok(()), Err)
+}
+
 /// The error that the words of a status tell of, if any.
-pub(crate) fn decode_status(words: [u32; 8]) -> Option<Error> {
+fn decode_status(words: [u32; 8]) -> Option<Error> {
     let [_, first_bad, bad_value, classes, ..] = words;
     let place = u32::MAX - first_bad;
     match (first_bad, classes) {

@@ -2,7 +2,7 @@
 
 use futures_intrusive::channel::shared::oneshot_channel;
 
-use crate::program::decode_status;
+use crate::program::check_status;
 use crate::{Array, DType, Error, Gpu, Result, Tensor};
 
 impl Gpu {
@@ -106,7 +106,7 @@ impl Gpu {
         let words = self.read(status).await?.to_classes()?;
         let words: Vec<u32> = words.iter().map(|&word| word as u32).collect();
         match <[u32; 8]>::try_from(words) {
-            Ok(words) => decode_status(words).map_or(Ok(()), Err),
+            Ok(words) => check_status(words),
             Err(_) => Err(Error::Shape {
                 argument: "status",
                 expected: "[8]".into(),

@@ -1,5 +1,8 @@
 //! Which kernel for which shape on which device: pure functions, tested without a GPU.
 
+use crate::shape::ALIGNMENT;
+use crate::{Error, Result};
+
 /// Who shares one row, or one stretch of elements (`shaders/team`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Team {
@@ -138,6 +141,43 @@ impl Facts {
         let preferred = if self.software { Team::Subgroup } else { Team::Workgroup };
         let choice = self.choice(self.forced.unwrap_or(preferred));
         (choice, 2048 * choice.team_size)
+    }
+
+    /// The most bytes of a tensor that one dispatch works on: what one binding holds, with room for
+    /// its alignment, and no more than a slow device gets through before its driver loses patience.
+    pub(crate) fn part_bytes(&self) -> u64 {
+        const BUDGET: u64 = 1 << 30;
+        self.max_binding.min(BUDGET).saturating_sub(ALIGNMENT).max(4)
+    }
+
+    /// How many lines of some tensors one dispatch works on, each tensor given by its name, the
+    /// bytes from line to line and the bytes of one.
+    pub(crate) fn lines_per_part(&self, tensors: &[(&'static str, [u64; 2])]) -> Result<u64> {
+        let mut lines = u64::MAX;
+        for &(argument, [stride, line]) in tensors {
+            match self.part_bytes().checked_sub(line) {
+                Some(rest) => lines = lines.min(rest / stride.max(1) + 1),
+                None => {
+                    self.expect_bindable(argument, line.saturating_add(ALIGNMENT))?;
+                    lines = 1;
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Refuses what one binding cannot hold.
+    pub(crate) fn expect_bindable(&self, argument: &'static str, bytes: u64) -> Result<()> {
+        if bytes <= self.max_binding {
+            return Ok(());
+        }
+        Err(Error::TooLarge {
+            argument,
+            bytes,
+            limit: self.max_binding,
+            limit_name: "max_storage_buffer_binding_size",
+            device: self.device.clone(),
+        })
     }
 
     /// Workgroups for so many teams, folded over two dimensions where one does not hold them.

@@ -1,18 +1,52 @@
 //! Shapes: element counts, the class dimension, broadcasting.
 
+use std::fmt;
+
 use crate::{DType, Error, Result};
 
-/// Shape and storage type of an argument or a result.
+/// What offsets into buffers are aligned to, in bytes: what WebGPU lets a device ask for at most.
+/// What is left over is passed to kernels as elements.
+pub(crate) const ALIGNMENT: u64 = 256;
+
+/// Shape and storage type of an argument or a result, and where its elements lie in a buffer.
+///
+/// Elements are row-major and contiguous, but for two things that a caller's buffer may ask for:
+/// they may start anywhere in it, and indices of the first dimension may lie further apart than
+/// they need to.
+///
+/// ```
+/// use wgloss::{DType, Layout};
+///
+/// // 512 rows of 50,257 logits, padded to 50,304, after 64 other elements
+/// let layout = Layout::new(&[512, 50_257], DType::Bf16).with_offset(64).with_row_stride(50_304);
+/// # assert_eq!(layout.row_stride(), 50_304);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Layout {
     shape: Vec<usize>,
     dtype: DType,
+    offset: usize,
+    row_stride: usize,
 }
 
 impl Layout {
-    /// A contiguous, row-major layout.
+    /// A contiguous layout from a buffer's start.
     pub fn new(shape: &[usize], dtype: DType) -> Self {
-        Layout { shape: shape.to_vec(), dtype }
+        let row_stride = inner_elements(shape);
+        Layout { shape: shape.to_vec(), dtype, offset: 0, row_stride }
+    }
+
+    /// The same, this many elements after the buffer's start.
+    pub fn with_offset(mut self, elements: usize) -> Self {
+        self.offset = elements;
+        self
+    }
+
+    /// The same, with this many elements from one index of the first dimension to the next: for
+    /// two dimensions and more, and only for arguments and results of the input's shape.
+    pub fn with_row_stride(mut self, elements: usize) -> Self {
+        self.row_stride = elements;
+        self
     }
 
     /// The shape; `[]` is 0-dimensional and has one element.
@@ -25,6 +59,21 @@ impl Layout {
         self.dtype
     }
 
+    /// Elements from the buffer's start to the first one.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Elements from one index of the first dimension to the next.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// Whether nothing lies between the elements.
+    pub fn is_contiguous(&self) -> bool {
+        self.row_stride == inner_elements(&self.shape)
+    }
+
     /// The number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -34,24 +83,94 @@ impl Layout {
     pub fn bytes(&self) -> u64 {
         self.elements() as u64 * self.dtype.size() as u64
     }
+
+    /// Elements from the first one to behind the last one, with what lies between them.
+    pub(crate) fn span(&self) -> usize {
+        match self.shape.first() {
+            _ if self.elements() == 0 => 0,
+            Some(rows) => (rows - 1) * self.row_stride + inner_elements(&self.shape),
+            None => 1,
+        }
+    }
+
+    /// Bytes from the buffer's start to the last place before the tensor that is aligned.
+    pub(crate) fn aligned_start(&self) -> u64 {
+        (self.offset * self.dtype.size()) as u64 / ALIGNMENT * ALIGNMENT
+    }
+
+    /// Elements from there to the first one.
+    pub(crate) fn residual(&self) -> usize {
+        self.offset % (ALIGNMENT as usize / self.dtype.size())
+    }
+
+    /// Refuses a layout that no array can have, or whose last element cannot be counted.
+    pub(crate) fn check(&self, argument: &'static str) -> Result<()> {
+        element_count(argument, &self.shape)?;
+        if self.is_contiguous() && self.offset == 0 {
+            return Ok(());
+        }
+        let inner = inner_elements(&self.shape);
+        let refuse = |expected: String| {
+            let actual = format!("{} in {:?}", self.row_stride, self.shape);
+            Err(Error::Value { argument, expected, actual })
+        };
+        if !self.is_contiguous() && self.shape.len() < 2 {
+            return refuse("a row stride only of at least two dimensions".into());
+        }
+        if self.row_stride < inner {
+            return refuse(format!("a row stride of at least {inner} elements"));
+        }
+        let rows = self.shape.first().copied().unwrap_or(1);
+        let end = rows.checked_mul(self.row_stride).and_then(|span| span.checked_add(self.offset));
+        match end {
+            Some(end) if end <= ELEMENT_LIMIT => Ok(()),
+            _ => Err(Error::Value {
+                argument,
+                expected: format!("offset and row stride within {ELEMENT_LIMIT} elements"),
+                actual: format!("{} and {}", self.offset, self.row_stride),
+            }),
+        }
+    }
 }
+
+/// `f32 [512, 1000]`, and where that lies if not from the start and contiguous.
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)?;
+        if self.offset != 0 {
+            write!(f, " from element {}", self.offset)?;
+        }
+        if !self.is_contiguous() {
+            write!(f, ", rows {} apart", self.row_stride)?;
+        }
+        Ok(())
+    }
+}
+
+/// Elements of one index of the first dimension.
+fn inner_elements(shape: &[usize]) -> usize {
+    // a shape that cannot be counted is refused later
+    let sizes = shape.get(1..).unwrap_or_default();
+    sizes.iter().fold(1, |product, &size| product.saturating_mul(size))
+}
+
+/// i64 elements are the widest: 8 bytes each must stay below `isize::MAX`.
+const ELEMENT_LIMIT: usize = isize::MAX as usize / 8;
 
 /// The number of elements of a shape.
 ///
 /// # Errors
 /// [`Error::Value`] when it does not fit in memory's address range.
 pub(crate) fn element_count(argument: &'static str, shape: &[usize]) -> Result<usize> {
-    // i64 elements are the widest: 8 bytes each must stay below isize::MAX.
-    let limit = isize::MAX as usize / 8;
     let (mut count, mut empty) = (1_usize, false);
     for &size in shape {
         empty |= size == 0;
         count = count.saturating_mul(size.max(1));
     }
-    if count > limit {
+    if count > ELEMENT_LIMIT {
         return Err(Error::Value {
             argument,
-            expected: format!("a shape of at most {limit} elements"),
+            expected: format!("a shape of at most {ELEMENT_LIMIT} elements"),
             actual: format!("{shape:?}"),
         });
     }
@@ -93,9 +212,24 @@ impl ClassShape {
         self.batch * self.positions
     }
 
-    /// Whether every group of four classes of every row is whole, contiguous and aligned.
-    pub fn loads_vec4(&self) -> bool {
-        self.positions == 1 && self.classes.is_multiple_of(4)
+    /// Elements of one index of the batch.
+    pub fn batch_elements(&self) -> usize {
+        self.classes * self.positions
+    }
+
+    /// Elements of a tensor from one index of the batch to the next.
+    pub fn batch_stride(&self, layout: &Layout) -> usize {
+        // only where the batch is the first dimension may a tensor be otherwise
+        if layout.is_contiguous() { self.batch_elements() } else { layout.row_stride() }
+    }
+
+    /// Whether every group of four classes of every row is whole, contiguous and aligned in all of
+    /// these tensors.
+    pub fn loads_vec4<'a>(&self, tensors: impl IntoIterator<Item = &'a Layout>) -> bool {
+        let is_aligned = |tensor: &Layout| {
+            tensor.residual().is_multiple_of(4) && self.batch_stride(tensor).is_multiple_of(4)
+        };
+        self.positions == 1 && self.classes.is_multiple_of(4) && tensors.into_iter().all(is_aligned)
     }
 }
 

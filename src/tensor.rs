@@ -1,9 +1,9 @@
 //! Arrays on the device.
 
-use crate::shape::{Layout, element_count};
+use crate::shape::Layout;
 use crate::{Array, DType, Data, Error, Gpu, Result};
 
-/// An array in a device's buffer, contiguous and row-major from the buffer's start.
+/// An array in a device's buffer.
 ///
 /// Cloning is cheap: clones share the buffer.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,31 +21,43 @@ impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
     /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
     ///
+    /// The layout tells where in the buffer the elements lie. No offset needs to be aligned, but that
+    /// of row state, to 16 bytes. Storage is read and written in words of four bytes; of a word that
+    /// a 16-bit tensor shares with something else, the other half is left alone.
+    ///
     /// wgpu recognises a buffer of another device only where both come from one
     /// [`wgpu::Instance`]; keep the buffers of several instances apart.
     ///
     /// # Errors
-    /// [`Error::Value`] when the buffer lacks `STORAGE` or is smaller than the shape, or for i64,
-    /// which devices do not have.
-    pub fn from_buffer(buffer: wgpu::Buffer, shape: &[usize], dtype: DType) -> Result<Self> {
-        element_count("buffer", shape)?;
-        let layout = Layout::new(shape, dtype);
+    /// [`Error::Value`] when the buffer lacks `STORAGE` or ends before the tensor does, when rows
+    /// would overlap, or for i64, which devices do not have.
+    pub fn from_buffer(buffer: wgpu::Buffer, layout: Layout) -> Result<Self> {
+        layout.check("buffer")?;
         let refuse = |expected: String, actual: String| {
             Err(Error::Value { argument: "buffer", expected, actual })
         };
-        if dtype == DType::I64 {
+        if layout.dtype() == DType::I64 {
             return refuse("i32 class indices".into(), "i64".into());
         }
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return refuse("usage STORAGE".into(), format!("{:?}", buffer.usage()));
         }
-        // bindings are at least four bytes
-        let needed = layout.bytes().max(4);
-        if buffer.size() < needed {
-            let expected = format!("at least {needed} bytes for {dtype} {shape:?}");
-            return refuse(expected, format!("{} bytes", buffer.size()));
+        let tensor = Tensor { buffer, layout };
+        let needed = tensor.byte_range().end;
+        if tensor.buffer.size() < needed {
+            let expected = format!("at least {needed} bytes for {}", tensor.layout);
+            return refuse(expected, format!("{} bytes", tensor.buffer.size()));
         }
-        Ok(Tensor { buffer, layout })
+        Ok(tensor)
+    }
+
+    /// The bytes that its elements lie in, in whole words of four.
+    pub(crate) fn byte_range(&self) -> std::ops::Range<u64> {
+        let size = self.layout.dtype().size() as u64;
+        let start = self.layout.offset() as u64 * size;
+        let end = start + self.layout.span() as u64 * size;
+        // bindings are at least four bytes
+        start / 4 * 4..end.next_multiple_of(4).max(start / 4 * 4 + 4)
     }
 
     /// The buffer.
@@ -133,18 +145,18 @@ impl Gpu {
         Ok(Tensor { buffer, layout: layout.clone() })
     }
 
-    /// Refuses what the device cannot hold or bind.
+    /// Refuses what the device cannot hold.
     pub(crate) fn check_size(&self, argument: &'static str, bytes: u64) -> Result<()> {
         let facts = self.facts();
-        for (limit_name, limit) in [
-            ("max_storage_buffer_binding_size", facts.max_binding),
-            ("max_buffer_size", facts.max_buffer),
-        ] {
-            if bytes > limit {
-                let device = facts.device.clone();
-                return Err(Error::TooLarge { argument, bytes, limit, limit_name, device });
-            }
+        if bytes <= facts.max_buffer {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::TooLarge {
+            argument,
+            bytes,
+            limit: facts.max_buffer,
+            limit_name: "max_buffer_size",
+            device: facts.device.clone(),
+        })
     }
 }

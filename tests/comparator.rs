@@ -236,3 +236,25 @@ fn the_worst_element_is_named() {
         "{text}"
     );
 }
+
+#[test]
+fn storing_in_16_bits_rounds_once() {
+    use wgloss::DType::{Bf16, F16};
+    let hold = |got: f32, want: f64, dtype| {
+        let want = Values { shape: vec![1], values: vec![want], magnitudes: vec![want.abs()] };
+        compare(&[got], &want, Bound::GRAD.stored_as(dtype)).map(|worst| worst.units)
+    };
+    // half a unit in the last place of f16 at 1 is 2^-11, of bf16 2^-8
+    let f16 = 1.0 + 2_f32.powi(-11);
+    assert_eq!(hold(f16, 1.0, F16), Ok(0.0));
+    assert!(hold(f16 + 3e-6, 1.0, F16).is_ok());
+    assert!(hold(f16 + 5e-6, 1.0, F16).is_err());
+    assert_eq!(hold(1.0 + 2_f32.powi(-8), 1.0, Bf16), Ok(0.0));
+    assert!(hold(1.0 + 2_f32.powi(-8) + 5e-6, 1.0, Bf16).is_err());
+    // f16 keeps subnormals, and ends half a step beyond 65504
+    assert!(hold(0.0, 6e-8, F16).is_err());
+    assert!(hold(0.0, 2.9e-8, F16).is_ok());
+    assert!(hold(f32::INFINITY, 65_520.0, F16).is_ok());
+    assert!(hold(f32::INFINITY, 65_510.0, F16).is_err());
+    assert!(hold(65_504.0, 65_510.0, F16).is_ok());
+}

@@ -80,7 +80,8 @@ fn buffers_of_the_wrong_usage_or_size() {
         })
     };
     let storage = BufferUsages::STORAGE;
-    let wrap = |buffer, shape: &[usize], dtype| Tensor::from_buffer(buffer, shape, dtype);
+    let wrap =
+        |buffer, shape: &[usize], dtype| Tensor::from_buffer(buffer, Layout::new(shape, dtype));
 
     let error = wrap(buffer(24, BufferUsages::VERTEX), &[2, 3], DType::F32).unwrap_err();
     let text = format!("buffer: expected usage STORAGE, got {:?}", BufferUsages::VERTEX);
@@ -114,7 +115,7 @@ fn a_callers_buffer_is_used_without_a_copy() {
     let rows = some_rows();
     let uploaded = upload(gpu, &rows, Pass::ForwardBackward);
     let wrap = |tensor: &Tensor| {
-        Tensor::from_buffer(tensor.buffer().clone(), tensor.shape(), tensor.dtype()).unwrap()
+        Tensor::from_buffer(tensor.buffer().clone(), tensor.layout().clone()).unwrap()
     };
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("the caller's logits"),
@@ -126,7 +127,7 @@ fn a_callers_buffer_is_used_without_a_copy() {
     gpu.queue().write_buffer(&buffer, 0, &bytes);
     assert_eq!(wrap(uploaded.input()), *uploaded.input());
     let target = gpu.block_on(gpu.upload(&Array::from(&rows.target))).unwrap();
-    let input = Tensor::from_buffer(buffer, &rows.shape, DType::F32).unwrap();
+    let input = Tensor::from_buffer(buffer, Layout::new(&rows.shape, DType::F32)).unwrap();
     let args = Args::new(input).target(wrap(&target));
     let got = gpu.block_on(gpu.run(&rows.cross_entropy(), Pass::Forward, &args)).unwrap();
     assert_eq!(bits(&read(gpu, &got)), bits(&run(gpu, &rows, Pass::Forward)));
@@ -170,7 +171,7 @@ fn a_buffer_that_is_mapped() {
         usage: BufferUsages::STORAGE,
         mapped_at_creation: true,
     });
-    let input = Tensor::from_buffer(buffer, &[2, 3], DType::F32).unwrap();
+    let input = Tensor::from_buffer(buffer, Layout::new(&[2, 3], DType::F32)).unwrap();
     let target = gpu.block_on(gpu.upload(&Array::from(&[0, 1]))).unwrap();
     let args = Args::new(input).target(target);
     assert_refused(gpu.block_on(gpu.forward(&CrossEntropy::default(), &args)));

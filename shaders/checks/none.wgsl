@@ -1,5 +1,5 @@
 // Any input and target is accepted.
 
-fn unacceptable(at: u32, last: u32, x: vec4<f32>, t: vec4<f32>) -> vec4<bool> {
+fn unacceptable(quad: Quad, x: vec4<f32>, t: vec4<f32>) -> vec4<bool> {
     return vec4(false);
 }

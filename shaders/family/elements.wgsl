@@ -1,30 +1,38 @@
 // Element-wise losses and maps (whose output stands for the loss): teams take stretches of elements, four at a time.
 //
-// Reads `input`, `targets`, and where given `weight`, `pos_weight` and `upstream`. Writes `grad`,
-// and in `losses` either each element's loss or one sum per team. Each element is written by one
-// member of one team.
+// Reads the input, `targets`, and where given `weight`, `pos_weight` and `upstream`. Writes `grad`,
+// and through a file of results/ either each element's loss or output, or one sum per team. Each
+// element is written by one member of one team.
 //
 // Hooks, from the op's file, for four elements at once:
 //     fn loss(e: Elements) -> vec4<f32>
 //     fn gradient(e: Elements) -> vec4<f32>      its derivative with respect to the input
 // They need not care for NaN in e.x and e.t: it is put into the result afterwards.
 // From a file of checks/:
-//     fn unacceptable(at: u32, last: u32, x: vec4<f32>, t: vec4<f32>) -> vec4<bool>
+//     fn unacceptable(quad: Quad, x: vec4<f32>, t: vec4<f32>) -> vec4<bool>
 //                                                which of four elements the op does not take
 
 struct Params {
-    elements: u32,
-    // how many of them one team takes: a multiple of 4 times its size
+    places: array<vec4<u32>, 9>,
+    // how often four elements of a line are taken together
+    quads: u32,
+    // how many of these quads one team takes
     per_team: u32,
     teams: u32,
+    // the elements of a line
+    line: u32,
     // how many dimensions the weights are laid over
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
     scale: f32,
-    unused: u32,
     // the op's options
     settings: vec2<f32>,
-    // innermost first: size, stride of weight, stride of pos_weight
+    // the first element of this dispatch, among all
+    first: u32,
+    unused_0: u32,
+    unused_1: u32,
+    unused_2: u32,
+    // innermost first: size, stride of weight, stride of pos_weight, index of the first element
     dim: array<vec4<u32>, 8>,
 }
 
@@ -36,7 +44,6 @@ struct Elements {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
-@group(0) @binding(6) var<storage, read_write> losses: array<f32>;
 @group(0) @binding(8) var<storage, read> pos_weight: array<f32>;
 
 // Whether there are targets: maps have none.
@@ -45,17 +52,32 @@ override HAS_TARGET: bool = true;
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
 override POS_WEIGHTED: bool = false;
+// Whether there are several lines.
+override LINES: bool = false;
 // Whether losses are summed: one number per team instead of one per element.
 override REDUCED: bool = false;
 
-// The places of element i's weight and pos_weight.
+fn quad_at(q: u32) -> Quad {
+    var line = 0u;
+    var column = 4u * q;
+    if LINES {
+        let per_line = (params.line + 3u) / 4u;
+        line = q / per_line;
+        column = 4u * (q - line * per_line);
+    }
+    return Quad(line, column, min(params.line - 1u - column, 3u), line * params.line + column);
+}
+
+// The places of an element's weight and pos_weight, for the i-th of this dispatch.
 fn weight_places(i: u32) -> vec2<u32> {
     var rest = i;
-    var places = vec2(0u);
+    var places = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u));
     for (var d = 0u; d < params.dims; d += 1u) {
         let dim = params.dim[d];
-        places += (rest % dim.x) * dim.yz;
-        rest /= dim.x;
+        let index = rest % dim.x + dim.w;
+        let carry = select(0u, 1u, index >= dim.x);
+        places += (index - carry * dim.x) * dim.yz;
+        rest = rest / dim.x + carry;
     }
     return places;
 }
@@ -65,11 +87,11 @@ struct Weights {
     pos_weight: vec4<f32>,
 }
 
-fn load_weights(at: u32, last: u32) -> Weights {
+fn load_weights(quad: Quad) -> Weights {
     var weights = Weights(vec4(1.0), vec4(1.0));
     if WEIGHTED || POS_WEIGHTED {
-        for (var i = 0u; i <= last; i += 1u) {
-            let places = weight_places(at + i);
+        for (var i = 0u; i <= quad.last; i += 1u) {
+            let places = weight_places(quad.index + i);
             if WEIGHTED {
                 weights.weight[i] = weight[places.x];
             }
@@ -90,18 +112,18 @@ struct Loaded {
     is_bad: vec4<bool>,
 }
 
-fn load_elements(at: u32, last: u32) -> Loaded {
-    let x = load_input(at, 1u, last);
+fn load_elements(quad: Quad) -> Loaded {
+    let x = load_input(place(INPUT, quad.line, quad.column), 1u, quad.last);
     var t = vec4(0.0);
     if HAS_TARGET {
-        t = load_targets(at, 1u, last);
+        t = load_targets(place(TARGETS, quad.line, quad.column), 1u, quad.last);
     }
-    let weights = load_weights(at, last);
+    let weights = load_weights(quad);
     return Loaded(
         Elements(x, t, weights.pos_weight),
         weights.weight,
         is_nan4(x) | is_nan4(t),
-        unacceptable(at, last, x, t),
+        unacceptable(quad, x, t),
     );
 }
 
@@ -110,14 +132,8 @@ fn weighted_loss(loaded: Loaded) -> vec4<f32> {
     return select(value, vec4(nan()), loaded.is_nan | loaded.is_bad);
 }
 
-fn store_losses(at: u32, last: u32, value: vec4<f32>) {
-    for (var i = 0u; i <= last; i += 1u) {
-        losses[at + i] = value[i];
-    }
-}
-
-fn store_weighted_gradient(at: u32, last: u32, loaded: Loaded) {
-    let scale = upstream_of_elements(at, last) * params.scale;
+fn store_weighted_gradient(quad: Quad, loaded: Loaded) {
+    let scale = upstream_of_elements(quad) * params.scale;
     let value = annihilating_product(loaded.weight, gradient(loaded.elements));
     var scaled = annihilating_product(value, scale);
     if ZERO_GRADIENT_AT_NAN {
@@ -125,20 +141,19 @@ fn store_weighted_gradient(at: u32, last: u32, loaded: Loaded) {
     } else {
         scaled = select(scaled, vec4(nan()), loaded.is_nan);
     }
-    store_grad(at, 1u, last, select(scaled, vec4(nan()), loaded.is_bad | is_nan4(scale)));
+    let stored = select(scaled, vec4(nan()), loaded.is_bad | is_nan4(scale));
+    store_grad(place(GRAD, quad.line, quad.column), 1u, quad.last, stored);
 }
 
-// One member's part of its team's stretch.
+// One member's part of its team's stretch, in quads.
 struct Stretch {
     first: u32,
     end: u32,
-    step: u32,
 }
 
 fn stretch_of(team: Team) -> Stretch {
     let first = team.index * params.per_team;
-    let end = min(first + params.per_team, params.elements);
-    return Stretch(first + 4u * team.member, end, 4u * team.size);
+    return Stretch(first + team.member, min(first + params.per_team, params.quads));
 }
 
 // Sixteen additions apart, so that no accumulator takes many.
@@ -160,10 +175,10 @@ fn accumulate(accumulator: ptr<function, Accumulator>, value: vec4<f32>, last: u
     }
 }
 
-fn store_sum(team: Team, accumulator: Accumulator) {
+fn store_team_sum(team: Team, accumulator: Accumulator) {
     let sum = team_sum(team, vec4(add_up(accumulator.total + accumulator.part))).x;
     if team.member == 0u {
-        losses[team.index] = sum;
+        store_sum(place(RESULTS, 0u, team.index), sum);
     }
 }
 
@@ -175,17 +190,17 @@ fn forward(builtins: Builtins) {
     }
     let stretch = stretch_of(team);
     var accumulator = Accumulator(vec4(0.0), vec4(0.0), 0u);
-    for (var at = stretch.first; at < stretch.end; at += stretch.step) {
-        let last = min(params.elements - 1u - at, 3u);
-        let value = weighted_loss(load_elements(at, last));
+    for (var q = stretch.first; q < stretch.end; q += team.size) {
+        let quad = quad_at(q);
+        let value = weighted_loss(load_elements(quad));
         if REDUCED {
-            accumulate(&accumulator, value, last);
+            accumulate(&accumulator, value, quad.last);
         } else {
-            store_losses(at, last, value);
+            store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
         }
     }
     if REDUCED {
-        store_sum(team, accumulator);
+        store_team_sum(team, accumulator);
     }
 }
 
@@ -196,9 +211,9 @@ fn backward(builtins: Builtins) {
         return;
     }
     let stretch = stretch_of(team);
-    for (var at = stretch.first; at < stretch.end; at += stretch.step) {
-        let last = min(params.elements - 1u - at, 3u);
-        store_weighted_gradient(at, last, load_elements(at, last));
+    for (var q = stretch.first; q < stretch.end; q += team.size) {
+        let quad = quad_at(q);
+        store_weighted_gradient(quad, load_elements(quad));
     }
 }
 
@@ -210,18 +225,18 @@ fn forward_backward(builtins: Builtins) {
     }
     let stretch = stretch_of(team);
     var accumulator = Accumulator(vec4(0.0), vec4(0.0), 0u);
-    for (var at = stretch.first; at < stretch.end; at += stretch.step) {
-        let last = min(params.elements - 1u - at, 3u);
-        let loaded = load_elements(at, last);
+    for (var q = stretch.first; q < stretch.end; q += team.size) {
+        let quad = quad_at(q);
+        let loaded = load_elements(quad);
         let value = weighted_loss(loaded);
         if REDUCED {
-            accumulate(&accumulator, value, last);
+            accumulate(&accumulator, value, quad.last);
         } else {
-            store_losses(at, last, value);
+            store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
         }
-        store_weighted_gradient(at, last, loaded);
+        store_weighted_gradient(quad, loaded);
     }
     if REDUCED {
-        store_sum(team, accumulator);
+        store_team_sum(team, accumulator);
     }
 }

@@ -15,13 +15,13 @@ fn store_picked_loss(team: Team, row: Row) {
         loss = nan();
     }
     if row.kind == ROW_KEPT {
-        let x = load_input_element(element_of(row, row.label));
+        let x = load_input_element(element_of(row, INPUT, row.label));
         loss = select(-row.amount * x, 0.0, row.amount == 0.0);
         if is_nan(x) {
             loss = nan();
         }
     }
-    row_losses[row.index] = loss;
+    row_losses[place(RESULTS, 0u, row.index)] = loss;
 }
 
 fn store_picked_gradient(team: Team, row: Row) {
@@ -39,7 +39,7 @@ fn store_picked_gradient(team: Team, row: Row) {
             let is_picked = vec4(c, c + 1u, c + 2u, c + 3u) == vec4(row.label);
             g = select(vec4(0.0), vec4(picked), is_picked);
         }
-        store_grad(element_of(row, c), params.positions, last_of_four(c), g);
+        store_grad(element_of(row, GRAD, c), params.positions, last_of_four(c), g);
     }
 }
 

@@ -12,11 +12,7 @@
 //         -> vec4<f32>                           the gradient for upstream g
 
 // Whether there is an upstream gradient; ones otherwise.
-override UPSTREAM: bool = true;
-
-fn map_row(index: u32) -> Row {
-    return Row(index, row_start(index), 0u, 0u, 0.0);
-}
+override HAS_UPSTREAM: bool = true;
 
 fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
@@ -26,8 +22,8 @@ fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
 }
 
 fn load_row_upstream(row: Row, c: u32) -> vec4<f32> {
-    if UPSTREAM {
-        return load_upstream(element_of(row, c), params.positions, last_of_four(c));
+    if HAS_UPSTREAM {
+        return load_upstream(element_of(row, UPSTREAM, c), params.positions, last_of_four(c));
     }
     return vec4(1.0);
 }
@@ -38,7 +34,7 @@ fn forward(builtins: Builtins) {
     if team.index >= params.rows {
         return;
     }
-    let row = map_row(team.index);
+    let row = row_at(team.index);
     store_outputs(team, row, row_statistics(team, row));
 }
 
@@ -48,7 +44,7 @@ fn backward(builtins: Builtins) {
     if team.index >= params.rows {
         return;
     }
-    let row = map_row(team.index);
+    let row = row_at(team.index);
     store_map_gradient(team, row, row_statistics(team, row));
 }
 
@@ -58,7 +54,7 @@ fn forward_backward(builtins: Builtins) {
     if team.index >= params.rows {
         return;
     }
-    let row = map_row(team.index);
+    let row = row_at(team.index);
     let statistics = row_statistics(team, row);
     store_outputs(team, row, statistics);
     store_map_gradient(team, row, statistics);
@@ -67,11 +63,10 @@ fn forward_backward(builtins: Builtins) {
 fn store_outputs(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & HAS_NAN_LOGIT) != 0u;
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let at = element_of(row, c);
         let last = last_of_four(c);
-        let x = load_input(at, params.positions, last);
+        let x = load_input(element_of(row, INPUT, c), params.positions, last);
         let value = output_of_four(statistics, x);
-        store_output(at, params.positions, last, select(value, vec4(nan()), is_nan_row));
+        store_output(element_of(row, RESULTS, c), params.positions, last, select(value, vec4(nan()), is_nan_row));
     }
 }
 
@@ -79,10 +74,9 @@ fn store_map_gradient(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & (HAS_NAN_LOGIT | HAS_NAN_AMOUNT)) != 0u;
     let prepared = prepare(team, row, statistics);
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let at = element_of(row, c);
         let last = last_of_four(c);
-        let x = load_input(at, params.positions, last);
+        let x = load_input(element_of(row, INPUT, c), params.positions, last);
         let g = map_gradient(statistics, prepared, x, load_row_upstream(row, c));
-        store_grad(at, params.positions, last, select(g, vec4(nan()), is_nan_row));
+        store_grad(element_of(row, GRAD, c), params.positions, last, select(g, vec4(nan()), is_nan_row));
     }
 }

@@ -24,7 +24,7 @@ override FROM_STATE: bool = false;
 // The statistics of a row whose only amount is at its target.
 fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
     var statistics = bare;
-    let x = logits_of(vec4(load_input_element(element_of(row, row.label)))).x;
+    let x = logits_of(vec4(load_input_element(element_of(row, INPUT, row.label)))).x;
     statistics.top = select(0.0, row.amount, x == statistics.m);
     statistics.rest = select(row.amount, 0.0, x == statistics.m);
     if row.amount != 0.0 {
@@ -42,7 +42,7 @@ fn statistics_of(team: Team, row: Row) -> Statistics {
         return Statistics(0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD));
     }
     if FROM_STATE {
-        let state = row_state[row.index];
+        let state = row_state[place(STATE, 0u, row.index)];
         let flags = select(0u, HAS_NAN_LOGIT, is_nan(state.x));
         return Statistics(state.x, state.y, state.z, state.w, 0.0, flags);
     }
@@ -90,17 +90,18 @@ fn store_loss(team: Team, row: Row, statistics: Statistics) {
     if row.kind != ROW_KEPT {
         loss = select(0.0, nan(), row.kind == ROW_BAD);
     }
-    row_outputs[row.index] = bitcast<u32>(loss);
+    let at = place(RESULTS, 0u, row.index);
+    row_outputs[at] = bitcast<u32>(loss);
     let is_nan_row = is_nan_row(statistics);
     if KEEP_STATE {
         let m = select(statistics.m, nan(), is_nan_row);
-        row_state[row.index] = vec4(m, statistics.s, statistics.rest, statistics.top);
+        row_state[place(STATE, 0u, row.index)] = vec4(m, statistics.s, statistics.rest, statistics.top);
     }
     if ROW_OUTPUTS {
         let has_nan_logit = (statistics.flags & HAS_NAN_LOGIT) != 0u;
         argmax = select(argmax, -1, has_nan_logit);
         let is_correct = row.kind == ROW_KEPT && argmax == i32(row.label);
-        let i = params.rows + row.index;
+        let i = at + params.rows;
         row_outputs[i] = bitcast<u32>(select(logsumexp(statistics), nan(), has_nan_logit));
         row_outputs[i + params.rows] = bitcast<u32>(argmax);
         row_outputs[i + 2u * params.rows] = select(0u, 1u, is_correct);
@@ -114,16 +115,15 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
     let filling = vec4(select(nan(), 0.0, row.kind == ROW_IGNORED));
     let gradient = row_gradient(statistics);
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let at = element_of(row, c);
         let last = last_of_four(c);
         var g = filling;
         if !filled {
-            let x = load_input(at, params.positions, last);
+            let x = load_input(element_of(row, INPUT, c), params.positions, last);
             let a = amount(row, c, valid_classes(c));
             g = gradient_of_four(statistics, gradient, x, a);
             g = annihilating_product(g, vec4(scale.value));
         }
-        store_grad(at, params.positions, last, g);
+        store_grad(element_of(row, GRAD, c), params.positions, last, g);
     }
 }
 

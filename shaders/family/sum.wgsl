@@ -5,6 +5,7 @@
 //     fn term(i: u32) -> f32                     the i-th of what is summed
 
 struct Params {
+    places: array<vec4<u32>, 9>,
     // how many terms there are
     count: u32,
     // how many of them one team sums: a multiple of 32 times its size
@@ -16,7 +17,8 @@ struct Params {
     ignore_index: i32,
     // with DIVIDE: the mean over no rows
     empty_mean: f32,
-    unused: u32,
+    // the first term of this dispatch, among all
+    first: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -73,6 +75,6 @@ fn sum(builtins: Builtins) {
     if TO_CONTROL {
         control.divisor = result;
     } else {
-        sums[team.index] = result;
+        sums[place(RESULTS, 0u, team.index)] = result;
     }
 }

@@ -6,7 +6,7 @@ override MEAN: bool = false;
 
 fn row_of(index: u32) -> Row {
     let label = label_of_row(index, params.ignore_index, params.classes);
-    if label.kind == ROW_BAD && is_first_bad(index) {
+    if label.kind == ROW_BAD && is_first_bad(params.first + index) {
         control.bad_value = label.index;
         control.classes = params.classes;
     }
@@ -14,7 +14,11 @@ fn row_of(index: u32) -> Row {
     if label.kind == ROW_KEPT {
         amount = params.confidence * class_weight(u32(label.index));
     }
-    return Row(index, row_start(index), label.kind, u32(label.index), amount);
+    var row = row_at(index);
+    row.kind = label.kind;
+    row.label = u32(label.index);
+    row.amount = amount;
+    return row;
 }
 
 fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {

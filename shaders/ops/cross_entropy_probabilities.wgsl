@@ -2,14 +2,14 @@
 // a[c] = w[c] ((1 - label smoothing) t[c] + label smoothing / C).
 
 fn row_of(index: u32) -> Row {
-    return Row(index, row_start(index), ROW_KEPT, 0u, 0.0);
+    return row_at(index);
 }
 
 fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(0.0);
     }
-    let t = load_targets(element_of(row, c), params.positions, last_of_four(c));
+    let t = load_targets(element_of(row, TARGETS, c), params.positions, last_of_four(c));
     let smoothed = annihilating_product(vec4(params.confidence), t) + params.smoothing;
     return select(vec4(0.0), annihilating_product(class_weights(c), smoothed), valid);
 }

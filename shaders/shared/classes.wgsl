@@ -16,7 +16,7 @@ struct Label {
 }
 
 fn label_of_row(row: u32, ignore_index: i32, classes: u32) -> Label {
-    let index = class_indices[row];
+    let index = class_indices[place(TARGETS, 0u, row)];
     if index == ignore_index {
         return Label(ROW_IGNORED, index);
     }
@@ -26,7 +26,7 @@ fn label_of_row(row: u32, ignore_index: i32, classes: u32) -> Label {
 
 fn class_weight(index: u32) -> f32 {
     if WEIGHTED {
-        return weight[index];
+        return weight[place(WEIGHT, 0u, index)];
     }
     return 1.0;
 }
@@ -34,7 +34,7 @@ fn class_weight(index: u32) -> f32 {
 // The weights of four classes from c on; those past the end repeat the last one.
 fn class_weights(c: u32) -> vec4<f32> {
     if WEIGHTED {
-        let i = min(vec4(c, c + 1u, c + 2u, c + 3u), vec4(params.classes - 1u));
+        let i = place(WEIGHT, 0u, 0u) + min(vec4(c, c + 1u, c + 2u, c + 3u), vec4(params.classes - 1u));
         return vec4(weight[i.x], weight[i.y], weight[i.z], weight[i.w]);
     }
     return vec4(1.0);

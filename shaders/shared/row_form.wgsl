@@ -15,6 +15,7 @@
 //                                                a[c], ..., a[c + 3]; 0 where not valid
 
 struct Params {
+    places: array<vec4<u32>, 9>,
     rows: u32,
     classes: u32,
     // classes of a row are this far apart; so are rows of neighbouring positions 1 apart
@@ -30,8 +31,9 @@ struct Params {
     scale: f32,
     softcap: f32,
     z_loss: f32,
-    unused_0: u32,
-    unused_1: u32,
+    // the first row of this dispatch, among all
+    first: u32,
+    unused: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -48,8 +50,9 @@ override Z_LOSS: bool = false;
 
 struct Row {
     index: u32,
-    // the element of `input` at class 0
-    start: u32,
+    // the index of the batch, and the position within it
+    line: u32,
+    position: u32,
     // ROW_KEPT, ROW_IGNORED or ROW_BAD (shared/classes.wgsl)
     kind: u32,
     // the target class, where there is one
@@ -83,14 +86,15 @@ const HAS_NAN_AMOUNT: u32 = 8u;
 const HAS_POSITIVE_COST: u32 = 2u;
 const HAS_NEGATIVE_COST: u32 = 4u;
 
-// The element of `input` at class 0 of a row.
-fn row_start(row: u32) -> u32 {
-    let batch = row / params.positions;
-    return batch * params.classes * params.positions + (row - batch * params.positions);
+// A row of which the target says nothing.
+fn row_at(index: u32) -> Row {
+    let line = index / params.positions;
+    return Row(index, line, index - line * params.positions, 0u, 0u, 0.0);
 }
 
-fn element_of(row: Row, c: u32) -> u32 {
-    return row.start + c * params.positions;
+// The element at class c of a row.
+fn element_of(row: Row, binding: u32, c: u32) -> u32 {
+    return place(binding, row.line, row.position + c * params.positions);
 }
 
 fn last_of_four(c: u32) -> u32 {
@@ -139,7 +143,7 @@ fn load_row(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(-positive_infinity());
     }
-    let x = load_input(element_of(row, c), params.positions, last_of_four(c));
+    let x = load_input(element_of(row, INPUT, c), params.positions, last_of_four(c));
     return select(vec4(-positive_infinity()), x, valid);
 }
 

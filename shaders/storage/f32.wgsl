@@ -2,21 +2,27 @@
 //
 // Every file in this folder defines the buffers whose storage type varies, and the same functions
 // over them. Loads and stores move four elements, `step` apart. `last` in 0..=3 is the last of the
-// four that exists: the ones after it repeat it when loaded, and are not stored.
+// four that exists: the ones after it repeat it when loaded, and are not stored. The input is read
+// through a file of access/.
 
-@group(0) @binding(1) var<storage, read> input: array<f32>;
+alias Word = f32;
+
 @group(0) @binding(2) var<storage, read> targets: array<f32>;
 @group(0) @binding(4) var<storage, read> upstream: array<f32>;
 @group(0) @binding(5) var<storage, read_write> grad: array<f32>;
 @group(0) @binding(6) var<storage, read_write> outputs: array<f32>;
 
+fn grad_word(i: u32) -> f32 {
+    return grad[i];
+}
+
 fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
     let i = at + min(vec4(0u, 1u, 2u, 3u), vec4(last)) * step;
-    return vec4(input[i.x], input[i.y], input[i.z], input[i.w]);
+    return vec4(input_word(i.x), input_word(i.y), input_word(i.z), input_word(i.w));
 }
 
 fn load_input_element(at: u32) -> f32 {
-    return input[at];
+    return input_word(at);
 }
 
 fn load_targets(at: u32, step: u32, last: u32) -> vec4<f32> {

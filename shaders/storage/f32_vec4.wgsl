@@ -1,7 +1,8 @@
 // f32 storage, sixteen bytes at a time: for elements one apart (`step` 1) in groups of four that
 // are aligned and whole (`at` a multiple of 4, `last` 3). The host chooses this file only then.
 
-@group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;
+alias Word = vec4<f32>;
+
 @group(0) @binding(2) var<storage, read> targets: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> upstream: array<vec4<f32>>;
 // the same buffer for kernels that read single elements of it
@@ -9,12 +10,17 @@
 @group(0) @binding(5) var<storage, read_write> grad: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> outputs: array<vec4<f32>>;
 
+fn grad_word(i: u32) -> vec4<f32> {
+    return grad[i];
+}
+
 fn load_input(at: u32, step: u32, last: u32) -> vec4<f32> {
-    return input[at / 4u];
+    return input_word(at / 4u);
 }
 
 fn load_input_element(at: u32) -> f32 {
-    return input[at / 4u][at % 4u];
+    let word = input_word(at / 4u);
+    return word[at % 4u];
 }
 
 fn load_targets(at: u32, step: u32, last: u32) -> vec4<f32> {

@@ -4,11 +4,12 @@ use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    Op, expect_dtype, expect_finite, expect_shape, expect_upstream, loss_layout,
+    FLOATS, Op, expect_dtype, expect_finite, expect_shape, expect_upstream, grad_layout, loss_layout,
     refuse_batch_mean, required, sealed,
 };
+use crate::args::Memory;
 use crate::kernel::{self, shader};
-use crate::program::{Program, RowParams, Slot, status_layout};
+use crate::program::{Program, RowParams, status_layout};
 use crate::reference::{self, Values};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
@@ -208,7 +209,7 @@ impl Op for CrossEntropy {
         };
         args.only(known, describe)?;
 
-        expect_dtype("input", &args.input, &[DType::F32])?;
+        expect_dtype("input", &args.input, &FLOATS)?;
         let shape = ClassShape::of(args.input.shape())?;
         let rows = without_classes(args.input.shape());
         let has_classes = has_classes(args);
@@ -238,7 +239,7 @@ impl Op for CrossEntropy {
         let row_output = |dtype| has_row_outputs.then(|| Layout::new(&rows, dtype));
         Ok(Output {
             loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
-            grad: pass.has_grad().then(|| args.input.clone()),
+            grad: grad_layout(pass, args),
             state: (pass.has_loss() && self.keep_state).then_some(state),
             logsumexp: row_output(DType::F32),
             argmax: row_output(DType::I32),
@@ -254,17 +255,24 @@ impl Op for CrossEntropy {
         expect_finite("weight", args.weight.as_ref())
     }
 
-    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
         let shape = ClassShape::of(args.input.shape())?;
         let has_classes = has_classes(args);
         let mean = self.reduction == Reduction::Mean;
-        let keep_state = pass.has_loss() && self.keep_state;
-        let has_state = keep_state || args.state.is_some();
-        let spread = !has_classes || self.label_smoothing != 0.0;
+        // In place, the target's logit is met on the way: looked up after the row's statistics, it
+        // might be overwritten already.
+        let in_place = args.memory == Memory::InPlace;
+        let spread = !has_classes || self.label_smoothing != 0.0 || in_place;
 
         let mut constants = vec![
             ("SPREAD", spread.into()),
-            ("KEEP_STATE", keep_state.into()),
+            ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
             ("FROM_STATE", args.state.is_some().into()),
             ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),
             ("SCALED", (self.logit_scale != 1.0 && self.softcap.is_none()).into()),
@@ -272,23 +280,20 @@ impl Op for CrossEntropy {
             ("Z_LOSS", (self.z_loss != 0.0).into()),
         ];
         let mut files = vec![kernel::ROWS];
-        let mut bindings = vec![(1, Slot::Input), (8, if has_state { Slot::State } else { Slot::Unused })];
         if has_classes {
             constants.push(("MEAN", mean.into()));
             files.extend([shader!("ops/cross_entropy.wgsl"), kernel::CONTROL]);
-            bindings.push((7, Slot::Control));
         } else {
             files.push(shader!("ops/cross_entropy_probabilities.wgsl"));
         }
         RowLoss {
-            label: format!("{}.{}.{}", self.name(), pass.name(), args.input.dtype()),
+            name: self.name(),
             pass,
             args,
-            shape,
+            outputs,
             reduction: self.reduction,
             files,
             constants,
-            bindings,
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
                 confidence: (1.0 - self.label_smoothing) as f32,
@@ -301,6 +306,8 @@ impl Op for CrossEntropy {
             },
             has_classes,
             empty_mean: self.empty_mean as f32,
+            reads_input: true,
+            names_state: true,
             row_outputs: self.row_outputs,
         }
         .program(facts)

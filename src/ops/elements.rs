@@ -1,11 +1,14 @@
 //! Element-wise losses: everything that they share.
 
 use super::{
-    Op, expect_dtype, expect_finite, expect_shape, expect_unit_interval, expect_upstream,
-    loss_layout, refuse_batch_mean, required, sealed,
+    FLOATS, Op, expect_dtype, expect_finite, expect_shape, expect_unit_interval, expect_upstream,
+    grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
+use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{ElementParams, Program, Slot, Terms, Total, status_layout};
+use crate::program::{
+    Binding, ElementParams, Program, Slot, Terms, Total, status_layout, stretches,
+};
 use crate::reference::{self, Values};
 use crate::select::Facts;
 use crate::shape::{self, Layout, MAX_DIMS};
@@ -88,7 +91,7 @@ impl<E: Elementwise> Op for E {
         args.only(&[target, E::WEIGHTS, upstream].concat(), describe)?;
 
         let input = &args.input;
-        expect_dtype("input", input, &[DType::F32])?;
+        expect_dtype("input", input, &FLOATS)?;
         if E::TARGET {
             let target = required("target", &args.target, describe)?;
             expect_dtype("target", target, &[input.dtype()])?;
@@ -102,8 +105,11 @@ impl<E: Elementwise> Op for E {
         weight_dims(args)?;
         expect_upstream(args, self.reduction(), input.shape())?;
         Ok(Output {
-            loss: pass.has_loss().then(|| loss_layout(self.reduction(), input.shape())),
-            grad: pass.has_grad().then(|| input.clone()),
+            loss: pass.has_loss().then(|| match E::TARGET {
+                true => loss_layout(self.reduction(), input.shape()),
+                false => Layout::new(input.shape(), input.dtype()),
+            }),
+            grad: grad_layout(pass, args),
             status: E::UNIT_INTERVAL.then(status_layout),
             ..Output::default()
         })
@@ -119,83 +125,142 @@ impl<E: Elementwise> Op for E {
         Ok(())
     }
 
-    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
         let mut program = Program::default();
         let reduction = self.reduction();
-        let elements = args.input.elements() as u64;
-        let divisor = divisor(reduction, args.input.shape());
-        let label = format!("{}.{}.{}", E::NAME, pass.name(), args.input.dtype());
+        let input = &args.input;
+        let divisor = divisor(reduction, input.shape());
+        let label = format!("{}.{}.{}", E::NAME, pass.name(), input.dtype());
         let reduced = reduction != Reduction::None && pass.has_loss();
+        let upstream_is_tensor = reduction == Reduction::None && args.upstream.is_some();
 
-        let (choice, per_team) = facts.for_elements();
-        let teams = elements.div_ceil(per_team.into());
-        let losses = if reduced { program.scratch(teams * 4) } else { Slot::Loss };
-        if elements > 0 {
-            let dims = weight_dims(args)?;
-            let mut params = ElementParams {
-                elements: elements as u32,
-                per_team,
-                teams: teams as u32,
-                dims: dims.len() as u32,
-                scale: (1.0 / divisor) as f32,
-                unused: 0,
-                settings: self.settings().map(|setting| setting as f32),
-                dim: [[0; 4]; MAX_DIMS],
-            };
-            for (to, from) in params.dim.iter_mut().zip(&dims) {
-                *to = [from.size as u32, from.strides[0] as u32, from.strides[1] as u32, 0];
+        // all that has an element for each of the input's
+        let mut tensors = vec![(1, Slot::Input, input)];
+        let mut add = |binding, slot, layout| {
+            if let Some(layout) = layout {
+                tensors.push((binding, slot, layout));
             }
-            let has = |given: &Option<Layout>, slot| if given.is_some() { slot } else { Slot::One };
-            let mut bindings = vec![
-                (1, Slot::Input),
-                (2, if E::TARGET { Slot::Target } else { Slot::One }),
-                (3, has(&args.weight, Slot::Weight)),
-                (8, has(&args.pos_weight, Slot::PosWeight)),
-            ];
-            if pass.has_loss() {
-                bindings.push((6, losses));
-            }
-            if pass.has_grad() {
-                bindings.extend([(4, has(&args.upstream, Slot::Upstream)), (5, Slot::Grad)]);
-            }
-            if E::UNIT_INTERVAL {
-                bindings.push((7, Slot::Control));
-            }
-            let upstream_is_tensor = reduction == Reduction::None && args.upstream.is_some();
-            let kernel = Kernel {
-                label: label.clone(),
-                files: vec![
+        };
+        add(2, Slot::Target, args.target.as_ref());
+        add(4, Slot::Upstream, args.upstream.as_ref().filter(|_| upstream_is_tensor));
+        add(5, Slot::Grad, outputs.grad.as_ref());
+        add(6, Slot::Loss, outputs.loss.as_ref().filter(|_| !reduced));
+
+        let lines = Lines::of(input, &tensors, facts)?;
+        let vec4 = lines.are_vec4(tensors.iter().map(|tensor| tensor.2));
+        let dims = weight_dims(args)?;
+        let kernel = Kernel {
+            label: label.clone(),
+            files: [
+                &[
                     kernel::ELEMENTS,
                     E::SHADER,
                     kernel::CONTROL,
                     kernel::check_elements(E::UNIT_INTERVAL),
-                    kernel::storage(elements.is_multiple_of(4)),
                     kernel::upstream(upstream_is_tensor),
+                    kernel::results(E::TARGET),
+                ][..],
+                &kernel::storage(input.dtype(), vec4, args.memory),
+            ]
+            .concat(),
+            entry_point: pass.name(),
+            constants: [
+                vec![
+                    ("HAS_TARGET", E::TARGET.into()),
+                    ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
+                    ("WEIGHTED", args.weight.is_some().into()),
+                    ("POS_WEIGHTED", args.pos_weight.is_some().into()),
+                    ("REDUCED", reduced.into()),
+                    ("LINES", (!lines.is_one).into()),
                 ],
-                entry_point: pass.name(),
-                constants: [
-                    vec![
-                        ("HAS_TARGET", E::TARGET.into()),
-                        ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
-                        ("WEIGHTED", args.weight.is_some().into()),
-                        ("POS_WEIGHTED", args.pos_weight.is_some().into()),
-                        ("REDUCED", reduced.into()),
-                    ],
-                    self.constants(),
-                ]
-                .concat(),
+                self.constants(),
+            ]
+            .concat(),
+            shares_buffers: args.memory != Memory::Apart,
+        };
+
+        // one loss a team
+        let (choice, per_team) = facts.for_elements();
+        let quads_per_team = u64::from(per_team / 4);
+        let parts: Vec<_> = lines.parts().collect();
+        let teams_of = |part: &Part| part.quads().div_ceil(quads_per_team);
+        let all_teams: u64 = parts.iter().map(teams_of).sum();
+        let sums = if reduced { program.scratch(all_teams) } else { Slot::Loss };
+        let mut done = 0;
+        for part in &parts {
+            let teams = teams_of(part);
+            let mut params = ElementParams {
+                quads: part.quads() as u32,
+                per_team: quads_per_team as u32,
+                teams: teams as u32,
+                line: part.line as u32,
+                dims: dims.len() as u32,
+                scale: (1.0 / divisor) as f32,
+                settings: self.settings().map(|setting| setting as f32),
+                first: part.first as u32,
+                unused: [0; 3],
+                dim: [[0; 4]; MAX_DIMS],
             };
-            program.push(facts, choice, teams, kernel, &params, bindings)?;
+            let mut bindings = Vec::new();
+            for &(binding, slot, layout) in &tensors {
+                if slot == Slot::Input && args.memory == Memory::InPlace {
+                    continue;
+                }
+                let stride = if lines.is_one { 0 } else { layout.row_stride() as u64 };
+                let first = if lines.is_one { part.first } else { part.first / part.line * stride };
+                let span = (part.lines - 1) * stride + part.line;
+                bindings.push(Binding::part(binding, slot, layout, [first, span, stride]));
+            }
+            let weights = [(3, Slot::Weight, &args.weight), (8, Slot::PosWeight, &args.pos_weight)];
+            let mut rest = part.first;
+            for (to, dim) in params.dim.iter_mut().zip(&dims) {
+                let size = dim.size as u64;
+                let [weight, pos_weight] = dim.strides.map(|stride| stride as u32);
+                *to = [size as u32, weight, pos_weight, (rest % size) as u32];
+                rest /= size;
+            }
+            for (k, (binding, slot, layout)) in weights.into_iter().enumerate() {
+                bindings.push(match (layout, &dims[..]) {
+                    // one weight an element, of which this part needs its own
+                    (Some(weight), [dim]) if dim.strides[k] == 1 => {
+                        params.dim[0][3] = 0;
+                        let elements = part.lines * part.line;
+                        Binding::part(binding, slot, weight, [part.first, elements, 0])
+                    }
+                    (weight, _) => Binding::all_or_one(binding, slot, weight.as_ref()),
+                });
+            }
+            if !E::TARGET {
+                bindings.push(Binding::one(2));
+            }
+            if reduced && let Slot::Scratch(i) = sums {
+                let stretch = [done, teams, 0];
+                bindings.push(Binding::part(6, sums, &program.scratch[i], stretch));
+            }
+            if pass.has_grad() && !upstream_is_tensor {
+                bindings.push(Binding::all_or_one(4, Slot::Upstream, args.upstream.as_ref()));
+            }
+            if E::UNIT_INTERVAL {
+                bindings.push(Binding::control());
+            }
+            program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
+            done += teams;
         }
         if reduced {
             let total = match reduction {
                 Reduction::None | Reduction::Sum => Total::Loss,
                 // an empty batch's mean is NaN, whatever its divisor
-                _ if elements == 0 => Total::LossOver(0.0),
+                _ if parts.is_empty() => Total::LossOver(0.0),
                 Reduction::Mean | Reduction::BatchMean => Total::LossOver(divisor as f32),
             };
-            let terms = Terms::values(format!("{label}.sum"), losses);
-            program.push_sum(facts, terms, teams, total)?;
+            let terms = Terms::values(format!("{label}.sum"), sums, vec![[0, all_teams]]);
+            program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
         }
         Ok(program)
     }
@@ -212,4 +277,68 @@ fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
     }
     let weights = [("weight", shape_of(&args.weight)), ("pos_weight", shape_of(&args.pos_weight))];
     shape::broadcast(args.input.shape(), weights)
+}
+
+/// The elements of an input, in lines: one, where all tensors are contiguous; else one for each
+/// index of the first dimension.
+struct Lines {
+    is_one: bool,
+    count: u64,
+    /// Elements of one.
+    line: u64,
+    /// How many lines, or elements of the one line, a dispatch works on.
+    per_part: u64,
+}
+
+/// What one dispatch works on.
+struct Part {
+    /// The first element among all.
+    first: u64,
+    lines: u64,
+    line: u64,
+}
+
+impl Part {
+    /// How often four elements of a line are taken together.
+    fn quads(&self) -> u64 {
+        self.lines * self.line.div_ceil(4)
+    }
+}
+
+impl Lines {
+    fn of(input: &Layout, tensors: &[(u32, Slot, &Layout)], facts: &Facts) -> Result<Self> {
+        let is_one = tensors.iter().all(|(_, _, layout)| layout.is_contiguous());
+        let elements = input.elements() as u64;
+        let lines = input.shape().first().map_or(1, |&size| size as u64);
+        let (count, line) = if is_one { (1, elements) } else { (lines, elements / lines.max(1)) };
+        let sizes = tensors.iter().map(|&(_, slot, layout)| {
+            let stride = if is_one { 4 } else { layout.row_stride() as u64 };
+            let line = if is_one { 4 } else { line };
+            (slot.name(), [stride, line].map(|n| n * layout.dtype().size() as u64))
+        });
+        let most = facts.lines_per_part(&sizes.collect::<Vec<_>>())?;
+        Ok(Lines {
+            is_one,
+            count,
+            line,
+            per_part: if is_one { most.saturating_mul(4) } else { most },
+        })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let count = if self.is_one || self.line == 0 { self.line } else { self.count };
+        stretches(count, self.per_part).map(|[first, count]| match self.is_one {
+            true => Part { first, lines: 1, line: count },
+            false => Part { first: first * self.line, lines: count, line: self.line },
+        })
+    }
+
+    /// Whether every four elements are whole and aligned in all of these tensors.
+    fn are_vec4<'a>(&self, mut tensors: impl Iterator<Item = &'a Layout>) -> bool {
+        self.line.is_multiple_of(4)
+            && tensors.all(|tensor| {
+                let stride = if self.is_one { 0 } else { tensor.row_stride() };
+                stride.is_multiple_of(4) && tensor.residual().is_multiple_of(4)
+            })
+    }
 }

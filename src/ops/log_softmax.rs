@@ -82,8 +82,14 @@ impl Op for LogSoftmax {
         Ok(())
     }
 
-    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
-        self.map().program(pass, args, facts)
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
+        self.map().program(pass, args, outputs, facts)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {

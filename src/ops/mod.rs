@@ -36,6 +36,7 @@ ops! {
 
 use std::fmt;
 
+use crate::args::Memory;
 use crate::program::Program;
 use crate::reference::Values;
 use crate::select::Facts;
@@ -61,9 +62,16 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     #[doc(hidden)]
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()>;
 
-    /// The dispatches for layouts that `outputs` has passed.
+    /// The dispatches for layouts that `outputs` has passed, and for results that lie in memory as
+    /// the caller likes.
     #[doc(hidden)]
-    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program>;
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program>;
 
     /// The definition in float64, over arrays that `outputs` and `check_values` have passed.
     #[doc(hidden)]
@@ -73,6 +81,9 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
 mod sealed {
     pub trait Sealed {}
 }
+
+/// What inputs may be stored as.
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// The argument's layout, or [`Error::Missing`].
 fn required<'a, T>(
@@ -167,5 +178,15 @@ fn loss_layout(reduction: Reduction, unreduced: &[usize]) -> Layout {
     match reduction {
         Reduction::None => Layout::new(unreduced, DType::F32),
         _ => Layout::new(&[], DType::F32),
+    }
+}
+
+/// The layout of the gradient: where the input is, or contiguous.
+fn grad_layout(pass: Pass, args: &Args<Layout>) -> Option<Layout> {
+    let input = &args.input;
+    match args.memory {
+        _ if !pass.has_grad() => None,
+        Memory::InPlace => Some(input.clone()),
+        Memory::Apart | Memory::OneBuffer => Some(Layout::new(input.shape(), input.dtype())),
     }
 }

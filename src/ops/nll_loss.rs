@@ -1,13 +1,16 @@
 //! Negative log-likelihood.
 
 use super::rows::{RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight};
-use super::{Op, expect_dtype, expect_upstream, loss_layout, refuse_batch_mean, sealed};
+use super::{
+    FLOATS, Op, expect_dtype, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
+};
+use crate::args::Memory;
 use crate::kernel::{self, shader};
-use crate::program::{Program, RowParams, Slot, status_layout};
+use crate::program::{Program, RowParams, status_layout};
 use crate::reference::{self, Values};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
-use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
+use crate::{Args, Array, Error, Output, Pass, Reduction, Result};
 
 /// Negative log-likelihood of log-probabilities with class-index targets.
 ///
@@ -93,7 +96,10 @@ impl Op for NllLoss {
         refuse_batch_mean(self.reduction)?;
         let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
         args.only(&[&["target", "weight"], upstream].concat(), describe)?;
-        expect_dtype("input", &args.input, &[DType::F32])?;
+        expect_dtype("input", &args.input, &FLOATS)?;
+        if args.memory == Memory::InPlace && pass == Pass::ForwardBackward {
+            return Err(Error::Unexpected { argument: "in_place", op: describe() });
+        }
         ClassShape::of(args.input.shape())?;
         let rows = without_classes(args.input.shape());
         expect_class_target(args, describe)?;
@@ -101,7 +107,7 @@ impl Op for NllLoss {
         expect_upstream(args, self.reduction, &rows)?;
         Ok(Output {
             loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
-            grad: pass.has_grad().then(|| args.input.clone()),
+            grad: grad_layout(pass, args),
             status: Some(status_layout()),
             ..Output::default()
         })
@@ -111,22 +117,22 @@ impl Op for NllLoss {
         expect_class_values(args, self.ignore_index)
     }
 
-    fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
         let mean = self.reduction == Reduction::Mean;
-        let mut bindings = vec![(7, Slot::Control)];
-        if pass.has_loss() {
-            // the gradient does not depend on it
-            bindings.push((1, Slot::Input));
-        }
         RowLoss {
-            label: format!("{}.{}.{}", self.name(), pass.name(), args.input.dtype()),
+            name: self.name(),
             pass,
             args,
-            shape: ClassShape::of(args.input.shape())?,
+            outputs,
             reduction: self.reduction,
             files: vec![kernel::PICKED, kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
             constants: vec![("MEAN", mean.into())],
-            bindings,
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
                 // the amount of the target: all of its weight
@@ -135,6 +141,9 @@ impl Op for NllLoss {
             },
             has_classes: true,
             empty_mean: f32::NAN,
+            // the gradient does not depend on it
+            reads_input: pass.has_loss(),
+            names_state: false,
             row_outputs: false,
         }
         .program(facts)

@@ -1,11 +1,12 @@
 //! What maps over rows of classes share.
 
-use super::{expect_dtype, expect_shape};
+use super::{FLOATS, expect_dtype, expect_shape, grad_layout};
+use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{Program, RowParams, Slot};
+use crate::program::{Binding, Program, RowParams, Slot, stretches};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout};
-use crate::{Args, DType, Error, Output, Pass, Result};
+use crate::{Args, Error, Output, Pass, Result};
 
 /// A map over rows: all that softmax and log_softmax do not share.
 pub(super) struct RowMap {
@@ -21,57 +22,108 @@ impl RowMap {
         let known: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
         args.only(known, || format!("{}.{}", self.name, pass.name()))?;
         let input = &args.input;
-        expect_dtype("input", input, &[DType::F32])?;
+        expect_dtype("input", input, &FLOATS)?;
         rows_along(input.shape(), self.dim)?;
         if let Some(upstream) = &args.upstream {
             expect_dtype("upstream", upstream, &[input.dtype()])?;
             expect_shape("upstream", upstream, input.shape())?;
         }
         Ok(Output {
-            loss: pass.has_loss().then(|| input.clone()),
-            grad: pass.has_grad().then(|| input.clone()),
+            loss: pass.has_loss().then(|| Layout::new(input.shape(), input.dtype())),
+            grad: grad_layout(pass, args),
             ..Output::default()
         })
     }
 
-    pub fn program(&self, pass: Pass, args: &Args<Layout>, facts: &Facts) -> Result<Program> {
+    pub fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
         let mut program = Program::default();
-        let shape = rows_along(args.input.shape(), self.dim)?;
-        let rows = shape.rows() as u64;
-        if rows == 0 || shape.classes == 0 {
+        let input = &args.input;
+        let shape = rows_along(input.shape(), self.dim)?;
+        if shape.rows() == 0 || shape.classes == 0 {
             return Ok(program);
         }
-        let upstream = if args.upstream.is_some() { Slot::Upstream } else { Slot::One };
-        let mut bindings = vec![(1, Slot::Input), (4, upstream)];
-        if pass.has_loss() {
-            bindings.push((6, Slot::Loss));
+        let mut tensors = vec![(1, Slot::Input, input)];
+        let others = [
+            (4, Slot::Upstream, &args.upstream),
+            (5, Slot::Grad, &outputs.grad),
+            (6, Slot::Loss, &outputs.loss),
+        ];
+        tensors.extend(
+            others
+                .into_iter()
+                .filter_map(|(binding, slot, layout)| Some((binding, slot, layout.as_ref()?))),
+        );
+        for &(_, slot, layout) in &tensors {
+            // the rows of a padded matrix lie along its second dimension
+            let is_first = input.shape().first() == Some(&shape.batch);
+            if !layout.is_contiguous()
+                && !(is_first && input.shape().get(1) == Some(&shape.classes))
+            {
+                return Err(Error::Value {
+                    argument: slot.name(),
+                    expected: "a row stride only for rows along dimension 1".into(),
+                    actual: format!(
+                        "{} for dim {} of {:?}",
+                        layout.row_stride(),
+                        self.dim,
+                        input.shape()
+                    ),
+                });
+            }
         }
-        if pass.has_grad() {
-            bindings.push((5, Slot::Grad));
-        }
-        let spread = pass.has_grad() && self.upstream_is_amounts;
         let kernel = Kernel {
-            label: format!("{}.{}.{}", self.name, pass.name(), args.input.dtype()),
-            files: vec![
-                kernel::ROW_MAPS,
-                kernel::ROW_FORM,
-                self.shader,
-                kernel::storage(shape.loads_vec4()),
-            ],
+            label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
+            files: [
+                &[kernel::ROW_MAPS, kernel::ROW_FORM, self.shader][..],
+                &kernel::storage(
+                    input.dtype(),
+                    shape.loads_vec4(tensors.iter().map(|tensor| tensor.2)),
+                    args.memory,
+                ),
+            ]
+            .concat(),
             entry_point: pass.name(),
             constants: vec![
-                ("SPREAD", spread.into()),
-                ("UPSTREAM", args.upstream.is_some().into()),
+                ("SPREAD", (pass.has_grad() && self.upstream_is_amounts).into()),
+                ("HAS_UPSTREAM", args.upstream.is_some().into()),
             ],
-        };
-        let params = RowParams {
-            rows: rows as u32,
-            classes: shape.classes as u32,
-            positions: shape.positions as u32,
-            ..RowParams::default()
+            shares_buffers: args.memory != Memory::Apart,
         };
         let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
-        program.push(facts, choice, rows, kernel, &params, bindings)?;
+        let lines: Vec<_> = tensors
+            .iter()
+            .map(|(_, slot, layout)| {
+                let sizes = [shape.batch_stride(layout), shape.batch_elements()];
+                (slot.name(), sizes.map(|n| n as u64 * layout.dtype().size() as u64))
+            })
+            .collect();
+        for [first, batches] in stretches(shape.batch as u64, facts.lines_per_part(&lines)?) {
+            let params = RowParams {
+                rows: (batches * shape.positions as u64) as u32,
+                classes: shape.classes as u32,
+                positions: shape.positions as u32,
+                ..RowParams::default()
+            };
+            let mut bindings: Vec<_> = tensors
+                .iter()
+                .filter(|(_, slot, _)| *slot != Slot::Input || args.memory != Memory::InPlace)
+                .map(|&(binding, slot, layout)| {
+                    let stride = shape.batch_stride(layout) as u64;
+                    let span = (batches - 1) * stride + shape.batch_elements() as u64;
+                    Binding::part(binding, slot, layout, [first * stride, span, stride])
+                })
+                .collect();
+            if args.upstream.is_none() {
+                bindings.push(Binding::one(4));
+            }
+            program.push(facts, choice, params.rows.into(), kernel.clone(), &params, bindings)?;
+        }
         Ok(program)
     }
 }

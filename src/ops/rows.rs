@@ -1,11 +1,12 @@
 //! What ops over rows of classes share.
 
 use super::{expect_dtype, expect_finite, expect_shape, required};
+use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{Copy, Program, RowParams, Slot, SumParams, Terms, Total};
+use crate::program::{Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, stretches};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
-use crate::{Args, Array, DType, Error, Pass, Reduction, Result};
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
 /// Refuses class-index targets and class weights that do not fit the input.
 pub(super) fn expect_class_target(args: &Args<Layout>, op: impl FnOnce() -> String) -> Result<()> {
@@ -45,23 +46,25 @@ pub(super) fn device_ignore_index(ignore_index: i64) -> i32 {
 
 /// A loss over rows: what its dispatches depend on, beside the layouts.
 pub(super) struct RowLoss<'a> {
-    pub label: String,
+    pub name: &'static str,
     pub pass: Pass,
     pub args: &'a Args<Layout>,
-    pub shape: ClassShape,
+    pub outputs: &'a Output<Layout>,
     pub reduction: Reduction,
     /// The family and the op's hooks.
     pub files: Vec<File>,
     /// Values of their `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
-    /// Bindings beside those that every row loss has.
-    pub bindings: Vec<(u32, Slot)>,
     /// The op's options: the rest is filled in.
     pub params: RowParams,
     /// Whether targets are classes: the divisor of the mean is then the sum of their weights.
     pub has_classes: bool,
     /// The mean where no row is kept.
     pub empty_mean: f32,
+    /// Whether the kernel reads the input.
+    pub reads_input: bool,
+    /// Whether the kernel names the row state.
+    pub names_state: bool,
     /// Whether the kernel writes logsumexp, argmax and correct behind the losses.
     pub row_outputs: bool,
 }
@@ -69,74 +72,77 @@ pub(super) struct RowLoss<'a> {
 impl RowLoss<'_> {
     /// The targets' divisor, where only the device knows it; the rows; the sum of their losses.
     pub fn program(self, facts: &Facts) -> Result<Program> {
-        let RowLoss { label, pass, args, shape, reduction, .. } = self;
+        let RowLoss { pass, args, outputs, reduction, .. } = self;
         let mut program = Program::default();
+        let shape = ClassShape::of(args.input.shape())?;
         let rows = shape.rows() as u64;
+        let label = format!("{}.{}.{}", self.name, pass.name(), args.input.dtype());
         let reduced = reduction != Reduction::None && pass.has_loss();
         let row_outputs = self.row_outputs && pass.has_loss();
-        let losses = match (row_outputs, reduced) {
-            (true, _) => program.scratch(rows * 4 * 4),
-            (false, true) => program.scratch(rows * 4),
-            (false, false) => Slot::Loss,
+        // what the kernel writes for each row, one after the other
+        let results_per_row = if row_outputs { 4 } else { 1 };
+        let results = match reduced || row_outputs {
+            true => program.scratch(rows * results_per_row),
+            false => Slot::Loss,
         };
-        let weighted = ("WEIGHTED", args.weight.is_some().into());
-        let weight = if args.weight.is_some() { Slot::Weight } else { Slot::One };
-        let params = RowParams {
-            rows: rows as u32,
-            classes: shape.classes as u32,
-            positions: shape.positions as u32,
-            ..self.params
-        };
+        // where losses lie among them
+        let mut losses = Vec::new();
         if rows > 0 {
             if self.has_classes {
                 // It comes first, since gradients carry the divisor; the same pass over the
                 // targets finds the first class out of range.
-                let terms = Terms {
-                    label: format!("{label}.divisor"),
-                    files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
-                    bindings: vec![(2, Slot::Target), (3, weight)],
-                    constants: vec![weighted, ("NOTE_KEPT", (!self.empty_mean.is_nan()).into())],
-                    params: SumParams {
-                        classes: params.classes,
-                        ignore_index: params.ignore_index,
-                        ..SumParams::default()
-                    },
-                };
-                program.push_sum(facts, terms, rows, Total::Divisor)?;
+                program.push_sum(
+                    facts,
+                    self.divisor_terms(&label, shape)?,
+                    Total::Divisor,
+                    None,
+                )?;
             }
-            let mut bindings = self.bindings;
-            bindings.extend([(2, Slot::Target), (3, weight)]);
-            if pass.has_loss() {
-                bindings.push((6, losses));
-            }
-            if pass.has_grad() {
-                let upstream = if args.upstream.is_some() { Slot::Upstream } else { Slot::One };
-                bindings.extend([(4, upstream), (5, Slot::Grad)]);
-            }
-            let upstream_is_tensor = reduction == Reduction::None && args.upstream.is_some();
-            let common = [
-                kernel::ROW_FORM,
-                kernel::CLASSES,
-                kernel::storage(shape.loads_vec4()),
-                kernel::upstream(upstream_is_tensor),
-            ];
-            let kernel = Kernel {
-                label: label.clone(),
-                files: [&self.files[..], &common].concat(),
-                entry_point: pass.name(),
-                constants: [self.constants, vec![weighted]].concat(),
-            };
+            let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
+            let tensors: Vec<_> = tensors.into_iter().flatten().collect();
+            let kernel = self.kernel(label.clone(), shape.loads_vec4(tensors.iter().copied()));
             let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
-            program.push(facts, choice, rows, kernel, &params, bindings)?;
-        }
-        if row_outputs && rows > 0 {
-            let loss = if reduced { None } else { Some(Slot::Loss) };
-            let correct = self.has_classes.then_some(Slot::Correct);
-            let parts = [loss, Some(Slot::LogSumExp), Some(Slot::Argmax), correct];
-            program.copies.extend(parts.into_iter().zip(0..).filter_map(|(to, part)| {
-                let bytes = rows * 4;
-                Some(Copy { from: losses, offset: part * bytes, to: to?, bytes })
-            }));
+
+            let most = self.batches_per_part(facts, shape, &tensors)?;
+            for [first, batches] in stretches(shape.batch as u64, most) {
+                let [row, rows] = [first, batches].map(|n| n * shape.positions as u64);
+                let results_part = [row * results_per_row, rows * results_per_row, 0];
+                let params = RowParams {
+                    rows: rows as u32,
+                    classes: shape.classes as u32,
+                    positions: shape.positions as u32,
+                    first: row as u32,
+                    ..self.params
+                };
+                let mut bindings = self.bindings(shape, [first, batches]);
+                if pass.has_loss() {
+                    let layout = match results {
+                        Slot::Scratch(i) => Some(&program.scratch[i]),
+                        _ => outputs.loss.as_ref(),
+                    };
+                    let layout = required("loss", &layout, || label.clone())?;
+                    bindings.push(Binding::part(6, results, layout, results_part));
+                }
+                program.push(facts, choice, rows, kernel.clone(), &params, bindings)?;
+                if row_outputs {
+                    losses.push([row * results_per_row, rows]);
+                }
+                if row_outputs {
+                    let loss = if reduced { None } else { Some(Slot::Loss) };
+                    let correct = self.has_classes.then_some(Slot::Correct);
+                    let parts = [loss, Some(Slot::LogSumExp), Some(Slot::Argmax), correct];
+                    program.copies.extend(parts.into_iter().zip(0..).filter_map(|(to, part)| {
+                        let offset = (results_part[0] + part * rows) * 4;
+                        Some(Copy {
+                            from: results,
+                            offset,
+                            to: to?,
+                            to_offset: row * 4,
+                            bytes: rows * 4,
+                        })
+                    }));
+                }
+            }
         }
         if reduced {
             let total = match reduction {
@@ -146,9 +152,120 @@ impl RowLoss<'_> {
                 Reduction::Mean => Total::LossOver(rows as f32),
                 _ => Total::Loss,
             };
-            let terms = Terms::values(format!("{label}.sum"), losses);
-            program.push_sum(facts, terms, rows, total)?;
+            if !row_outputs {
+                losses.push([0, rows]);
+            }
+            let terms = Terms::values(format!("{label}.sum"), results, losses);
+            program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
         }
         Ok(program)
+    }
+
+    /// The targets, where they are probabilities.
+    fn probabilities(&self) -> Option<&Layout> {
+        self.args.target.as_ref().filter(|_| !self.has_classes)
+    }
+
+    fn weighted(&self) -> (&'static str, u32) {
+        ("WEIGHTED", self.args.weight.is_some().into())
+    }
+
+    fn divisor_terms(&self, label: &str, shape: ClassShape) -> Result<Terms> {
+        let target = required("target", &self.args.target, || label.into())?;
+        Ok(Terms {
+            label: format!("{label}.divisor"),
+            files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
+            binding: 2,
+            slot: Slot::Target,
+            layout: target.clone(),
+            stretches: vec![[0, shape.rows() as u64]],
+            bindings: vec![Binding::all_or_one(3, Slot::Weight, self.args.weight.as_ref())],
+            constants: vec![self.weighted(), ("NOTE_KEPT", (!self.empty_mean.is_nan()).into())],
+            params: SumParams {
+                classes: shape.classes as u32,
+                ignore_index: self.params.ignore_index,
+                ..SumParams::default()
+            },
+        })
+    }
+
+    fn kernel(&self, label: String, vec4: bool) -> Kernel {
+        let args = self.args;
+        let upstream_is_tensor = self.reduction == Reduction::None && args.upstream.is_some();
+        let common = [kernel::ROW_FORM, kernel::CLASSES, kernel::upstream(upstream_is_tensor)];
+        let storage = kernel::storage(args.input.dtype(), vec4, args.memory);
+        Kernel {
+            label,
+            files: [&self.files[..], &common, &storage].concat(),
+            entry_point: self.pass.name(),
+            constants: [&self.constants[..], &[self.weighted()]].concat(),
+            shares_buffers: args.memory != Memory::Apart,
+        }
+    }
+
+    /// How many indices of the batch one dispatch works on.
+    fn batches_per_part(
+        &self,
+        facts: &Facts,
+        shape: ClassShape,
+        tensors: &[&Layout],
+    ) -> Result<u64> {
+        let row = |tensor: &&Layout| {
+            let sizes = [shape.batch_stride(tensor), shape.batch_elements()];
+            ("one row of input", sizes.map(|n| n as u64 * tensor.dtype().size() as u64))
+        };
+        let mut lines: Vec<_> = tensors.iter().map(row).collect();
+        // what there is for each row: at most four numbers
+        lines.push(("one row of state", [shape.positions as u64 * 16; 2]));
+        facts.lines_per_part(&lines)
+    }
+
+    /// All bindings but that of the results, for some indices of the batch.
+    fn bindings(&self, shape: ClassShape, [first, batches]: [u64; 2]) -> Vec<Binding> {
+        let (args, outputs, pass) = (self.args, self.outputs, self.pass);
+        let lines = |binding, slot, layout: &Layout| {
+            let stride = shape.batch_stride(layout) as u64;
+            let span = (batches - 1) * stride + shape.batch_elements() as u64;
+            Binding::part(binding, slot, layout, [first * stride, span, stride])
+        };
+        let per_row = |binding, slot, layout: &Layout, numbers: u64| {
+            let [first, rows] = [first, batches].map(|n| n * shape.positions as u64 * numbers);
+            Binding::part(binding, slot, layout, [first, rows, 0])
+        };
+        let mut bindings = vec![Binding::all_or_one(3, Slot::Weight, args.weight.as_ref())];
+        if let Some(target) = &args.target {
+            bindings.push(match self.has_classes {
+                true => per_row(2, Slot::Target, target, 1),
+                false => lines(2, Slot::Target, target),
+            });
+        }
+        if self.has_classes {
+            bindings.push(Binding::control());
+        }
+        if self.reads_input && args.memory != Memory::InPlace {
+            bindings.push(lines(1, Slot::Input, &args.input));
+        }
+        if pass.has_grad() {
+            bindings.push(match &args.upstream {
+                Some(upstream) if self.reduction == Reduction::None => {
+                    per_row(4, Slot::Upstream, upstream, 1)
+                }
+                upstream => Binding::all_or_one(4, Slot::Upstream, upstream.as_ref()),
+            });
+            if let Some(grad) = &outputs.grad {
+                bindings.push(lines(5, Slot::Grad, grad));
+            }
+        }
+        if self.names_state {
+            bindings.push(match args.state.as_ref().or(outputs.state.as_ref()) {
+                Some(state) => {
+                    let state = per_row(8, Slot::State, state, 4);
+                    // the kernel counts in fours
+                    Binding { place: [state.place[0] / 4, 0], ..state }
+                }
+                None => Binding::unused(8),
+            });
+        }
+        bindings
     }
 }

@@ -1,8 +1,9 @@
-//! Comparators: f32 results against float64 ones.
+//! Comparators: results against float64 ones.
 
 use std::fmt;
 
 use super::Values;
+use crate::DType;
 
 /// The error that is promised of an f32 result, as a multiple of its T (see
 /// [`Values::magnitudes`]): `2e-6` for losses and `4e-6` for gradients where T is at least 1e-3,
@@ -13,13 +14,42 @@ pub struct Bound {
     wide: f64,
     /// The largest factor that upstream and divisor have put on T: the promise is made before them.
     scale: f64,
+    storage: Storage,
+}
+
+/// What storing a result does to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Storage {
+    /// Half a unit in the last place, relative to the number.
+    rounding: f64,
+    /// What is smaller may become 0, or one step larger.
+    smallest: f64,
+    /// What is larger in magnitude becomes infinite.
+    largest: f64,
+}
+
+impl Storage {
+    /// Subnormals may be flushed to 0.
+    const F32: Storage = Storage {
+        rounding: 1.0 / (1 << 24) as f64,
+        smallest: f32::MIN_POSITIVE as f64,
+        largest: f32::MAX as f64,
+    };
+    /// Subnormals are kept; infinite from half a step beyond 65504.
+    const F16: Storage = Storage {
+        rounding: 1.0 / (1 << 11) as f64,
+        smallest: 0.5 / (1 << 24) as f64,
+        largest: 65_520.0,
+    };
+    /// As f32, whose upper half it is.
+    const BF16: Storage = Storage { rounding: 1.0 / (1 << 8) as f64, ..Self::F32 };
 }
 
 impl Bound {
     /// For losses: 2e-6 T.
-    pub const LOSS: Bound = Bound { wide: 2e-6, scale: 1.0 };
+    pub const LOSS: Bound = Bound { wide: 2e-6, scale: 1.0, storage: Storage::F32 };
     /// For gradients: 4e-6 T.
-    pub const GRAD: Bound = Bound { wide: 4e-6, scale: 1.0 };
+    pub const GRAD: Bound = Bound { wide: 4e-6, scale: 1.0, storage: Storage::F32 };
     /// For T from 1e-30 to 1e-3.
     const NARROW: f64 = 1e-5;
 
@@ -29,9 +59,20 @@ impl Bound {
         Bound { scale: self.scale * factor.abs(), ..self }
     }
 
-    /// The error allowed to an f32 result.
-    fn allowed(self, want: f64, magnitude: f64) -> f64 {
-        let promised = if magnitude >= 1e-3 * self.scale {
+    /// The same promise for results that are stored in this type: they are rounded to it once.
+    /// Results are f32 where nothing is said.
+    pub fn stored_as(self, dtype: DType) -> Bound {
+        let storage = match dtype {
+            DType::F16 => Storage::F16,
+            DType::Bf16 => Storage::BF16,
+            DType::F32 | DType::I32 | DType::I64 => Storage::F32,
+        };
+        Bound { storage, ..self }
+    }
+
+    /// The error allowed before a result is stored.
+    fn promised(self, magnitude: f64) -> f64 {
+        if magnitude >= 1e-3 * self.scale {
             self.wide * magnitude
         } else if magnitude >= 1e-30 * self.scale {
             Self::NARROW * magnitude
@@ -39,10 +80,24 @@ impl Bound {
             // No digits are promised here, only that the result is about as small: `want` is at
             // most T.
             1e-29 * self.scale
-        };
-        // Storing as f32: half a unit in the last place, or a subnormal flushed to 0.
-        promised + want.abs() * 2_f64.powi(-24) + f64::from(f32::MIN_POSITIVE)
+        }
     }
+
+    /// What is allowed to a result.
+    fn allowed(self, want: f64, magnitude: f64) -> Allowed {
+        let Storage { rounding, smallest, largest } = self.storage;
+        let error = self.promised(magnitude);
+        Allowed { error, rounding: want.abs() * rounding + smallest, infinite: largest - error }
+    }
+}
+
+/// What is allowed to one result.
+struct Allowed {
+    /// The error, and what storing the result may add to it.
+    error: f64,
+    rounding: f64,
+    /// How large the result has to be for an infinity to stand for it.
+    infinite: f64,
 }
 
 /// The largest error among results that all kept the bound.
@@ -50,7 +105,8 @@ impl Bound {
 pub struct Worst {
     /// Where; 0 when there were no results.
     pub index: usize,
-    /// The error over the error allowed: at most 1.
+    /// The error, beyond what rounding to the storage type makes of it, over the error allowed: at
+    /// most 1.
     pub units: f64,
 }
 
@@ -96,10 +152,10 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Holds f32 results to the promise.
+/// Holds results to the promise.
 ///
-/// NaN must meet NaN, and an infinity the same infinity; -0 equals 0. What f32 cannot hold may be
-/// the infinity of its sign.
+/// NaN must meet NaN, and an infinity the same infinity; -0 equals 0. What the storage type cannot
+/// hold may be the infinity of its sign.
 ///
 /// ```
 /// use wgloss::reference::{Bound, Values, compare};
@@ -116,7 +172,7 @@ impl std::error::Error for Mismatch {}
 /// finite T.
 pub fn compare(got: &[f32], want: &Values, bound: Bound) -> Result<Worst, Mismatch> {
     let magnitude = |i: usize| want.magnitudes.get(i).copied().unwrap_or(f64::NAN);
-    compare_by(got, &want.values, magnitude, |i| bound.allowed(want.values[i], magnitude(i)))
+    compare_all(got, &want.values, magnitude, |i| bound.allowed(want.values[i], magnitude(i)))
 }
 
 /// [`compare`] by the caller's own bound: for values that came without a T. `allowed` is the error
@@ -129,6 +185,18 @@ pub fn compare_by(
     want: &[f64],
     magnitude: impl Fn(usize) -> f64,
     allowed: impl Fn(usize) -> f64,
+) -> Result<Worst, Mismatch> {
+    compare_all(got, want, magnitude, |index| {
+        let error = allowed(index);
+        Allowed { error, rounding: 0.0, infinite: Storage::F32.largest - error }
+    })
+}
+
+fn compare_all(
+    got: &[f32],
+    want: &[f64],
+    magnitude: impl Fn(usize) -> f64,
+    allowed: impl Fn(usize) -> Allowed,
 ) -> Result<Worst, Mismatch> {
     if got.len() != want.len() {
         return Err(Mismatch::Length { got: got.len(), want: want.len() });
@@ -156,20 +224,20 @@ pub fn compare_by(
     }
 }
 
-/// The error over the error allowed: infinite where no error is. Never NaN.
-fn units(got: f32, want: f64, allowed: f64) -> f64 {
-    // Where the value itself is beyond f32, or within the error allowed of it.
-    let overflows = allowed.is_finite() && want.abs() + allowed > f64::from(f32::MAX);
+/// The error, beyond what storing makes of it, over the error allowed: infinite where none is.
+/// Never NaN.
+fn units(got: f32, want: f64, allowed: Allowed) -> f64 {
+    let overflows = allowed.error.is_finite() && want.abs() >= allowed.infinite;
     let same = if want.is_nan() {
         got.is_nan()
     } else if want.is_infinite() || got.is_infinite() {
         f64::from(got) == want || got.is_infinite() && overflows && (got > 0.0) == (want > 0.0)
     } else {
-        let error = (f64::from(got) - want).abs();
+        let error = (f64::from(got) - want).abs() - allowed.rounding;
         // an error of 0 needs no allowance: 0 / 0 is no number
-        let units = if error == 0.0 { 0.0 } else { error / allowed };
+        let units = if error <= 0.0 { 0.0 } else { error / allowed.error };
         // Also from a `got` that is NaN, or where no finite error is allowed.
-        return if allowed.is_finite() && !units.is_nan() { units } else { f64::INFINITY };
+        return if allowed.error.is_finite() && !units.is_nan() { units } else { f64::INFINITY };
     };
     if same { 0.0 } else { f64::INFINITY }
 }

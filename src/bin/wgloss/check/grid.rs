@@ -4,10 +4,12 @@
 //! Not every combination is tried: a shape meets two natures under each reduction, and the table
 //! sees to it that each nature meets every op.
 
+use std::iter::repeat_n;
+
 use wgloss::reference::{self, Bound, Mismatch, Values, compare};
 use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Output, Pass, Reduction, Result, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
+    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
+    Mse, NllLoss, Op, Output, Pass, Reduction, Result, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
     Softmax,
 };
 
@@ -224,6 +226,7 @@ pub struct Case<'a> {
     row: &'a Row,
     reduction: Reduction,
     nature: Nature,
+    dtype: DType,
     shape: &'static [usize],
     seed: u64,
 }
@@ -245,14 +248,17 @@ impl Row {
                 continue;
             }
             for (r, &reduction) in self.reductions.iter().enumerate() {
-                // others for every shape and reduction
+                // others for every shape and reduction, and one more in 16 bits
                 let first = s + natures * (s + r);
-                let natures = Nature::cycle().skip(first % Nature::COUNT).take(natures);
-                let natures = natures.filter(|&nature| self.kind.has(nature));
-                cases.extend(natures.map(|nature| Case {
+                let of_each = Nature::cycle().skip(first % Nature::COUNT);
+                let half = [DType::F16, DType::Bf16][(s + r) % 2];
+                let dtypes = repeat_n(DType::F32, natures).chain([half]);
+                let each = of_each.zip(dtypes).filter(|&(nature, _)| self.kind.has(nature));
+                cases.extend(each.map(|(nature, dtype)| Case {
                     row: self,
                     reduction,
                     nature,
+                    dtype,
                     shape,
                     seed: (s * 64 + r) as u64,
                 }));
@@ -286,7 +292,12 @@ impl Case<'_> {
             true => String::new(),
             false => format!("{} ", self.reduction.name()),
         };
-        format!("{reduction}{} {:?}", self.nature.name(), self.shape)
+        format!("{reduction}{} {} {:?}", self.nature.name(), self.dtype, self.shape)
+    }
+
+    /// How the input is stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// The number of elements of the input.
@@ -362,7 +373,7 @@ fn hold(
         (Some(got), Some(want)) if got.shape() != want.shape => {
             Err(format!("got shape {:?}, want {:?}", got.shape(), want.shape))
         }
-        (Some(got), Some(want)) => compare(&got.to_f32(), want, bound)
+        (Some(got), Some(want)) => compare(&got.to_f32(), want, bound.stored_as(got.dtype()))
             .map(|worst| worst.units)
             .map_err(|mismatch: Mismatch| mismatch.to_string()),
         (Some(_), None) => Err("got one, want none".into()),
@@ -423,9 +434,10 @@ impl Case<'_> {
                 (by_row(self.nature.rows(&mut random, rows, classes)), Some(t))
             }
         };
-        let mut args = Args::new(Array::from_vec(input, shape)?);
+        let stored = |values, shape: &[usize]| Array::from_vec(values, shape)?.to_dtype(self.dtype);
+        let mut args = Args::new(stored(input, shape)?);
         if let Some(target) = target {
-            args = args.target(Array::from_vec(target, shape)?);
+            args = args.target(stored(target, shape)?);
         }
 
         let weight = match self.row.weights {
@@ -468,7 +480,10 @@ impl Case<'_> {
             _ => vec![],
         };
         let upstream = random.normals(upstream_shape.iter().product(), 1.0);
-        let upstream = Array::from_vec(upstream, &upstream_shape)?;
+        let upstream = match self.reduction {
+            Reduction::None => stored(upstream, &upstream_shape)?,
+            _ => Array::from_vec(upstream, &upstream_shape)?,
+        };
         Ok(Drawn { args, upstream, divisor })
     }
 

@@ -1,0 +1,8 @@
+// What an element-wise map writes: an output an element, stored as the input is.
+
+fn store_results(at: u32, last: u32, value: vec4<f32>) {
+    store_output(at, 1u, last, value);
+}
+
+// Maps are not reduced.
+fn store_sum(at: u32, sum: f32) {}
