@@ -10,8 +10,9 @@
 #
 # TESTS="edges errors" runs these files of tests/ alone; `wgloss check` is always run whole.
 #
-# Exit status: 0 if every driver named was tested and passed; 1 if one failed; 2 if a name is wrong;
-# 3 if none failed, but at least one could not be had here: its row says "not available".
+# Exit status: 0 if every driver named was tested and passed; 1 if one failed, or the tests did not
+# build; 2 if a name is wrong; 3 if none failed, but at least one could not be had here: its row says
+# "not available".
 #
 # The last two drivers are downloaded by way of the system's apt sources and unpacked under
 # target/drivers; nothing is installed, and `make clean` removes them. The logs are there too.
