@@ -21,12 +21,12 @@ const CARGO: &str = "case $* in *--no-run*) exit ;; esac
 const CARGO_FAILS: &str = "case $* in *--no-run*) exit ;; esac
     echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101";
 
-/// The program on an adapter whose driver has no version of its own. It needs no GPU, and
-/// `check --device gpu --json FILE` writes what a driver's would look like.
+/// The program on an adapter whose driver has no version of its own. It needs no GPU: what `check
+/// --device gpu --json FILE` writes is of another device and other cases.
 const WGLOSS: &str = concat!(
     "case $1 in devices) echo '   driver info   ' ;; check) exec '",
     env!("CARGO_BIN_EXE_wgloss"),
-    "' check --device reference --only mse --json \"$5\" ;; esac"
+    "' check --device reference --cases tests/conformance/seeds --json \"$5\" ;; esac"
 );
 
 const WGLOSS_FAILS: &str = "case $1 in devices) ;; *)
