@@ -1,29 +1,51 @@
-//! What holds for any input. Cases are the same on every run; `PROPTEST_CASES` asks for more of
-//! them than the 200 of each property, `PROPTEST_RNG_SEED` for others.
-//!
-//! Every case runs on the automatic choice of kernels and on every team forced.
+//! What holds for any call and any input, on the automatic choice of kernels and on every team
+//! forced. Cases are the same on every run; `PROPTEST_CASES` asks for more of each property,
+//! `PROPTEST_RNG_SEED` for others.
 
 mod common;
 
-use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, judge, reference, run};
+use common::any::{self, AnyCall, shape};
+use common::call::{
+    Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, judge, reference, run,
+};
 use common::compare::{Bound, compare};
-use common::gpu::on_every_device;
+use common::gpu::{Device, devices};
 use common::random::{Logits, Random};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::reference::Values;
-use wgloss::{Array, Gpu, Output, Pass, Reduction};
+use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
 
 type Outcome = Result<(), TestCaseError>;
 
+/// How many cases there are on the automatic choice of kernels, and on each team forced.
+#[derive(Clone, Copy)]
+struct Cases {
+    automatic: u32,
+    forced: u32,
+}
+
+/// Of properties whose cases share their kernels.
+const SAME_KERNELS: Cases = Cases { automatic: 200, forced: 200 };
+/// Of any calls: most of the time goes into compiling.
+const ANY_CALL: Cases = Cases { automatic: 700, forced: 70 };
+
 /// Holds a property against cases on every device.
-fn for_all<S: Strategy>(strategy: S, property: impl Fn(&Gpu, &S::Value) -> Outcome) {
-    on_every_device(|gpu| {
+fn for_all<S: Strategy>(cases: Cases, strategy: S, property: impl Fn(&Gpu, &S::Value) -> Outcome) {
+    for Device { name, gpu } in devices() {
         let from_environment = ProptestConfig::default();
         let is_set = |name| std::env::var_os(name).is_some();
+        let automatic = match is_set("PROPTEST_CASES") {
+            true => from_environment.cases,
+            false => cases.automatic,
+        };
+        let is_forced = name != "automatic";
         let config = ProptestConfig {
-            cases: if is_set("PROPTEST_CASES") { from_environment.cases } else { 200 },
+            cases: match is_forced {
+                true => (automatic * cases.forced).div_ceil(cases.automatic),
+                false => automatic,
+            },
             rng_seed: match is_set("PROPTEST_RNG_SEED") {
                 true => from_environment.rng_seed,
                 false => RngSeed::Fixed(0),
@@ -31,23 +53,11 @@ fn for_all<S: Strategy>(strategy: S, property: impl Fn(&Gpu, &S::Value) -> Outco
             failure_persistence: None,
             ..from_environment
         };
-        let result = TestRunner::new(config).run(&strategy, |case| property(gpu, &case));
+        let result = TestRunner::new(config).run(&strategy, |case| property(&gpu, &case));
         if let Err(error) = result {
-            panic!("{error}");
+            panic!("kernels: {name}\n{error}");
         }
-    });
-}
-
-/// Sizes that kernels treat alike, from the smallest on, which is where shrinking goes.
-fn shape() -> impl Strategy<Value = Vec<usize>> {
-    prop_oneof![
-        4 => (1..40_usize, 1..40_usize).prop_map(|(rows, classes)| vec![rows, classes]),
-        4 => (1..40_usize, 1..300_usize).prop_map(|(rows, classes)| vec![rows, classes]),
-        1 => (1..300_usize).prop_map(|classes| vec![classes]),
-        2 => (1..4_usize, 1..40_usize, 1..9_usize).prop_map(|(n, c, d)| vec![n, c, d]),
-        1 => (1..4_usize, 1..9_usize, 1..4_usize, 1..4_usize)
-            .prop_map(|(n, c, d, e)| vec![n, c, d, e]),
-    ]
+    }
 }
 
 /// Cross entropy with random options; its values follow from the shape, the kind and the seed.
@@ -101,93 +111,38 @@ fn elements() -> impl Strategy<Value = Elements> {
     )
 }
 
-/// A logit as it may come: mostly ordinary, sometimes masked, huge, equal to others, or no number.
-fn logit() -> impl Strategy<Value = f32> {
-    prop_oneof![
-        6 => -20.0..20.0_f32,
-        3 => (-3..3_i8).prop_map(f32::from),
-        1 => select(&[-f32::INFINITY, -1e4, 1e4, 1e6, 1e30, -1e30, 88.5, -88.5, 1e-40][..]),
-    ]
-}
-
-fn logit_or_worse() -> impl Strategy<Value = f32> {
-    prop_oneof![30 => logit(), 1 => select(&[f32::INFINITY, f32::NAN, -f32::NAN][..])]
-}
-
-/// Few rows of few classes, value by value, so that a failure shrinks to values one can read.
-fn small_rows() -> impl Strategy<Value = Rows> {
-    (1..5_usize, 1..20_usize).prop_flat_map(|(rows, classes)| {
-        let logits = prop::collection::vec(logit_or_worse(), rows * classes);
-        let class = prop_oneof![8 => 0..classes as i32, 1 => Just(-100)];
-        let target = prop::collection::vec(class, rows);
-        let weight = (-8..24_i8).prop_map(|w| f32::from(w) / 8.0);
-        let weight = prop::option::of(prop::collection::vec(weight, classes));
-        let upstream = prop::collection::vec(-2.0..2.0_f32, rows);
-        let options = (select(&REDUCTIONS[..]), select(&[0.0, 0.25, 1.0][..]));
-        (logits, target, weight, upstream, options).prop_map(
-            |(logits, target, weight, upstream, (reduction, smoothing))| {
-                let rows = Rows::new(&logits, &target).upstream(&upstream).smoothing(smoothing);
-                Rows { weight, ..rows }.reduced(reduction)
-            },
-        )
-    })
-}
-
-/// Few elements, value by value.
-fn small_elements() -> impl Strategy<Value = Elements> {
-    let target = prop_oneof![
-        3 => select(&[0.0, 1.0][..]),
-        2 => 0.0..1.0_f32,
-        1 => select(&[-0.5, 2.0, f32::NAN][..]),
-    ];
-    let weight = || prop_oneof![1 => Just(0.0), 4 => -2.0..2.0_f32];
-    let element = (logit_or_worse(), target, weight(), weight(), -2.0..2.0_f32);
-    let options = (select(&REDUCTIONS[..]), any::<bool>(), any::<bool>());
-    (prop::collection::vec(element, 1..20), options).prop_map(
-        |(all, (reduction, has_weight, has_pos_weight))| {
-            let column = |of: fn(&(f32, f32, f32, f32, f32)) -> f32| -> Vec<f32> {
-                all.iter().map(of).collect()
-            };
-            let mut elements = Elements::new(&column(|e| e.0), &column(|e| e.1));
-            let shape = [all.len()];
-            if has_weight {
-                elements = elements.weight(&shape, &column(|e| e.2));
-            }
-            if has_pos_weight {
-                elements = elements.pos_weight(&shape, &column(|e| e.3));
-            }
-            elements.upstream(&column(|e| e.4)).reduced(reduction)
-        },
-    )
-}
-
-/// The fused pass, against the reference.
-fn agrees(gpu: &Gpu, call: &dyn Call) -> Outcome {
-    let got = run(gpu, call, Pass::ForwardBackward);
-    let want = reference(call, Pass::ForwardBackward);
-    judge(call, &got, &want).map_err(TestCaseError::fail)
+/// Every pass, against the reference. Backward takes the state that forward kept.
+fn keeps_the_promise(gpu: &Gpu, call: &AnyCall) -> Outcome {
+    let mut state = None;
+    for pass in PASSES {
+        let mut args = call.args(pass);
+        if let (Pass::Backward, Some(state)) = (pass, state.take()) {
+            args = args.state(state);
+        }
+        let fail = |error: String| TestCaseError::fail(format!("{}: {error}", pass.name()));
+        let got = gpu.block_on(gpu.run(&*call.op(), pass, &args));
+        let got = got.map_err(|error| fail(error.to_string()))?;
+        judge(call, &got, &reference(call, pass)).map_err(fail)?;
+        state = got.state;
+    }
+    Ok(())
 }
 
 // ---- against the reference ----
 
 #[test]
-fn cross_entropy_agrees_with_the_reference() {
-    for_all(rows(), |gpu, rows| agrees(gpu, rows));
+fn calls_of_cross_entropy_keep_the_promise() {
+    for_all(ANY_CALL, any::cross_entropy(), keeps_the_promise);
 }
 
 #[test]
-fn cross_entropy_of_a_few_values_agrees_with_the_reference() {
-    for_all(small_rows(), |gpu, rows| agrees(gpu, rows));
+fn calls_of_ops_over_rows_keep_the_promise() {
+    for_all(ANY_CALL, any::rows(), keeps_the_promise);
 }
 
 #[test]
-fn bce_with_logits_agrees_with_the_reference() {
-    for_all(elements(), |gpu, elements| agrees(gpu, elements));
-}
-
-#[test]
-fn bce_with_logits_of_a_few_values_agrees_with_the_reference() {
-    for_all(small_elements(), |gpu, elements| agrees(gpu, elements));
+fn calls_of_element_wise_ops_keep_the_promise() {
+    for_all(ANY_CALL, any::elements(), keeps_the_promise);
 }
 
 // ---- between passes ----
@@ -204,17 +159,17 @@ fn fused_is_separate(gpu: &Gpu, call: &dyn Call) -> Outcome {
 
 #[test]
 fn fused_cross_entropy_is_forward_and_backward_to_the_bit() {
-    for_all(rows(), |gpu, rows| fused_is_separate(gpu, rows));
+    for_all(SAME_KERNELS, rows(), |gpu, rows| fused_is_separate(gpu, rows));
 }
 
 #[test]
 fn fused_bce_with_logits_is_forward_and_backward_to_the_bit() {
-    for_all(elements(), |gpu, elements| fused_is_separate(gpu, elements));
+    for_all(SAME_KERNELS, elements(), |gpu, elements| fused_is_separate(gpu, elements));
 }
 
 #[test]
 fn kept_state_spares_a_read_and_changes_nothing() {
-    for_all(rows(), |gpu, rows| {
+    for_all(SAME_KERNELS, rows(), |gpu, rows| {
         let op = rows.cross_entropy().keep_state(true);
         let kept = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
         let without = run(gpu, rows, Pass::Forward);
@@ -230,7 +185,7 @@ fn kept_state_spares_a_read_and_changes_nothing() {
 
 #[test]
 fn unreduced_losses_add_up_to_the_sum_and_the_mean() {
-    for_all(rows(), |gpu, rows| {
+    for_all(SAME_KERNELS, rows(), |gpu, rows| {
         let rows = Rows { upstream: None, ..rows.clone() };
         let each = run(gpu, &rows.clone().reduced(Reduction::None), Pass::Forward);
         let each = each.loss.unwrap().to_f64();
@@ -260,7 +215,7 @@ fn unreduced_losses_add_up_to_the_sum_and_the_mean() {
 #[test]
 fn an_offset_to_all_logits_changes_nothing() {
     let shift = select(&[1.0_f32, -1.0, 77.0, -4096.5, 1e6, -1e6][..]);
-    for_all((moderate_rows(), shift), |gpu, (rows, shift)| {
+    for_all(SAME_KERNELS, (moderate_rows(), shift), |gpu, (rows, shift)| {
         let shifted = rows.logits.iter().map(|x| x + shift).collect();
         let got = run(gpu, &Rows { logits: shifted, ..rows.clone() }, Pass::ForwardBackward);
         prop_assert_eq!(bits(&got), bits(&run(gpu, rows, Pass::ForwardBackward)));
@@ -270,7 +225,7 @@ fn an_offset_to_all_logits_changes_nothing() {
 
 #[test]
 fn gradients_of_a_row_add_up_to_zero() {
-    for_all(moderate_rows(), |gpu, rows| {
+    for_all(SAME_KERNELS, moderate_rows(), |gpu, rows| {
         let want = reference(rows, Pass::Backward).grad.unwrap();
         let got = run(gpu, rows, Pass::Backward).grad.unwrap().to_f64();
         let (classes, positions) = (rows.classes(), rows.shape.iter().skip(2).product::<usize>());
@@ -287,7 +242,7 @@ fn gradients_of_a_row_add_up_to_zero() {
 #[test]
 fn gradients_are_linear_in_the_upstream() {
     // To the bit for powers of two, which round nothing; within rounding for others.
-    for_all((rows(), -8..8_i32, -3.0..3.0_f32), |gpu, (rows, exponent, factor)| {
+    for_all(SAME_KERNELS, (rows(), -8..8_i32, -3.0..3.0_f32), |gpu, (rows, exponent, factor)| {
         let once = run(gpu, rows, Pass::Backward).grad.unwrap();
         let times = |factor: f32| {
             let upstream = rows.upstream.iter().flatten().map(|u| u * factor).collect();
@@ -316,7 +271,7 @@ fn rows_do_not_know_their_neighbours() {
     // alignment at which it starts.
     let matrix = |rows: &Rows| rows.shape.len() == 2;
     let rows = rows().prop_filter("one matrix", matrix);
-    for_all((rows, any::<prop::sample::Index>()), |gpu, (rows, index)| {
+    for_all(SAME_KERNELS, (rows, any::<prop::sample::Index>()), |gpu, (rows, index)| {
         let (count, classes) = (rows.target.len(), rows.classes());
         let upstream = Random::new(0).normals(count, 1.0);
         let rows = rows.clone().upstream(&upstream).reduced(Reduction::None);
@@ -340,10 +295,37 @@ fn rows_do_not_know_their_neighbours() {
 }
 
 #[test]
+fn a_nan_of_the_upstream_reaches_its_row_and_no_other() {
+    // Masked classes, whose probability of 0 could annihilate it, among the others.
+    let matrix = |rows: &Rows| rows.shape.len() == 2;
+    let rows = rows().prop_filter("one matrix", matrix);
+    for_all(SAME_KERNELS, (rows, any::<prop::sample::Index>()), |gpu, (rows, index)| {
+        let mut upstream = Random::new(0).normals(rows.logits.len(), 1.0);
+        let broken = index.index(upstream.len());
+        upstream[broken] = f32::NAN;
+        let args = Args::new(Array::new(&rows.logits, &rows.shape).unwrap())
+            .upstream(Array::new(&upstream, &rows.shape).unwrap());
+        let maps: [&dyn Op; 2] = [&Softmax::default(), &LogSoftmax::default()];
+        for map in maps {
+            let grad = gpu.block_on(gpu.backward(map, &args)).unwrap().grad.to_f32();
+            for (r, row) in grad.chunks(rows.classes()).enumerate() {
+                let is_broken = r == broken / rows.classes();
+                prop_assert!(
+                    row.iter().all(|g| g.is_nan() == is_broken),
+                    "{}: {row:?}",
+                    map.name()
+                );
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn bce_with_logits_is_symmetric() {
     // The loss of x with target t is that of -x with target 1 - t, and the gradient its opposite:
     // to the bit for targets that 1 - t does not round.
-    for_all(elements(), |gpu, elements| {
+    for_all(SAME_KERNELS, elements(), |gpu, elements| {
         let eighth = |t: &f32| (t * 8.0).round() / 8.0;
         let target: Vec<f32> = elements.target.iter().map(eighth).collect();
         let straight = Elements { target, pos_weight: None, ..elements.clone() };
@@ -365,7 +347,7 @@ fn bce_with_logits_is_symmetric() {
 fn two_classes_are_bce_with_logits() {
     // Cross entropy of (0, x) is BCE of x.
     let logits = prop::collection::vec(-60.0..60.0_f32, 1..300);
-    for_all((logits, any::<u64>()), |gpu, (logits, seed)| {
+    for_all(SAME_KERNELS, (logits, any::<u64>()), |gpu, (logits, seed)| {
         let mut random = Random::new(*seed);
         let target = random.targets(logits.len(), 2, -100, 0.0);
         let upstream = random.normals(logits.len(), 1.0);
@@ -386,7 +368,7 @@ fn two_classes_are_bce_with_logits() {
 #[test]
 fn weights_scale_the_sum_and_not_the_mean() {
     // Twice the weights: twice the sum of the losses and the divisor, to the bit.
-    for_all((moderate_rows(), any::<u64>()), |gpu, (rows, seed)| {
+    for_all(SAME_KERNELS, (moderate_rows(), any::<u64>()), |gpu, (rows, seed)| {
         let weight = Random::new(*seed).eighths(rows.classes());
         let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
         for reduction in [Reduction::Sum, Reduction::Mean] {

@@ -130,6 +130,13 @@ fn an_offset_changes_nothing() {
 
 /// Losses beyond f32 are finite here.
 #[test]
+fn huge_logits_do_not_swallow_the_logarithm_in_the_gradient_of_z_loss() {
+    // 2 z logsumexp p[c], with p = 1/2 each; the gradients of the loss itself are as good as 0
+    let (_, grad) = run(&per_row().z_loss(0.5), &rows(&[1e30, 1e30], &[0]));
+    assert_near(&grad.values, &[0.5 * f64::from(1e30_f32); 2], 1e-15);
+}
+
+#[test]
 fn huge_logits_do_not_overflow() {
     let (loss, grad) = run(&per_row(), &rows(&[f32::MAX, f32::MIN], &[1]));
     assert_same(&loss.values, &[2.0 * f64::from(f32::MAX)]);

@@ -11,7 +11,9 @@ fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     }
     let t = load_targets(element_of(row, TARGETS, c), params.positions, last_of_four(c));
     let smoothed = annihilating_product(vec4(params.confidence), t) + params.smoothing;
-    return select(vec4(0.0), annihilating_product(class_weights(c), smoothed), valid);
+    let a = annihilating_product(class_weights(c), smoothed);
+    // a NaN comes before a factor of 0
+    return select(vec4(0.0), select(a, t, is_nan4(t)), valid);
 }
 
 fn row_scale(row: Row) -> RowScale {

@@ -16,8 +16,10 @@ fn prepare(team: Team, row: Row, statistics: Statistics) -> vec2<f32> {
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
         let valid = valid_classes(c);
         let e = exp_nonpositive(load_row(row, c, valid) - statistics.m);
-        let terms = annihilating_product(e, vec4(g_k) - load_row_upstream(row, c));
-        sum += select(vec4(0.0), terms, valid);
+        let g = load_row_upstream(row, c);
+        let terms = annihilating_product(e, vec4(g_k) - g);
+        // a NaN comes before a factor of 0
+        sum += select(vec4(0.0), select(terms, g, is_nan4(g)), valid);
     }
     return vec2(g_k, team_sum(team, vec4(add_up(sum))).x / (1.0 + statistics.s));
 }

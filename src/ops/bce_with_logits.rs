@@ -19,11 +19,11 @@ use crate::reference::{sigmoid, softplus, times};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | any, 0-dimensional too: logits | f32 |
-/// | `target` | the input's: probabilities, though any number is accepted | f32 |
+/// | `input` | any, 0-dimensional too: logits | f32, f16 or bf16 |
+/// | `target` | the input's: probabilities, though any number is accepted | the input's |
 /// | `weight` | broadcastable to the input: any finite numbers | f32 |
 /// | `pos_weight` | broadcastable to the input: any finite numbers | f32 |
-/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 for one value, else the input's |
 ///
 /// # Reductions
 /// `mean` (the default) divides by the number of elements, weights or not.

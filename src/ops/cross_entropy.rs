@@ -36,11 +36,11 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: logits | f32 |
+/// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: logits | f32, f16 or bf16 |
 /// | `target` | the input's without the class dimension: class indices | i32; i64 from the host |
-/// |  | or the input's: probabilities, though rows need not sum to 1 and entries may be negative | f32 |
+/// |  | or the input's: probabilities, though rows need not sum to 1 and entries may be negative | the input's |
 /// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
-/// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 |
+/// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 for one value, else the input's |
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
 ///
 /// # Extras

@@ -20,8 +20,8 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | any, 0-dimensional too | f32 |
-/// | `upstream` | the input's; ones without it | f32 |
+/// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
+/// | `upstream` | the input's; ones without it | the input's |
 ///
 /// # Edges
 /// - Confident rows keep their digits, in the output at the maximum and in the gradient.

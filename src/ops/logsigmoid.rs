@@ -17,8 +17,8 @@ use crate::reference::{sigmoid, softplus};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | any, 0-dimensional too | f32 |
-/// | `upstream` | the input's; ones without it | f32 |
+/// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
+/// | `upstream` | the input's; ones without it | the input's |
 ///
 /// # Edges
 /// - Right at any input, infinities too; small results keep their digits. NaN gives NaN.

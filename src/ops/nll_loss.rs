@@ -28,10 +28,10 @@ use crate::{Args, Array, Error, Output, Pass, Reduction, Result};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: log-probabilities | f32 |
+/// | `input` | `[C]`, `[N, C]` or `[N, C, d1, ...]`: log-probabilities | f32, f16 or bf16 |
 /// | `target` | the input's without the class dimension: class indices | i32; i64 from the host |
 /// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
-/// | `upstream` | one value (mean, sum) or the target's shape (none) | f32 |
+/// | `upstream` | one value (mean, sum) or the target's shape (none) | f32 for one value, else the input's |
 ///
 /// # Reductions
 /// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:

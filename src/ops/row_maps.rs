@@ -98,9 +98,9 @@ impl RowMap {
         let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
         let lines: Vec<_> = tensors
             .iter()
-            .map(|(_, slot, layout)| {
+            .map(|(_, _, layout)| {
                 let sizes = [shape.batch_stride(layout), shape.batch_elements()];
-                (slot.name(), sizes.map(|n| n as u64 * layout.dtype().size() as u64))
+                ("one row of input", sizes.map(|n| n as u64 * layout.dtype().size() as u64))
             })
             .collect();
         for [first, batches] in stretches(shape.batch as u64, facts.lines_per_part(&lines)?) {

@@ -18,9 +18,9 @@ use crate::Reduction;
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | any, 0-dimensional too | f32 |
-/// | `target` | the input's | f32 |
-/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 |
+/// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
+/// | `target` | the input's | the input's |
+/// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 for one value, else the input's |
 ///
 /// # Reductions
 /// `mean` (the default) divides by the number of elements.

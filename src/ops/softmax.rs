@@ -22,8 +22,8 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// # Arguments
 /// | name | shape | storage |
 /// | --- | --- | --- |
-/// | `input` | any, 0-dimensional too | f32 |
-/// | `upstream` | the input's; ones without it | f32 |
+/// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
+/// | `upstream` | the input's; ones without it | the input's |
 ///
 /// # Edges
 /// - A class at -inf has `p = 0`. A row that is all -inf, or holds +inf or NaN, is NaN, output and

@@ -59,8 +59,11 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
 fn add_z_loss(row: &mut Row, x: &[f64], z: f64) {
     row.loss += z * row.logsumexp.powi(2);
     row.loss_magnitude += (z * row.logsumexp.powi(2)).abs();
+    // relative to the maximum: a large one swallows the logarithm in logsumexp
+    let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = x.iter().map(|x| (x - m).exp()).sum();
     for (c, x) in x.iter().enumerate() {
-        let term = 2.0 * z * row.logsumexp * (x - row.logsumexp).exp();
+        let term = 2.0 * z * row.logsumexp * ((x - m).exp() / sum);
         row.grad[c] += term;
         row.grad_magnitudes[c] += term.abs();
     }

@@ -2,6 +2,7 @@
 //! hold to the promise.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction, Tensor};
@@ -15,7 +16,7 @@ pub const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackw
 /// An op with its arguments.
 pub trait Call: Debug {
     /// The op with its options.
-    fn op(&self) -> Box<dyn Op>;
+    fn op(&self) -> Arc<dyn Op>;
 
     /// All that a forward pass takes.
     fn forward_args(&self) -> Args<Array<'_>>;
@@ -168,8 +169,8 @@ impl Rows {
 }
 
 impl Call for Rows {
-    fn op(&self) -> Box<dyn Op> {
-        Box::new(self.cross_entropy())
+    fn op(&self) -> Arc<dyn Op> {
+        Arc::new(self.cross_entropy())
     }
 
     fn forward_args(&self) -> Args<Array<'_>> {
@@ -281,8 +282,8 @@ impl Elements {
 }
 
 impl Call for Elements {
-    fn op(&self) -> Box<dyn Op> {
-        Box::new(BceWithLogits::default().reduction(self.reduction))
+    fn op(&self) -> Arc<dyn Op> {
+        Arc::new(BceWithLogits::default().reduction(self.reduction))
     }
 
     fn forward_args(&self) -> Args<Array<'_>> {
@@ -335,7 +336,7 @@ impl Debug for Elements {
 }
 
 /// As many values as a reader can take in.
-fn few<T: Debug>(values: &[T]) -> String {
+pub fn few<T: Debug>(values: &[T]) -> String {
     const FEW: usize = 24;
     let shown = format!("{:?}", &values[..values.len().min(FEW)]);
     if values.len() > FEW { format!("{shown} and {} more", values.len() - FEW) } else { shown }
@@ -372,7 +373,7 @@ pub fn reference(call: &dyn Call, pass: Pass) -> Output<Values> {
         .unwrap_or_else(|error| panic!("{error}\n{pass:?} of {call:?}"))
 }
 
-/// Holds results of a call to the promise: loss and gradient, as far as `want` has them.
+/// Holds results of a call to the promise, as far as `want` has them.
 pub fn judge(
     call: &dyn Call,
     got: &Output<Array<'_>>,
@@ -384,7 +385,11 @@ pub fn judge(
     let finite = |max: f64, v: f64| if v.is_finite() { max.max(v.abs()) } else { max };
     let upstream = call.upstream().map_or(1.0, |all| all.to_f64().into_iter().fold(0.0, finite));
     judge_part(call, "loss", &got.loss, &want.loss, Bound::LOSS.scaled(1.0 / over))?;
-    judge_part(call, "grad", &got.grad, &want.grad, Bound::GRAD.scaled(upstream / over))
+    judge_part(call, "grad", &got.grad, &want.grad, Bound::GRAD.scaled(upstream / over))?;
+    // the error of a logsumexp is absolute
+    judge_part(call, "logsumexp", &got.logsumexp, &want.logsumexp, Bound::LOSS)?;
+    judge_part(call, "argmax", &got.argmax, &want.argmax, Bound::LOSS)?;
+    judge_part(call, "correct", &got.correct, &want.correct, Bound::LOSS)
 }
 
 fn judge_part(
@@ -402,7 +407,7 @@ fn judge_part(
     if got.shape() != want.shape {
         return Err(format!("{part}: got shape {:?}, want {:?}", got.shape(), want.shape));
     }
-    match compare(&got.to_f32(), want, bound) {
+    match compare(&got.to_f32(), want, bound.stored_as(got.dtype())) {
         Ok(_) => Ok(()),
         Err(mismatch @ Mismatch::Value { index, .. }) => {
             Err(format!("{part}: {mismatch}\n{}", call.around(part, index)))
