@@ -8,7 +8,8 @@
 #   backports     a newer lavapipe, from the backports of the system's Debian release
 #   swiftshader   another make, out of Debian's chromium
 #
-# TESTS="edges errors" runs these files of tests/ alone; `wgloss check` is always run whole.
+# TESTS="edges errors" runs these files of tests/ alone, SKIP="ops" all but these; `wgloss check` is
+# always run whole.
 #
 # Exit status: 0 if every driver named was tested and passed; 1 if one failed, or the tests did not
 # build; 2 if a name is wrong; 3 if none failed, but at least one could not be had here: its row says
@@ -160,12 +161,15 @@ version() {
     if [ -n "$version" ]; then echo "${version%%$'\n'*}"; else cat "$drivers/$1/version"; fi
 }
 
-# The tests to run: by default every file in tests/ but those whose subject needs no GPU.
+# The files of tests/ but those that are skipped, and those whose subject needs no GPU.
 gpu_tests() {
     local file
     for file in tests/*.rs; do
         file=$(basename "$file" .rs)
-        case $file in comparator | drivers | reference) ;; *) echo "$file" ;; esac
+        case " comparator drivers reference ${SKIP:-} " in
+            *" $file "*) ;;
+            *) echo "$file" ;;
+        esac
     done
 }
 

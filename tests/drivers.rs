@@ -57,17 +57,19 @@ fn folder(cargo: &str, wgloss: &str) -> TempDir {
     folder
 }
 
+/// The script, to be run on a build folder.
+fn script(build: &Path, drivers: &[&str]) -> Command {
+    let path = format!("{}:{}", build.join("bin").display(), env::var("PATH").unwrap());
+    let mut command = Command::new("bash");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-drivers.sh")).args(drivers);
+    command.env("PATH", path).env("CARGO_TARGET_DIR", build);
+    command.env_remove("TESTS").env_remove("SKIP");
+    command
+}
+
 /// Runs the script: its exit status, and its table as cells.
 fn run(build: &Path, drivers: &[&str]) -> (Option<i32>, Vec<Vec<String>>) {
-    let path = format!("{}:{}", build.join("bin").display(), env::var("PATH").unwrap());
-    let output = Command::new("bash")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-drivers.sh"))
-        .args(drivers)
-        .env("PATH", path)
-        .env("CARGO_TARGET_DIR", build)
-        .env_remove("TESTS")
-        .output()
-        .unwrap();
+    let output = script(build, drivers).output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
     let cells = |line: &str| line.split("  ").map(|c| c.trim().into()).collect::<Vec<String>>();
     let cells = |line| cells(line).into_iter().filter(|cell| !cell.is_empty()).collect();
@@ -146,4 +148,20 @@ fn a_driver_that_is_none() {
     let folder = folder(CARGO, WGLOSS);
     let (status, rows) = run(folder.path(), &["swiftshader", "nvidia"]);
     assert_eq!((status, rows.len()), (Some(2), 0));
+}
+
+#[test]
+fn tests_that_are_named_or_skipped() {
+    let folder = folder(CARGO, WGLOSS);
+    let tests = |name: &str, value: &str| {
+        let output = script(folder.path(), &["swiftshader"]).env(name, value).output().unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        let line = table.lines().find_map(|line| line.strip_prefix("tests: "));
+        line.unwrap().split(' ').map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(tests("TESTS", "edges errors"), ["edges", "errors"]);
+    let all = tests("SKIP", "");
+    assert!(all.contains(&"ops".into()) && !all.contains(&"reference".into()), "{all:?}");
+    let rest: Vec<_> = all.into_iter().filter(|t| t != "ops" && t != "edges").collect();
+    assert_eq!(tests("SKIP", "ops edges"), rest);
 }
