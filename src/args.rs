@@ -113,6 +113,13 @@ macro_rules! args {
                 }
             }
 
+            /// Every argument given, with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
+                [Some(("input", &self.input)), $(self.$name.as_ref().map(|v| ($text, v)),)*]
+                    .into_iter()
+                    .flatten()
+            }
+
             /// [`Args::map`] with waiting.
             pub(crate) async fn map_async<'a, U>(
                 &'a self,
@@ -132,7 +139,7 @@ macro_rules! args {
             pub(crate) fn zip<'a, U>(
                 &'a self,
                 other: &'a Args<U>,
-                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
+                mut f: impl FnMut(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
             ) -> Result<()> {
                 f("input", Some(&self.input), Some(&other.input))?;
                 $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
@@ -233,6 +240,11 @@ macro_rules! output {
                 mut f: impl FnMut(&'static str, T) -> Result<U>,
             ) -> Result<Output<U>> {
                 Ok(Output { $($name: self.$name.map(|part| f($text, part)).transpose()?,)* })
+            }
+
+            /// Each part that there is.
+            pub(crate) fn parts(&self) -> impl Iterator<Item = &T> {
+                [$(self.$name.as_ref(),)*].into_iter().flatten()
             }
 
             /// The same, borrowed.

@@ -1,12 +1,17 @@
 //! The doors: one call for host arrays, the same call for device tensors.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(target_arch = "wasm32"))]
+use std::time::Instant;
 
 use crate::args::Memory;
+use crate::readback::Readback;
 use crate::shape::Layout;
+use crate::tensor::USAGES;
+use crate::upload::{Upload, device_layout};
 use crate::{
-    Args, Array, Backward, Error, Forward, ForwardBackward, Gpu, Op, Output, Pass, Plan, Result,
-    Tensor,
+    Args, Array, Backward, Bound, Error, Forward, ForwardBackward, Gpu, Op, Output, Pass, Plan,
+    Result, Tensor,
 };
 
 mod sealed {
@@ -66,10 +71,9 @@ impl Operand for Array<'_> {
         pass: Pass,
         args: &Args<Self>,
     ) -> Result<Output<Array<'static>>> {
-        let (plan, args) = gpu.prepare(op, pass, args).await?;
-        let output = plan.allocate().await?;
-        gpu.submit(&plan, &args, &output).await?;
-        gpu.read_output(&output.or_in_place(&args)).await
+        check(op, pass, args)?;
+        let station = Station::new(gpu, op, pass, &args.layouts()).await?;
+        station.start(args).await?.finish().await
     }
 }
 
@@ -92,10 +96,10 @@ impl<T: Operand> Args<T> {
 /// How long a call took (see [`Gpu::run_timed`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
-    /// The dispatches alone: by the device's timestamps where it has them, otherwise from
-    /// submission to completion.
+    /// The dispatches alone: by the device's timestamps where it has them, otherwise a second run of
+    /// them, from submission to completion.
     pub kernel: Duration,
-    /// The whole call from host arrays to host arrays.
+    /// The whole call from host arrays to host arrays, with that second run where there is one.
     pub call: Duration,
 }
 
@@ -161,6 +165,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::forward`].
+    #[cfg(not(target_arch = "wasm32"))] // where std has no clock
     pub async fn run_timed(
         &self,
         op: &dyn Op,
@@ -168,34 +173,9 @@ impl Gpu {
         args: &Args<Array<'_>>,
     ) -> Result<(Output<Array<'static>>, Timing)> {
         let start = Instant::now();
-        let (plan, args) = self.prepare(op, pass, args).await?;
-        let output = plan.allocate().await?;
-        let kernel = self.submit_timed(&plan, &args, &output).await?;
-        let output = self.read_output(&output.or_in_place(&args)).await?;
-        Ok((output, Timing { kernel, call: start.elapsed() }))
-    }
-
-    /// Uploads every argument.
-    ///
-    /// # Errors
-    /// As [`Gpu::upload`].
-    pub async fn upload_args(&self, args: &Args<Array<'_>>) -> Result<Args<Tensor>> {
-        args.map_async(async |argument, array| self.upload_argument(argument, array).await).await
-    }
-
-    /// Checks and uploads.
-    async fn prepare(
-        &self,
-        op: &dyn Op,
-        pass: Pass,
-        args: &Args<Array<'_>>,
-    ) -> Result<(Plan, Args<Tensor>)> {
-        op.outputs(pass, &args.layouts())?;
-        op.check_values(args)?;
-        // sizes before work: an upload that fails half way would be for nothing
-        args.map(|argument, array| self.check_size(argument, array.layout().bytes()))?;
-        let args = self.upload_args(args).await?;
-        Ok((self.plan(op, pass, &args.layouts()).await?, args))
+        check(op, pass, args)?;
+        let station = Station::new(self, op, pass, &args.layouts()).await?;
+        station.run_timed(args, start).await
     }
 
     async fn submit(
@@ -212,66 +192,181 @@ impl Gpu {
         };
         self.guarded(submit).await?
     }
+}
 
-    /// Submits, waits, and tells how long the dispatches took.
-    async fn submit_timed(
-        &self,
-        plan: &Plan,
-        args: &Args<Tensor>,
-        output: &Output<Tensor>,
-    ) -> Result<Duration> {
-        if !self.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            self.read_bytes(4, |encoder, staging| encoder.clear_buffer(staging, 0, None)).await?;
-            let start = Instant::now();
-            self.submit(plan, args, output).await?;
-            // a readback of four bytes ends when everything before it has
-            self.read_bytes(4, |encoder, staging| encoder.clear_buffer(staging, 0, None)).await?;
-            return Ok(start.elapsed());
-        }
-        let submit = || {
-            let queries = self.device().create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("wgloss.timestamps"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2,
-            });
-            let resolved = self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgloss.timestamps"),
-                size: 16,
-                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            let mut encoder = self.device().create_command_encoder(&Default::default());
-            let writes = wgpu::ComputePassTimestampWrites {
-                query_set: &queries,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            };
-            let bound = plan.bind(args, output)?;
-            bound.encode_timed(&mut encoder, output.status.as_ref(), Some(writes));
-            encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
-            self.queue().submit([encoder.finish()]);
-            Ok(resolved)
+/// Everything checkable of host arrays, before any work.
+pub(crate) fn check(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<()> {
+    op.outputs(pass, &args.layouts())?;
+    op.check_values(args)
+}
+
+/// A plan with tensors for its arguments and results: where calls on host arrays of one set of
+/// layouts are carried out. Such calls follow one another on the device, so one set of tensors
+/// serves however many are in flight.
+#[derive(Debug)]
+pub(crate) struct Station {
+    gpu: Gpu,
+    bound: Bound,
+    args: Args<Tensor>,
+    output: Output<Tensor>,
+}
+
+impl Station {
+    /// A station for host arrays of these layouts.
+    pub async fn new(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Layout>) -> Result<Self> {
+        let args = args.map_ref(device_layout);
+        let plan = gpu.plan(op, pass, &args).await?;
+        let allocate = || {
+            let args = args.map(|part, layout| tensor(gpu, part, layout))?;
+            // host arguments are checked before any work: the status would have nothing to tell
+            let outputs = Output { status: None, ..plan.own_outputs() };
+            let output = outputs.map(|part, layout| tensor(gpu, part, layout))?;
+            Ok((plan.bind(&args, &output)?, args, output))
         };
-        let resolved = self.guarded(submit).await??;
-        let copy = |encoder: &mut wgpu::CommandEncoder, staging: &wgpu::Buffer| {
-            encoder.copy_buffer_to_buffer(&resolved, 0, staging, 0, 16);
-        };
-        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read_bytes(16, copy).await?);
-        let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64
-            * f64::from(self.queue().get_timestamp_period());
-        Ok(Duration::from_nanos(nanoseconds as u64))
+        let (bound, args, output) = gpu.guarded_trimming(allocate).await??;
+        Ok(Station { gpu: gpu.clone(), bound, args, output })
     }
 
-    /// The parts that have a meaning on the host. Host arguments were checked before any work, so
-    /// the status has nothing to tell.
-    async fn read_output(&self, output: &Output<Tensor>) -> Result<Output<Array<'static>>> {
-        let mut tensors = Vec::new();
-        let places = Output { status: None, ..output.as_ref() }.map(|_, tensor| {
-            tensors.push(tensor);
-            Ok(tensors.len() - 1)
-        })?;
-        let arrays = self.read_all(&tensors).await?;
-        places.map(|_, place| Ok(arrays[place].clone()))
+    /// Uploads and submits: the arrays are free when this returns, and the results on their way.
+    pub async fn start(&self, args: &Args<Array<'_>>) -> Result<Call> {
+        self.start_timed(args, None).await
+    }
+
+    async fn start_timed(
+        &self,
+        args: &Args<Array<'_>>,
+        timestamps: Option<&Timestamps>,
+    ) -> Result<Call> {
+        let gpu = &self.gpu;
+        let submit = || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            let mut upload = Upload::default();
+            args.zip(&self.args, |_, array, tensor| match (array, tensor) {
+                (Some(array), Some(tensor)) => upload.encode(gpu, &mut encoder, array, tensor),
+                _ => Ok(()),
+            })?;
+            let writes = timestamps.map(Timestamps::writes);
+            self.bound.encode_timed(&mut encoder, None, writes);
+            if let Some(Timestamps { queries, resolved }) = timestamps {
+                encoder.resolve_query_set(queries, 0..2, resolved, 0);
+            }
+            let results = self.output.clone().or_in_place(&self.args);
+            let copies = results.map(|_, tensor| {
+                let staging = Readback::encode_tensor(gpu, &mut encoder, &tensor);
+                Ok((staging, tensor.layout().clone()))
+            })?;
+            let submission = gpu.queue().submit([encoder.finish()]);
+            upload.submitted(gpu);
+            copies.map(|_, (staging, layout)| Ok((Readback::map(staging, &submission), layout)))
+        };
+        let results = gpu.guarded_trimming(submit).await??;
+        Ok(Call { gpu: gpu.clone(), results })
+    }
+
+    /// A call, timed from `start`.
+    #[cfg(not(target_arch = "wasm32"))]
+    async fn run_timed(
+        &self,
+        args: &Args<Array<'_>>,
+        start: Instant,
+    ) -> Result<(Output<Array<'static>>, Timing)> {
+        let gpu = &self.gpu;
+        if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            let timestamps = gpu.guarded(|| Timestamps::new(gpu)).await?;
+            let output = self.start_timed(args, Some(&timestamps)).await?.finish().await?;
+            let call = start.elapsed();
+            return Ok((output, Timing { kernel: timestamps.elapsed(gpu).await?, call }));
+        }
+        let output = self.start(args).await?.finish().await?;
+        gpu.idle().await;
+        let again = Instant::now();
+        let submit = || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            self.bound.encode(&mut encoder, None);
+            gpu.queue().submit([encoder.finish()]);
+        };
+        gpu.guarded(submit).await?;
+        gpu.idle().await;
+        Ok((output, Timing { kernel: again.elapsed(), call: start.elapsed() }))
+    }
+}
+
+/// The times at which dispatches begin and end.
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+}
+
+#[cfg_attr(target_arch = "wasm32", expect(dead_code))]
+impl Timestamps {
+    fn new(gpu: &Gpu) -> Self {
+        let label = Some("wgloss.timestamps");
+        let ty = wgpu::QueryType::Timestamp;
+        let queries =
+            gpu.device().create_query_set(&wgpu::QuerySetDescriptor { label, ty, count: 2 });
+        let resolved = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label,
+            size: 16,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        Timestamps { queries, resolved }
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    /// Once they are submitted and resolved.
+    async fn elapsed(&self, gpu: &Gpu) -> Result<Duration> {
+        let submit = || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            let staging = Readback::encode(gpu, &mut encoder, &self.resolved, 0..16);
+            let submission = gpu.queue().submit([encoder.finish()]);
+            Readback::map(staging, &submission)
+        };
+        let ticks = gpu.guarded(submit).await?;
+        ticks.arrived(gpu).await?;
+        let ticks: Vec<u64> = ticks.take(gpu, bytemuck::pod_collect_to_vec)?;
+        let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64
+            * f64::from(gpu.queue().get_timestamp_period());
+        Ok(Duration::from_nanos(nanoseconds as u64))
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        let give = |tensor: &Tensor| self.gpu.pool().give(tensor.buffer().clone());
+        self.args.map_ref(give);
+        self.output.parts().for_each(give);
+    }
+}
+
+/// A tensor with any content, in a buffer from the pool.
+fn tensor(gpu: &Gpu, argument: &'static str, layout: &Layout) -> Result<Tensor> {
+    let size = layout.bytes().next_multiple_of(16).max(16);
+    gpu.check_size(argument, size)?;
+    Tensor::from_buffer(gpu.buffer(argument, size, USAGES), layout.clone())
+}
+
+/// A call on host arrays whose results are on their way.
+#[derive(Debug)]
+pub(crate) struct Call {
+    gpu: Gpu,
+    results: Output<(Readback, Layout)>,
+}
+
+impl Call {
+    /// Waits for the results. To be called until it has returned once.
+    pub async fn finish(&self) -> Result<Output<Array<'static>>> {
+        for (readback, _) in self.results.parts() {
+            readback.arrived(&self.gpu).await?;
+        }
+        self.results.as_ref().map(|_, (readback, layout)| readback.array(&self.gpu, layout))
     }
 }
 

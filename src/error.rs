@@ -99,6 +99,15 @@ pub enum Error {
         device: String,
     },
 
+    /// A batch of a [`Stream`](crate::Stream) failed.
+    #[error("batch {index}: {error}")]
+    Batch {
+        /// Which one, counted from 0.
+        index: usize,
+        /// What was wrong with it.
+        error: Box<Error>,
+    },
+
     /// No adapter of the kind asked for was found.
     #[error("device: expected {expected}, found {found}")]
     NoAdapter {

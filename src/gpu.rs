@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kernel::Kernel;
+use crate::pool::Pool;
 use crate::program::BINDINGS;
 use crate::select::{Facts, Team};
 use crate::shape::ALIGNMENT;
@@ -27,8 +28,16 @@ struct Inner {
     lost: Arc<Mutex<Option<String>>>,
     uncaptured: Arc<Mutex<Option<Error>>>,
     pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    pool: Arc<Pool>,
     one: wgpu::Buffer,
     unused: wgpu::Buffer,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+thread_local! {
+    /// The submission that the future waits for which this thread polled last.
+    static AWAITED: std::cell::Cell<Option<wgpu::SubmissionIndex>> =
+        const { std::cell::Cell::new(None) };
 }
 
 /// Which adapter [`Gpu::with_options`] takes, and how it is used.
@@ -70,6 +79,7 @@ impl GpuOptions {
 }
 
 /// Discrete before integrated before virtual before unknown before software.
+#[cfg(not(target_arch = "wasm32"))]
 fn preference(device_type: wgpu::DeviceType) -> usize {
     match device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -259,8 +269,9 @@ impl Gpu {
             (one, unused)
         };
         let (one, unused) = guarded(&device, &lost, create).await?;
-        let (uncaptured, pipelines) = Default::default();
-        let inner = Inner { device, queue, info, facts, lost, uncaptured, pipelines, one, unused };
+        let (uncaptured, pipelines, pool) = Default::default();
+        let inner =
+            Inner { device, queue, info, facts, lost, uncaptured, pipelines, pool, one, unused };
         Ok(Gpu { inner: Arc::new(inner) })
     }
 
@@ -295,6 +306,11 @@ impl Gpu {
     /// What the choice of kernels depends on.
     pub(crate) fn facts(&self) -> &Facts {
         &self.inner.facts
+    }
+
+    /// The buffers that are kept for later calls.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.inner.pool
     }
 
     /// A buffer that holds ones.
@@ -344,10 +360,61 @@ impl Gpu {
         guarded(&self.inner.device, &self.inner.lost, work)
     }
 
+    /// Waits until all that was submitted is done.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) async fn idle(&self) {
+        let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
+        self.queue().on_submitted_work_done(move || {
+            let _ = sender.send(());
+        });
+        receiver.receive().await;
+    }
+
+    /// To be called by a future before it waits for a submission's results: tells
+    /// [`Gpu::block_on`], which otherwise waits for all that was submitted, later batches too.
+    pub(crate) fn awaits(&self, submission: &wgpu::SubmissionIndex) {
+        #[cfg(not(target_arch = "wasm32"))]
+        AWAITED.set(Some(submission.clone()));
+        #[cfg(target_arch = "wasm32")]
+        let _ = submission;
+    }
+
     /// After a failure: the error that the device is lost, if it is.
     pub(crate) fn lost(&self) -> Option<Error> {
         settle(&self.inner.device);
         lost(&self.inner.device, &self.inner.lost)
+    }
+
+    /// A buffer of this size and usage, with any content, mapped if it is for `MAP_WRITE`: one that
+    /// is kept, where there is one.
+    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.inner.pool.take(size, usage).unwrap_or_else(|| {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: usage.contains(wgpu::BufferUsages::MAP_WRITE),
+            })
+        })
+    }
+
+    /// Frees the memory that is kept for later calls: up to 1 GiB of buffers, on the device and for
+    /// the way to it and back, which calls on host arrays, [`Gpu::upload`] and [`Gpu::read`] leave
+    /// to calls of the same sizes.
+    pub fn trim(&self) {
+        self.inner.pool.clear();
+    }
+
+    /// [`Gpu::guarded`] for work that allocates: where memory is short, once more without what is
+    /// kept.
+    pub(crate) async fn guarded_trimming<T>(&self, work: impl Fn() -> T) -> Result<T> {
+        match self.guarded(&work).await {
+            Err(Error::OutOfMemory(_)) => {
+                self.trim();
+                self.guarded(work).await
+            }
+            result => result,
+        }
     }
 
     /// Runs a future of this crate to its end, and drives the device meanwhile.
@@ -366,13 +433,15 @@ impl Gpu {
         }
 
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        AWAITED.take(); // what another executor left
         let mut future = std::pin::pin!(future);
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return output;
             }
+            let wait = wgpu::PollType::Wait { submission_index: AWAITED.take(), timeout: None };
             // An error here is one of the device's: the future sees it too.
-            let _ = self.device().poll(wgpu::PollType::wait_indefinitely());
+            let _ = self.device().poll(wait);
             // Returns at once if that woke the future; otherwise another thread is at work.
             std::thread::park_timeout(std::time::Duration::from_millis(1));
         }

@@ -24,7 +24,8 @@
 //! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::encode`] puts its dispatches into
 //!    the caller's command encoder, without a submit or a wait.
 //!
-//! Each is built on the one below it. Calls are async; [`Gpu::block_on`] is for callers that are
+//! Each is built on the one below it. [`Gpu::stream`] takes the first one batch after batch, with
+//! several in flight. Calls are async; [`Gpu::block_on`] is for callers that are
 //! not.
 //!
 //! # What is promised
@@ -47,13 +48,16 @@ mod args;
 mod select;
 mod kernel;
 mod program;
+mod pool;
 mod gpu;
 mod tensor;
+mod upload;
 mod readback;
 mod ops;
 pub mod reference; // and ops use it: options, their kernels and their definition are one matter
 mod plan;
 mod door;
+mod stream;
 
 #[cfg(test)]
 extern crate self as wgloss; // the table of `wgloss check` names it so
@@ -61,6 +65,8 @@ extern crate self as wgloss; // the table of `wgloss check` names it so
 mod kernel_tests;
 #[cfg(test)]
 mod naive_tests;
+#[cfg(test)]
+mod program_tests;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};
@@ -75,6 +81,7 @@ pub use plan::{Bound, Plan};
 pub use program::check_status;
 pub use select::Team;
 pub use shape::Layout;
+pub use stream::{Event, Stream};
 pub use tensor::Tensor;
 
 pub use half;

@@ -94,8 +94,11 @@ impl Gpu {
         outputs: &Output<Layout>,
     ) -> Result<Plan> {
         let expected = expect_layouts(op, pass, args)?;
-        expected.zip(outputs, |argument, expected, given| {
-            expect_same(argument, expected, given, Compare::Shape)
+        expected.zip(outputs, |part, expected, given| {
+            // in place there is no choice
+            let is_input = part == "grad" && args.memory == Memory::InPlace;
+            let compare = if is_input { Compare::Memory } else { Compare::Shape };
+            expect_same(part, expected, given, compare)
         })?;
         outputs.as_ref().map(|part, layout| expect_strides(part, layout, args))?;
         self.plan_checked(op, pass, args, outputs.clone()).await
@@ -108,8 +111,8 @@ impl Gpu {
         args: &Args<Layout>,
         outputs: Output<Layout>,
     ) -> Result<Plan> {
-        args.map(|argument, layout| self.check_size(argument, layout.bytes()))?;
-        outputs.as_ref().map(|part, layout| self.check_size(part, layout.bytes()))?;
+        args.map(|argument, layout| self.check_size(argument, layout.buffer_bytes()))?;
+        outputs.as_ref().map(|part, layout| self.check_size(part, layout.buffer_bytes()))?;
         let Program { steps, copies, scratch } = op.program(pass, args, &outputs, self.facts())?;
         for layout in &scratch {
             self.check_size("workspace", layout.bytes())?;
@@ -176,9 +179,20 @@ impl Plan {
         params.chain(buffers).sum()
     }
 
+    /// The labels of the kernels that it dispatches, in order: `cross_entropy.forward.f32.subgroup`.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| &step.label[..])
+    }
+
     /// Whether the gradient is written over the input: it is no output of its own then.
     fn is_in_place(&self) -> bool {
         self.args.memory == Memory::InPlace
+    }
+
+    /// The layouts of what is in memory of its own: in place, all but the gradient.
+    pub(crate) fn own_outputs(&self) -> Output<&Layout> {
+        let grad = self.outputs.grad.as_ref().filter(|_| !self.is_in_place());
+        Output { grad, ..self.outputs.as_ref() }
     }
 
     /// Tensors for what it computes; in place, for what else it computes.
@@ -186,19 +200,19 @@ impl Plan {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn allocate(&self) -> Result<Output<Tensor>> {
-        let allocate = async |part, layout: &Option<Layout>| match layout {
+        let own = self.own_outputs();
+        let allocate = async |part, layout: Option<&Layout>| match layout {
             Some(layout) => self.gpu.allocate(part, layout).await.map(Some),
             None => Ok(None),
         };
-        let grad = if self.is_in_place() { &None } else { &self.outputs.grad };
         Ok(Output {
-            loss: allocate("loss", &self.outputs.loss).await?,
-            grad: allocate("grad", grad).await?,
-            state: allocate("state", &self.outputs.state).await?,
-            logsumexp: allocate("logsumexp", &self.outputs.logsumexp).await?,
-            argmax: allocate("argmax", &self.outputs.argmax).await?,
-            correct: allocate("correct", &self.outputs.correct).await?,
-            status: allocate("status", &self.outputs.status).await?,
+            loss: allocate("loss", own.loss).await?,
+            grad: allocate("grad", own.grad).await?,
+            state: allocate("state", own.state).await?,
+            logsumexp: allocate("logsumexp", own.logsumexp).await?,
+            argmax: allocate("argmax", own.argmax).await?,
+            correct: allocate("correct", own.correct).await?,
+            status: allocate("status", own.status).await?,
         })
     }
 
@@ -219,14 +233,15 @@ impl Plan {
         Ok(())
     }
 
-    /// Fixes the buffers that it works on. The output's status, which is named at every encoding, is
-    /// not among them; nor, in place, is the gradient, which is the input.
+    /// Fixes the buffers that it works on. In place, the gradient is the input, and no part of the
+    /// output. Nor need the status be one, which is named at every encoding.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
     /// argument or output is not as planned; [`Error::Value`] when one lies otherwise in its buffer
     /// (an offset may differ by multiples of 256 bytes), when they overlap, or share a buffer though
-    /// [`Args::one_buffer`] was not said. What wgpu finds wrong with the buffers themselves comes
+    /// [`Args::one_buffer`] was not said, or when a buffer that results are copied to lacks
+    /// `COPY_DST`. What wgpu finds wrong with the buffers themselves comes
     /// through the device's error scopes.
     pub fn bind(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<Bound> {
         self.args.zip(args, |argument, planned, given| {
@@ -245,13 +260,16 @@ impl Plan {
                 let op = "a plan in place".to_string();
                 return Err(Error::Unexpected { argument: "grad", op });
             }
-            Some(input) => Output { grad: Some(input), status: None, ..output.as_ref() },
-            None => Output { status: None, ..output.as_ref() },
+            Some(input) => Output { grad: Some(input), ..output.as_ref() },
+            None => output.as_ref(),
         };
-        let planned = Output { status: None, ..self.outputs.as_ref() };
-        planned.zip(&output, |part, planned, given| {
-            let layout = given.map(|tensor| tensor.layout());
-            expect_same(part, planned.copied(), layout, Compare::Memory)
+        let planned = self.outputs.as_ref();
+        // the status may also be named later, or not at all
+        let status = planned.status.filter(|_| output.status.is_some());
+        Output { status, ..planned }.zip(&output, |part, planned, given| {
+            // it is copied, to any place
+            let compare = if part == "status" { Compare::Shape } else { Compare::Memory };
+            expect_same(part, planned.copied(), given.map(|tensor| tensor.layout()), compare)
         })?;
         self.expect_apart(args, &output)?;
 
@@ -261,27 +279,30 @@ impl Plan {
             group: self.bind_step(step, buffer),
             workgroups: step.workgroups,
         });
-        let copies = self.copies.iter().filter_map(|copy| {
-            let (from, start) = buffer(copy.from)?;
-            let (to, _) = buffer(copy.to)?;
-            // the first element, not its aligned place
-            let to_start = match copy.to {
+        let mut copies = Vec::with_capacity(self.copies.len());
+        for copy in &self.copies {
+            let to = match copy.to {
                 Slot::Loss => output.loss,
                 Slot::LogSumExp => output.logsumexp,
                 Slot::Argmax => output.argmax,
                 Slot::Correct => output.correct,
                 _ => None,
             };
-            let to_start = to_start.map_or(0, |tensor| tensor.byte_range().start);
-            Some(BufferCopy {
+            let (Some(to), Some((from, start))) = (to, buffer(copy.from)) else { continue };
+            expect_copy_dst(copy.to.name(), to)?;
+            copies.push(BufferCopy {
                 from: (from.clone(), start + copy.offset),
-                to: (to.clone(), to_start + copy.to_offset),
+                // the first element, not its aligned place
+                to: (to.buffer().clone(), to.byte_range().start + copy.to_offset),
                 bytes: copy.bytes,
-            })
-        });
+            });
+        }
+        if let Some(status) = output.status {
+            expect_copy_dst("status", status)?;
+        }
         Ok(Bound {
             dispatches: dispatches.collect(),
-            copies: copies.collect(),
+            copies,
             control: self.control.clone(),
             has_status: self.outputs.status.is_some(),
         })
@@ -354,11 +375,8 @@ impl Plan {
                 if other.buffer() != tensor.buffer() || in_place {
                     continue;
                 }
-                let (a, b) = (other.byte_range(), tensor.byte_range());
-                // a word's halves may belong to two tensors
-                let overlap =
-                    a.start.max(b.start) + 4 <= a.end.min(b.end) && overlap(other, tensor);
-                if overlap {
+                let (a, b) = (bytes_of(other), bytes_of(tensor));
+                if a.start.max(b.start) < a.end.min(b.end) {
                     return Err(Error::Value {
                         argument: part,
                         expected: format!("memory apart from {name}, which is at bytes {a:?}"),
@@ -390,7 +408,8 @@ impl Bound {
         self.encode_timed(encoder, status, None);
     }
 
-    pub(crate) fn encode_timed(
+    /// [`Bound::encode`] with timestamps before and after the dispatches.
+    pub fn encode_timed(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         status: Option<&Tensor>,
@@ -417,15 +436,20 @@ impl Bound {
     }
 }
 
-/// Whether two tensors of one buffer have bytes in common.
-fn overlap(a: &Tensor, b: &Tensor) -> bool {
-    let bytes = |tensor: &Tensor| {
-        let size = tensor.layout().dtype().size();
-        let start = tensor.layout().offset() * size;
-        start..start + tensor.layout().span() * size
-    };
-    let (a, b) = (bytes(a), bytes(b));
-    a.start < b.end && b.start < a.end
+/// The bytes of its buffer from its first element to behind its last one.
+fn bytes_of(tensor: &Tensor) -> std::ops::Range<u64> {
+    let layout = tensor.layout();
+    (layout.offset() * layout.dtype().size()) as u64..layout.buffer_bytes()
+}
+
+/// Refuses a result that a copy cannot be written to.
+fn expect_copy_dst(argument: &'static str, tensor: &Tensor) -> Result<()> {
+    let usage = tensor.buffer().usage();
+    if usage.contains(wgpu::BufferUsages::COPY_DST) {
+        return Ok(());
+    }
+    let (expected, actual) = ("usage COPY_DST".into(), format!("{usage:?}"));
+    Err(Error::Value { argument, expected, actual })
 }
 
 /// Checks the layouts of all arguments, and tells those of the results.

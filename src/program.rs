@@ -78,8 +78,9 @@ impl Binding {
         let first = first + layout.residual() as u64;
         let start = first * size / ALIGNMENT * ALIGNMENT;
         let end = (first + span) * size;
-        let place = [(first - start / size) as u32, stride as u32];
-        // what cannot be counted in 32 bits does not fit a binding either, which `push` refuses
+        // what cannot be counted in 32 bits does not fit a binding either, which `push` refuses; but
+        // for the stride of one line, after which there is no other
+        let place = [(first - start / size) as u32, u32::try_from(stride).unwrap_or(0)];
         let bytes = (end - start).next_multiple_of(4).max(4);
         Binding { binding, slot, start, bytes, place }
     }
@@ -114,6 +115,10 @@ impl Binding {
 
 /// How many bindings there are at most, the uniform buffer among them.
 pub(crate) const BINDINGS: usize = 9;
+
+/// The bindings of the input and of the gradient.
+const INPUT: u32 = 1;
+const GRAD: u32 = 5;
 
 /// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
 pub(crate) type Places = [[u32; 4]; BINDINGS];
@@ -193,9 +198,19 @@ pub(crate) struct ElementParams {
     pub scale: f32,
     pub settings: [f32; 2],
     pub first: u32,
-    pub unused: [u32; 3],
+    pub unused: u32,
+    pub own: [u32; 2],
     pub dim: [[u32; 4]; MAX_DIMS],
 }
+
+/// `first` of a dispatch's `Params`. The status names places up to [`LAST_PLACE`], which stands for
+/// all that come after it.
+pub(crate) fn first_place(first: u64) -> u32 {
+    first.min(LAST_PLACE.into()) as u32
+}
+
+/// The last row or element that a status can name.
+const LAST_PLACE: u32 = u32::MAX - 1;
 
 /// What is summed: one term for each element of a tensor.
 pub(crate) struct Terms {
@@ -286,9 +301,9 @@ impl Program {
         for &Binding { binding, place: [first, stride], .. } in &bindings {
             places[binding as usize] = [first, stride, 0, 0];
         }
-        if !bindings.iter().any(|binding| binding.slot == Slot::Input) {
+        if bindings.iter().all(|binding| binding.binding != INPUT) {
             // in place, the input lies where the gradient does
-            places[1] = places[5];
+            places[INPUT as usize] = places[GRAD as usize];
         }
         let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
         self.steps.push(Step { kernel, params, bindings, workgroups });
@@ -336,7 +351,7 @@ impl Program {
                     teams: teams as u32,
                     divisor: divisor.unwrap_or(0.0),
                     empty_mean,
-                    first: first as u32,
+                    first: first_place(first),
                     ..terms.params
                 };
                 let constants =
@@ -380,7 +395,8 @@ pub(crate) fn status_layout() -> Layout {
 /// who read it back by themselves.
 ///
 /// # Errors
-/// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`.
+/// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`. The row
+/// or element is the first such one; 2^32 - 2 stands for itself and all that come after it.
 pub fn check_status(words: [u32; 8]) -> Result<()> {
     decode_status(words).map_or(Ok(()), Err)
 }

@@ -1,9 +1,18 @@
 //! From the device back to the host: values, timestamps, errors.
 
-use futures_intrusive::channel::shared::oneshot_channel;
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytemuck::pod_collect_to_vec;
+use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
+use half::{bf16, f16};
 
 use crate::program::check_status;
+use crate::shape::Layout;
 use crate::{Array, DType, Error, Gpu, Result, Tensor};
+
+/// What staging buffers are for.
+const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
 
 impl Gpu {
     /// The tensor's elements.
@@ -12,82 +21,15 @@ impl Gpu {
     /// [`Error::Validation`] when the tensor's buffer lacks `COPY_SRC`; [`Error::OutOfMemory`];
     /// [`Error::DeviceLost`].
     pub async fn read(&self, tensor: &Tensor) -> Result<Array<'static>> {
-        let [array] = &mut self.read_all(&[tensor]).await?[..] else { unreachable!() };
-        Ok(array.clone())
-    }
-
-    /// Several tensors' elements, through one staging buffer.
-    pub(crate) async fn read_all(&self, tensors: &[&Tensor]) -> Result<Vec<Array<'static>>> {
-        // copies are in units of four bytes
-        let sizes: Vec<u64> =
-            tensors.iter().map(|t| t.layout().bytes().next_multiple_of(4)).collect();
-        let copy = |encoder: &mut wgpu::CommandEncoder, staging: &wgpu::Buffer| {
-            let mut offset = 0;
-            for (tensor, &size) in tensors.iter().zip(&sizes) {
-                encoder.copy_buffer_to_buffer(tensor.buffer(), 0, staging, offset, size);
-                offset += size;
-            }
-        };
-        let bytes = self.read_bytes(sizes.iter().sum(), copy).await?;
-        let mut rest = &bytes[..];
-        let mut arrays = Vec::with_capacity(tensors.len());
-        for (tensor, &size) in tensors.iter().zip(&sizes) {
-            let (own, after) = rest.split_at(size as usize);
-            rest = after;
-            let own = &own[..tensor.layout().bytes() as usize];
-            let shape = tensor.shape();
-            arrays.push(match tensor.dtype() {
-                DType::F32 => Array::from_vec::<f32>(bytemuck::pod_collect_to_vec(own), shape),
-                DType::F16 => {
-                    Array::from_vec::<half::f16>(bytemuck::pod_collect_to_vec(own), shape)
-                }
-                DType::Bf16 => {
-                    Array::from_vec::<half::bf16>(bytemuck::pod_collect_to_vec(own), shape)
-                }
-                DType::I32 => Array::from_vec::<i32>(bytemuck::pod_collect_to_vec(own), shape),
-                DType::I64 => Array::from_vec::<i64>(bytemuck::pod_collect_to_vec(own), shape),
-            }?);
-        }
-        Ok(arrays)
-    }
-
-    /// What `copy` puts into a staging buffer of `size` bytes.
-    pub(crate) async fn read_bytes(
-        &self,
-        size: u64,
-        copy: impl FnOnce(&mut wgpu::CommandEncoder, &wgpu::Buffer),
-    ) -> Result<Vec<u8>> {
-        if size == 0 {
-            return Ok(Vec::new());
-        }
-        let (sender, receiver) = oneshot_channel();
         let submit = || {
-            let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgloss.staging"),
-                size,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
             let mut encoder = self.device().create_command_encoder(&Default::default());
-            copy(&mut encoder, &staging);
-            self.queue().submit([encoder.finish()]);
-            staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                let _ = sender.send(result);
-            });
-            staging
+            let staging = Readback::encode_tensor(self, &mut encoder, tensor);
+            let submission = self.queue().submit([encoder.finish()]);
+            Readback::map(staging, &submission)
         };
-        let staging = self.guarded(submit).await?;
-        let failed = |message: String| self.lost().unwrap_or(Error::Internal(message));
-        match receiver.receive().await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(failed(error.to_string())),
-            None => return Err(failed("the readback was dropped".into())),
-        }
-        let range = staging.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
-        let bytes = range.to_vec();
-        drop(range);
-        staging.unmap();
-        Ok(bytes)
+        let readback = self.guarded_trimming(submit).await?;
+        readback.arrived(self).await?;
+        readback.array(self, tensor.layout())
     }
 
     /// Waits for the device to be done, and turns what it reports of its inputs into an error:
@@ -114,4 +56,97 @@ impl Gpu {
             }),
         }
     }
+}
+
+/// Bytes on their way to the host: in a staging buffer that is being mapped.
+#[derive(Debug)]
+pub(crate) struct Readback {
+    staging: wgpu::Buffer,
+    submission: wgpu::SubmissionIndex,
+    mapped: OneshotReceiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Readback {
+    /// Encodes a copy of whole words of a buffer to a staging buffer.
+    pub fn encode(
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        bytes: Range<u64>,
+    ) -> wgpu::Buffer {
+        let size = bytes.end - bytes.start;
+        let staging = gpu.buffer("wgloss.readback", size.next_multiple_of(16).max(16), USAGES);
+        encoder.copy_buffer_to_buffer(from, bytes.start, &staging, 0, size);
+        staging
+    }
+
+    /// Encodes a copy of a tensor, with what lies between its rows.
+    pub fn encode_tensor(
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+        tensor: &Tensor,
+    ) -> wgpu::Buffer {
+        let bytes = if tensor.layout().elements() == 0 { 0..0 } else { tensor.byte_range() };
+        Self::encode(gpu, encoder, tensor.buffer(), bytes)
+    }
+
+    /// Maps a staging buffer, once its copy is submitted.
+    pub fn map(staging: wgpu::Buffer, submission: &wgpu::SubmissionIndex) -> Self {
+        let (sender, mapped) = oneshot_channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = sender.send(result);
+        });
+        Readback { staging, submission: submission.clone(), mapped }
+    }
+
+    /// Waits until the bytes are there.
+    pub async fn arrived(&self, gpu: &Gpu) -> Result<()> {
+        gpu.awaits(&self.submission);
+        match self.mapped.receive().await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(failed(gpu, error.to_string())),
+            None => Err(failed(gpu, "the readback was dropped".into())),
+        }
+    }
+
+    /// Hands out the bytes that have arrived, and leaves the staging buffer to the next readback.
+    pub fn take<T>(&self, gpu: &Gpu, take: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let range = self.staging.get_mapped_range(..);
+        let range = range.map_err(|error| failed(gpu, error.to_string()))?;
+        let taken = take(&range);
+        drop(range);
+        self.staging.unmap();
+        gpu.pool().give(self.staging.clone());
+        Ok(taken)
+    }
+
+    /// [`Readback::take`] as an array.
+    pub fn array(&self, gpu: &Gpu, layout: &Layout) -> Result<Array<'static>> {
+        self.take(gpu, |bytes| {
+            let (bytes, shape) = (&contiguous(layout, bytes)[..], layout.shape());
+            match layout.dtype() {
+                DType::F32 => Array::from_vec::<f32>(pod_collect_to_vec(bytes), shape),
+                DType::F16 => Array::from_vec::<f16>(pod_collect_to_vec(bytes), shape),
+                DType::Bf16 => Array::from_vec::<bf16>(pod_collect_to_vec(bytes), shape),
+                DType::I32 => Array::from_vec::<i32>(pod_collect_to_vec(bytes), shape),
+                DType::I64 => Array::from_vec::<i64>(pod_collect_to_vec(bytes), shape),
+            }
+        })?
+    }
+}
+
+fn failed(gpu: &Gpu, message: String) -> Error {
+    gpu.lost().unwrap_or(Error::Internal(message))
+}
+
+/// The bytes of a tensor's elements, without those between its rows, of the words that they lie in.
+fn contiguous<'a>(layout: &Layout, words: &'a [u8]) -> Cow<'a, [u8]> {
+    let size = layout.dtype().size();
+    let first = layout.offset() * size % 4;
+    if layout.is_contiguous() || layout.elements() == 0 {
+        return words[first.min(words.len())..][..layout.bytes() as usize].into();
+    }
+    let rows = words[first..].chunks(layout.row_stride() * size);
+    let row = layout.bytes() as usize / layout.shape()[0];
+    rows.take(layout.shape()[0]).flat_map(|bytes| &bytes[..row]).copied().collect()
 }

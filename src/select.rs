@@ -118,10 +118,13 @@ impl Facts {
             _ => Team::Workgroup,
         };
         let choice = self.choice(preferred);
-        // one iteration for every 16 elements, then one for every 4
-        let iterations = classes / u64::from(choice.team_size) * 3 / 8;
-        if self.software && iterations > Self::SOFTWARE_ITERATIONS {
-            return self.choice(Team::Workgroup);
+        // one iteration for every 16 elements, then, for softmax, four times one for every 4
+        let most = Self::SOFTWARE_ITERATIONS * 8 / 9;
+        if self.software && classes > most * u64::from(choice.team_size) {
+            let members = classes.div_ceil(most).next_power_of_two().min(1 << 31) as u32;
+            let choice = self.choice(Team::Workgroup);
+            let size = members.clamp(choice.team_size, 1 << self.max_workgroup_size.ilog2());
+            return Choice { workgroup_size: size, team_size: size, ..choice };
         }
         choice
     }
@@ -158,7 +161,7 @@ impl Facts {
             match self.part_bytes().checked_sub(line) {
                 Some(rest) => lines = lines.min(rest / stride.max(1) + 1),
                 None => {
-                    self.expect_bindable(argument, line.saturating_add(ALIGNMENT))?;
+                    self.expect_bindable(argument, line)?;
                     lines = 1;
                 }
             }

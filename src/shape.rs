@@ -93,6 +93,11 @@ impl Layout {
         }
     }
 
+    /// Bytes from the buffer's start to behind the last element.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        (self.offset as u64 + self.span() as u64) * self.dtype.size() as u64
+    }
+
     /// Bytes from the buffer's start to the last place before the tensor that is aligned.
     pub(crate) fn aligned_start(&self) -> u64 {
         (self.offset * self.dtype.size()) as u64 / ALIGNMENT * ALIGNMENT

@@ -1,7 +1,7 @@
 //! Arrays on the device.
 
 use crate::shape::Layout;
-use crate::{Array, DType, Data, Error, Gpu, Result};
+use crate::{DType, Error, Gpu, Result};
 
 /// An array in a device's buffer.
 ///
@@ -13,13 +13,14 @@ pub struct Tensor {
 }
 
 /// What kernels and copies ask of a buffer.
-const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+pub(crate) const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
 
 impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
-    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too.
+    /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too, and `COPY_DST` a result
+    /// that is copied to its place: a status, and what cross entropy tells of each row.
     ///
     /// The layout tells where in the buffer the elements lie. No offset needs to be aligned, but that
     /// of row state, to 16 bytes. Storage is read and written in words of four bytes; of a word that
@@ -82,58 +83,9 @@ impl Tensor {
 }
 
 impl Gpu {
-    /// A tensor with the array's elements. i64 class indices become i32.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`] beyond the device's limits; [`Error::Value`] for an i64 that i32 does
-    /// not hold; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
-    pub async fn upload(&self, array: &Array<'_>) -> Result<Tensor> {
-        if let Data::I64(values) = array.data()
-            && let Some((i, value)) =
-                values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err())
-        {
-            return Err(Error::Value {
-                argument: "array",
-                expected: "integers that fit i32".into(),
-                actual: format!("{value} at element {i}"),
-            });
-        }
-        self.upload_argument("array", array).await
-    }
-
-    /// [`Gpu::upload`] of a named argument. An i64 that i32 does not hold becomes `i32::MIN`: ops
-    /// have checked that it is their `ignore_index`, which they pass on to kernels likewise.
-    pub(crate) async fn upload_argument(
-        &self,
-        argument: &'static str,
-        array: &Array<'_>,
-    ) -> Result<Tensor> {
-        let narrowed: Vec<i32>;
-        let (dtype, bytes) = match array.data() {
-            Data::I64(values) => {
-                narrowed = values.iter().map(|&v| i32::try_from(v).unwrap_or(i32::MIN)).collect();
-                (DType::I32, bytemuck::cast_slice(&narrowed))
-            }
-            data => (array.dtype(), data.bytes()),
-        };
-        let tensor = self.allocate(argument, &Layout::new(array.shape(), dtype)).await?;
-        let write = || {
-            // writes are in units of four bytes
-            let (whole, tail) = bytes.split_at(bytes.len() / 4 * 4);
-            self.queue().write_buffer(&tensor.buffer, 0, whole);
-            if !tail.is_empty() {
-                let mut padded = [0; 4];
-                padded[..tail.len()].copy_from_slice(tail);
-                self.queue().write_buffer(&tensor.buffer, whole.len() as u64, &padded);
-            }
-        };
-        self.guarded(write).await?;
-        Ok(tensor)
-    }
-
-    /// A tensor of zeros.
+    /// A tensor of zeros, in a buffer that its layout fits into.
     pub(crate) async fn allocate(&self, argument: &'static str, layout: &Layout) -> Result<Tensor> {
-        let size = layout.bytes().next_multiple_of(16).max(16);
+        let size = layout.buffer_bytes().next_multiple_of(16).max(16);
         self.check_size(argument, size)?;
         let descriptor = wgpu::BufferDescriptor {
             label: Some(argument),

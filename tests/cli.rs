@@ -10,6 +10,7 @@ use std::path::Path;
 use common::command::{line, wgloss};
 use common::compare::compare_moderate;
 use common::conformance::{self, Case};
+use common::random::Random;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -314,6 +315,210 @@ fn files_of_every_kind_mean_the_same() {
     assert!(line(&wgloss(folder.path(), scalar, &[]).report(), "loss").len() >= 17);
 }
 
+/// Ten rows of three and all that goes with them: what is in batches of three and what is whole.
+fn tall() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let mut random = Random::new(11);
+    let mut write = |name: &str, shape: &[usize], unit: bool| {
+        let count = shape.iter().product();
+        let values =
+            if unit { random.uniforms(count, 0.1, 0.9) } else { random.normals(count, 2.0) };
+        let array = Array::from_vec::<f32>(values, shape).unwrap();
+        fs::write(folder.path().join(name), npy_of(&array)).unwrap();
+    };
+    write("x.npy", &[10, 3], false);
+    write("deep.npy", &[10, 3, 2], false);
+    write("p.npy", &[10, 3], true);
+    write("t.npy", &[10, 3], true);
+    write("w.npy", &[3], true);
+    write("w1.npy", &[1, 3], true);
+    write("w10.npy", &[10, 1], true);
+    write("u.npy", &[], false);
+    write("u10.npy", &[10], false);
+    write("u103.npy", &[10, 3], false);
+    write("none.npy", &[0, 3], false);
+    let integers = |name: &str, shape: &[usize], values: Vec<i64>| {
+        let array = Array::from_vec::<i64>(values, shape).unwrap();
+        fs::write(folder.path().join(name), npy_of(&array)).unwrap();
+    };
+    integers("y.npy", &[10], vec![0, 2, -100, 1, 1, -100, 0, 2, 2, 1]);
+    integers("ydeep.npy", &[10, 2], (0..20).map(|i| i % 3).collect());
+    integers("ignored.npy", &[10], vec![-100; 10]);
+    integers("opposed.npy", &[10], vec![0, 1, -100, 0, 1, 0, 1, 0, 1, -100]);
+    integers("outside.npy", &[10], vec![0, 1, 2, 0, 1, 2, 0, 3, 1, 2]);
+    integers("ynone.npy", &[0], vec![]);
+    let opposed = Array::new(&[1.0_f32, -1.0, 0.5], &[3]).unwrap();
+    fs::write(folder.path().join("opposed-w.npy"), npy_of(&opposed)).unwrap();
+    folder
+}
+
+/// What a run writes to a `.safetensors` file, by name.
+fn results(folder: &Path, command: &str) -> Vec<(String, Dtype, Vec<usize>, Vec<f64>)> {
+    wgloss(folder, command, &[]).report();
+    let bytes = fs::read(folder.join("out.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |view: &TensorView<'_>| match view.dtype() {
+        Dtype::F64 => bytemuck::pod_collect_to_vec(view.data()),
+        Dtype::F32 => {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            values.into_iter().map(f64::from).collect()
+        }
+        Dtype::I32 => {
+            let values: Vec<i32> = bytemuck::pod_collect_to_vec(view.data());
+            values.into_iter().map(f64::from).collect()
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut results: Vec<_> = file
+        .iter()
+        .map(|(name, view)| (name.to_string(), view.dtype(), view.shape().to_vec(), values(&view)))
+        .collect();
+    results.sort_by(|a, b| a.0.cmp(&b.0));
+    fs::remove_file(folder.join("out.safetensors")).unwrap();
+    results
+}
+
+/// Whatever is divided how, the results are those of one piece.
+#[test]
+fn batches_of_rows_are_the_whole() {
+    let folder = tall();
+    let ce = "cross-entropy --input x.npy --target";
+    let commands = [
+        format!("{ce} y.npy"),
+        format!("{ce} y.npy --weight w.npy --label-smoothing 0.2 --z-loss 0.1 --upstream u.npy"),
+        format!("{ce} y.npy --reduction sum --upstream u.npy"),
+        format!(
+            "{ce} y.npy --reduction none --upstream u10.npy --weight w.npy \
+             --logsumexp out.safetensors --argmax out.safetensors --correct out.safetensors"
+        ),
+        format!("{ce} t.npy --label-smoothing 0.2 --weight w.npy"),
+        format!("{ce} ignored.npy"),
+        format!("{ce} ignored.npy --empty-mean 0.5"),
+        format!("{ce} opposed.npy --weight opposed-w.npy"),
+        "cross-entropy --input deep.npy --target ydeep.npy --weight w.npy".into(),
+        "cross-entropy --input none.npy --target ynone.npy".into(),
+        "nll-loss --input x.npy --target y.npy --weight w.npy".into(),
+        "nll-loss --input x.npy --target opposed.npy --weight opposed-w.npy".into(),
+        "bce --input p.npy --target t.npy --weight w1.npy".into(),
+        "bce-with-logits --input x.npy --target t.npy --weight w10.npy --pos-weight w.npy".into(),
+        "bce-with-logits --input x.npy --target t.npy --reduction none --upstream u103.npy".into(),
+        "mse --input x.npy --target t.npy --upstream u.npy".into(),
+        "mse --input u10.npy --target u10.npy".into(),
+        "mse --input none.npy --target none.npy".into(),
+        "kl-div --input x.npy --target t.npy --reduction batchmean".into(),
+        "softmax --input x.npy --upstream u103.npy".into(),
+        "log-softmax --input deep.npy --dim 1".into(),
+        "sigmoid --input x.npy".into(),
+    ];
+    let devices = match common::gpu::gpu() {
+        Some(_) => vec![("reference", 1e-14), ("gpu", 2e-6)],
+        None => vec![("reference", 1e-14)],
+    };
+    for command in &commands {
+        for (device, tolerance) in &devices {
+            let command = format!(
+                "run {command} --device {device} --loss out.safetensors --grad out.safetensors"
+            );
+            let whole = results(folder.path(), &command);
+            // on the GPU, where every process compiles its kernels, one size
+            let sizes: &[_] = if *device == "gpu" { &[3] } else { &[1, 3, 10, 99] };
+            for size in sizes {
+                let divided = results(folder.path(), &format!("{command} --batch-rows {size}"));
+                assert_eq!(divided.len(), whole.len());
+                for (got, want) in divided.iter().zip(&whole) {
+                    let (of_got, of_want) = ((&got.0, got.1, &got.2), (&want.0, want.1, &want.2));
+                    assert_eq!(of_got, of_want, "{command}");
+                    let largest = want.3.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
+                    for (got, want) in got.3.iter().zip(&want.3) {
+                        let error = (got - want).abs();
+                        let is_equal =
+                            got.is_nan() && want.is_nan() || error <= tolerance * largest;
+                        assert!(is_equal, "{command}, {size} rows: {got} instead of {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_report_of_batches_is_that_of_the_whole() {
+    let folder = tall();
+    let command = "run cross-entropy --input x.npy --target y.npy --reduction none --device \
+        reference --loss l.npy --grad g.npy";
+    let whole = wgloss(folder.path(), command, &[]).report();
+    let divided = wgloss(folder.path(), &format!("{command} --batch-rows 4"), &[]).report();
+    assert!(line(&divided, "call").ends_with("(3 batches, with reading and writing files)"));
+    let rest = |report: &str| {
+        let lines = report.lines().filter(|line| !line.starts_with("call"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(rest(&divided), rest(&whole));
+    // both files are as numpy writes them
+    assert_eq!(read_npy(&folder.path().join("l.npy")).shape, [10]);
+    assert_eq!(read_npy(&folder.path().join("g.npy")).shape, [10, 3]);
+}
+
+#[test]
+fn what_cannot_be_done_in_batches_is_refused() {
+    let folder = tall();
+    let columns = npy("<f4", &[10, 3], "True", &[0; 120]);
+    fs::write(folder.path().join("fortran.npy"), columns).unwrap();
+    let mut values = [0.5_f32; 30];
+    values[6 * 3 + 4] = 1.5;
+    let bad = npy("<f4", &[10, 3], "False", bytemuck::cast_slice(&values));
+    fs::write(folder.path().join("bad.npy"), bad).unwrap();
+    let scalar = npy("<i8", &[], "False", &[0; 8]);
+    fs::write(folder.path().join("scalar.npy"), scalar).unwrap();
+    let listing = || fs::read_dir(folder.path()).unwrap().count();
+    let before = listing();
+    let devices = if common::gpu::gpu().is_some() { &["reference", "gpu"][..] } else { &["cpu"] };
+    for device in devices {
+        for (command, message) in [
+            (
+                "softmax --input x.npy --dim 0",
+                "--batch-rows: expected a --dim other than the first of [10, 3], which is divided \
+                 into batches, got 0",
+            ),
+            (
+                "log-softmax --input x.npy --dim -2",
+                "--batch-rows: expected a --dim other than the first of [10, 3], which is divided \
+                 into batches, got -2",
+            ),
+            (
+                "nll-loss --input w.npy --target scalar.npy",
+                "--batch-rows: expected an input of shape [N, C] or [N, C, d1, ...], got [3]",
+            ),
+            (
+                "sigmoid --input u.npy",
+                "--batch-rows: expected an input of at least one dimension, got []",
+            ),
+            (
+                "sigmoid --input fortran.npy",
+                "--input: expected C order for --batch-rows, got Fortran order: convert with \
+                 np.ascontiguousarray",
+            ),
+            // the row is that of the file
+            (
+                "cross-entropy --input x.npy --target outside.npy",
+                "--target outside.npy: expected a class in 0..3 at row 7, got 3",
+            ),
+            (
+                "bce --input bad.npy --target t.npy",
+                "rows 6..9: --input bad.npy: expected numbers in [0, 1], got 1.5 at element 4",
+            ),
+        ] {
+            let command =
+                format!("run {command} --batch-rows 3 --device {device} --loss l.npy --grad g.npy");
+            assert_eq!(wgloss(folder.path(), &command, &[]).refusal(), message, "{command}");
+            assert_eq!(listing(), before, "{command}");
+        }
+    }
+    let none = wgloss(folder.path(), "run sigmoid --input x.npy --batch-rows 0", &[]);
+    assert_eq!(none.code, Some(2));
+    assert!(none.stderr.contains("--batch-rows <ROWS>"), "{}", none.stderr);
+}
+
 #[test]
 fn passes_follow_from_the_files_asked_for() {
     let folder = inputs();
@@ -446,6 +651,10 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
         (
             &format!("{good} --loss l.safetensors#x --grad l.safetensors#x"),
             "--grad l.safetensors#x: expected another place than --loss",
+        ),
+        (
+            "--input logits.npy --target logits.npy --correct c.npy",
+            "--correct c.npy: expected none for these targets, got one",
         ),
         // what is wrong with an input is found before anything is written
         (

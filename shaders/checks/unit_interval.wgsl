@@ -7,7 +7,7 @@ fn unacceptable(quad: Quad, x: vec4<f32>, t: vec4<f32>) -> vec4<bool> {
     let bad = outside & (vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));
     if any(bad) {
         let which = select(select(select(3u, 2u, bad.z), 1u, bad.y), 0u, bad.x);
-        report_bad(params.first + quad.index + which);
+        report_bad(quad.index + which);
     }
     return bad;
 }

@@ -21,7 +21,7 @@ struct Params {
     teams: u32,
     // the elements of a line
     line: u32,
-    // how many dimensions the weights are laid over
+    // how many dimensions weights are broadcast over
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
     scale: f32,
@@ -29,9 +29,9 @@ struct Params {
     settings: vec2<f32>,
     // the first element of this dispatch, among all
     first: u32,
-    unused_0: u32,
-    unused_1: u32,
-    unused_2: u32,
+    unused: u32,
+    // 1 where each element has a weight of its own, and a pos_weight; else 0
+    own: vec2<u32>,
     // innermost first: size, stride of weight, stride of pos_weight, index of the first element
     dim: array<vec4<u32>, 8>,
 }
@@ -71,7 +71,7 @@ fn quad_at(q: u32) -> Quad {
 // The places of an element's weight and pos_weight, for the i-th of this dispatch.
 fn weight_places(i: u32) -> vec2<u32> {
     var rest = i;
-    var places = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u));
+    var places = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u)) + i * params.own;
     for (var d = 0u; d < params.dims; d += 1u) {
         let dim = params.dim[d];
         let index = rest % dim.x + dim.w;

@@ -6,7 +6,7 @@ override MEAN: bool = false;
 
 fn row_of(index: u32) -> Row {
     let label = label_of_row(index, params.ignore_index, params.classes);
-    if label.kind == ROW_BAD && is_first_bad(params.first + index) {
+    if label.kind == ROW_BAD && is_first_bad(index) {
         control.bad_value = label.index;
         control.classes = params.classes;
     }

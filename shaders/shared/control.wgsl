@@ -18,11 +18,16 @@ struct Control {
 
 @group(0) @binding(7) var<storage, read_write> control: Control;
 
-// A maximum of inverted places: zero, the state after clearing, then means none.
-fn report_bad(place: u32) {
-    atomicMax(&control.first_bad, 0xffffffffu - place);
+// The place among all of the i-th element or row of this dispatch; 2^32 - 2 stands for later ones.
+fn place_among_all(i: u32) -> u32 {
+    return params.first + min(i, 0xfffffffeu - params.first);
 }
 
-fn is_first_bad(place: u32) -> bool {
-    return atomicLoad(&control.first_bad) == 0xffffffffu - place;
+// A maximum of inverted places: zero, the state after clearing, then means none.
+fn report_bad(i: u32) {
+    atomicMax(&control.first_bad, 0xffffffffu - place_among_all(i));
+}
+
+fn is_first_bad(i: u32) -> bool {
+    return atomicLoad(&control.first_bad) == 0xffffffffu - place_among_all(i);
 }

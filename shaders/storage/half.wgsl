@@ -79,6 +79,11 @@ fn put_grad(i: u32, kept: u32, bits: u32) {
     }
 }
 
+fn put_grad_half(at: u32, half: u32) {
+    let shift = 16u * (at % 2u);
+    put_grad(at / 2u, ~(0xffffu << shift), half << shift);
+}
+
 fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
     if step == 1u {
         let words = words_of(at, last, value);
@@ -87,11 +92,17 @@ fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
         put_grad(at / 2u + 2u, words.kept.z, words.bits.z);
         return;
     }
+    // no loop: software devices bound the iterations of an invocation
     let half = encode4(value);
-    for (var i = 0u; i <= last; i += 1u) {
-        let element = at + i * step;
-        let shift = 16u * (element % 2u);
-        put_grad(element / 2u, ~(0xffffu << shift), half[i] << shift);
+    put_grad_half(at, half.x);
+    if last >= 1u {
+        put_grad_half(at + step, half.y);
+    }
+    if last >= 2u {
+        put_grad_half(at + 2u * step, half.z);
+    }
+    if last >= 3u {
+        put_grad_half(at + 3u * step, half.w);
     }
 }
 
@@ -104,6 +115,11 @@ fn put_output(i: u32, kept: u32, bits: u32) {
     }
 }
 
+fn put_output_half(at: u32, half: u32) {
+    let shift = 16u * (at % 2u);
+    put_output(at / 2u, ~(0xffffu << shift), half << shift);
+}
+
 fn store_output(at: u32, step: u32, last: u32, value: vec4<f32>) {
     if step == 1u {
         let words = words_of(at, last, value);
@@ -113,9 +129,14 @@ fn store_output(at: u32, step: u32, last: u32, value: vec4<f32>) {
         return;
     }
     let half = encode4(value);
-    for (var i = 0u; i <= last; i += 1u) {
-        let element = at + i * step;
-        let shift = 16u * (element % 2u);
-        put_output(element / 2u, ~(0xffffu << shift), half[i] << shift);
+    put_output_half(at, half.x);
+    if last >= 1u {
+        put_output_half(at + step, half.y);
+    }
+    if last >= 2u {
+        put_output_half(at + 2u * step, half.z);
+    }
+    if last >= 3u {
+        put_output_half(at + 3u * step, half.w);
     }
 }

@@ -15,7 +15,7 @@ fn term(i: u32) -> f32 {
         }
         case ROW_IGNORED: { return 0.0; }
         default: {
-            report_bad(params.first + i);
+            report_bad(i);
             return 0.0;
         }
     }

@@ -7,7 +7,7 @@ use super::{
 use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{
-    Binding, ElementParams, Program, Slot, Terms, Total, status_layout, stretches,
+    Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
 };
 use crate::reference::{self, Values};
 use crate::select::Facts;
@@ -102,7 +102,7 @@ impl<E: Elementwise> Op for E {
                 expect_dtype(argument, weight, &[DType::F32])?;
             }
         }
-        weight_dims(args)?;
+        Weights::of(args)?;
         expect_upstream(args, self.reduction(), input.shape())?;
         Ok(Output {
             loss: pass.has_loss().then(|| match E::TARGET {
@@ -152,9 +152,11 @@ impl<E: Elementwise> Op for E {
         add(5, Slot::Grad, outputs.grad.as_ref());
         add(6, Slot::Loss, outputs.loss.as_ref().filter(|_| !reduced));
 
-        let lines = Lines::of(input, &tensors, facts)?;
+        let weights = Weights::of(args)?;
+        let layouts = tensors.iter().map(|tensor| tensor.2);
+        let layouts: Vec<_> = layouts.chain(weights.own.into_iter().flatten()).collect();
+        let lines = Lines::of(input, &layouts, facts)?;
         let vec4 = lines.are_vec4(tensors.iter().map(|tensor| tensor.2));
-        let dims = weight_dims(args)?;
         let kernel = Kernel {
             label: label.clone(),
             files: [
@@ -195,17 +197,18 @@ impl<E: Elementwise> Op for E {
         let mut done = 0;
         for part in &parts {
             let teams = teams_of(part);
-            let mut params = ElementParams {
+            let params = ElementParams {
                 quads: part.quads() as u32,
                 per_team: quads_per_team as u32,
                 teams: teams as u32,
                 line: part.line as u32,
-                dims: dims.len() as u32,
+                dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
                 settings: self.settings().map(|setting| setting as f32),
-                first: part.first as u32,
-                unused: [0; 3],
-                dim: [[0; 4]; MAX_DIMS],
+                first: first_place(part.first),
+                unused: 0,
+                own: weights.own.map(|own| own.is_some().into()),
+                dim: weights.dims_from(part.first),
             };
             let mut bindings = Vec::new();
             for &(binding, slot, layout) in &tensors {
@@ -217,23 +220,12 @@ impl<E: Elementwise> Op for E {
                 let span = (part.lines - 1) * stride + part.line;
                 bindings.push(Binding::part(binding, slot, layout, [first, span, stride]));
             }
-            let weights = [(3, Slot::Weight, &args.weight), (8, Slot::PosWeight, &args.pos_weight)];
-            let mut rest = part.first;
-            for (to, dim) in params.dim.iter_mut().zip(&dims) {
-                let size = dim.size as u64;
-                let [weight, pos_weight] = dim.strides.map(|stride| stride as u32);
-                *to = [size as u32, weight, pos_weight, (rest % size) as u32];
-                rest /= size;
-            }
-            for (k, (binding, slot, layout)) in weights.into_iter().enumerate() {
-                bindings.push(match (layout, &dims[..]) {
-                    // one weight an element, of which this part needs its own
-                    (Some(weight), [dim]) if dim.strides[k] == 1 => {
-                        params.dim[0][3] = 0;
-                        let elements = part.lines * part.line;
-                        Binding::part(binding, slot, weight, [part.first, elements, 0])
-                    }
-                    (weight, _) => Binding::all_or_one(binding, slot, weight.as_ref()),
+            let given = [(3, Slot::Weight, &args.weight), (8, Slot::PosWeight, &args.pos_weight)];
+            for ((binding, slot, layout), own) in given.into_iter().zip(weights.own) {
+                let stretch = [part.first, part.lines * part.line, 0];
+                bindings.push(match own {
+                    Some(own) => Binding::part(binding, slot, own, stretch),
+                    None => Binding::all_or_one(binding, slot, layout.as_ref()),
                 });
             }
             if !E::TARGET {
@@ -271,12 +263,49 @@ impl<E: Elementwise> Op for E {
 }
 
 /// How `weight` and `pos_weight` lie over the input.
-fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
-    fn shape_of(layout: &Option<Layout>) -> &[usize] {
-        layout.as_ref().map_or(&[], Layout::shape)
+struct Weights<'a> {
+    /// Those of which each element has one of its own.
+    own: [Option<&'a Layout>; 2],
+    /// The dimensions that the others are broadcast over, innermost first.
+    dims: Vec<shape::Dim<2>>,
+}
+
+impl<'a> Weights<'a> {
+    fn of(args: &'a Args<Layout>) -> Result<Self> {
+        let input = &args.input;
+        let weights = [("weight", &args.weight), ("pos_weight", &args.pos_weight)];
+        let shapes = weights
+            .map(|(name, weight)| (name, weight.as_ref().map_or(&[][..], |weight| weight.shape())));
+        shape::broadcast(input.shape(), shapes)?;
+        let own = weights.map(|(_, weight)| {
+            weight.as_ref().filter(|weight| weight.elements() == input.elements())
+        });
+        let others = std::array::from_fn(|k| match own[k] {
+            Some(_) => (shapes[k].0, &[][..]),
+            None => shapes[k],
+        });
+        let mut dims = shape::broadcast(input.shape(), others)?;
+        while dims.pop_if(|dim| dim.strides == [0, 0]).is_some() {}
+        Ok(Weights { own, dims })
     }
-    let weights = [("weight", shape_of(&args.weight)), ("pos_weight", shape_of(&args.pos_weight))];
-    shape::broadcast(args.input.shape(), weights)
+
+    /// The dimensions as a dispatch needs them that begins with the element `first`.
+    fn dims_from(&self, first: u64) -> [[u32; 4]; MAX_DIMS] {
+        // More elements than a dispatch works on. Of a longer dimension only the end is told: nothing
+        // that varies along it can be bound.
+        const MANY: u64 = 1 << 31;
+        let mut dims = [[0; 4]; MAX_DIMS];
+        let mut rest = first;
+        for (to, dim) in dims.iter_mut().zip(&self.dims) {
+            let size = dim.size as u64;
+            let left = (size - rest % size).min(MANY);
+            let [weight, pos_weight] = dim.strides.map(|stride| stride as u32);
+            let told = size.min(MANY);
+            *to = [told as u32, weight, pos_weight, (told - left) as u32];
+            rest /= size;
+        }
+        dims
+    }
 }
 
 /// The elements of an input, in lines: one, where all tensors are contiguous; else one for each
@@ -306,15 +335,15 @@ impl Part {
 }
 
 impl Lines {
-    fn of(input: &Layout, tensors: &[(u32, Slot, &Layout)], facts: &Facts) -> Result<Self> {
-        let is_one = tensors.iter().all(|(_, _, layout)| layout.is_contiguous());
+    fn of(input: &Layout, layouts: &[&Layout], facts: &Facts) -> Result<Self> {
+        let is_one = layouts.iter().all(|layout| layout.is_contiguous());
         let elements = input.elements() as u64;
         let lines = input.shape().first().map_or(1, |&size| size as u64);
         let (count, line) = if is_one { (1, elements) } else { (lines, elements / lines.max(1)) };
-        let sizes = tensors.iter().map(|&(_, slot, layout)| {
+        let sizes = layouts.iter().map(|layout| {
             let stride = if is_one { 4 } else { layout.row_stride() as u64 };
             let line = if is_one { 4 } else { line };
-            (slot.name(), [stride, line].map(|n| n * layout.dtype().size() as u64))
+            ("one row of input", [stride, line].map(|n| n * layout.dtype().size() as u64))
         });
         let most = facts.lines_per_part(&sizes.collect::<Vec<_>>())?;
         Ok(Lines {

@@ -59,12 +59,11 @@ impl RowMap {
                 .into_iter()
                 .filter_map(|(binding, slot, layout)| Some((binding, slot, layout.as_ref()?))),
         );
+        // the rows of a padded matrix lie along its second dimension
+        let is_along_second = input.shape().first() == Some(&shape.batch)
+            && input.shape().get(1) == Some(&shape.classes);
         for &(_, slot, layout) in &tensors {
-            // the rows of a padded matrix lie along its second dimension
-            let is_first = input.shape().first() == Some(&shape.batch);
-            if !layout.is_contiguous()
-                && !(is_first && input.shape().get(1) == Some(&shape.classes))
-            {
+            if !is_along_second && !layout.is_contiguous() {
                 return Err(Error::Value {
                     argument: slot.name(),
                     expected: "a row stride only for rows along dimension 1".into(),
@@ -98,9 +97,9 @@ impl RowMap {
         let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
         let lines: Vec<_> = tensors
             .iter()
-            .map(|(_, slot, layout)| {
+            .map(|(_, _, layout)| {
                 let sizes = [shape.batch_stride(layout), shape.batch_elements()];
-                (slot.name(), sizes.map(|n| n as u64 * layout.dtype().size() as u64))
+                ("one row of input", sizes.map(|n| n as u64 * layout.dtype().size() as u64))
             })
             .collect();
         for [first, batches] in stretches(shape.batch as u64, facts.lines_per_part(&lines)?) {

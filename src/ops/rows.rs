@@ -3,7 +3,9 @@
 use super::{expect_dtype, expect_finite, expect_shape, required};
 use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, stretches};
+use crate::program::{
+    Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, first_place, stretches,
+};
 use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
@@ -111,7 +113,7 @@ impl RowLoss<'_> {
                     rows: rows as u32,
                     classes: shape.classes as u32,
                     positions: shape.positions as u32,
-                    first: row as u32,
+                    first: first_place(row),
                     ..self.params
                 };
                 let mut bindings = self.bindings(shape, [first, batches]);
@@ -216,8 +218,10 @@ impl RowLoss<'_> {
             ("one row of input", sizes.map(|n| n as u64 * tensor.dtype().size() as u64))
         };
         let mut lines: Vec<_> = tensors.iter().map(row).collect();
-        // what there is for each row: at most four numbers
-        lines.push(("one row of state", [shape.positions as u64 * 16; 2]));
+        // what there is for each row: four numbers of state or results, or one
+        let has_state = self.args.state.is_some() || self.outputs.state.is_some();
+        let numbers = if has_state || self.row_outputs { 4 } else { 1 };
+        lines.push(("one row of results", [shape.positions as u64 * 4 * numbers; 2]));
         facts.lines_per_part(&lines)
     }
 

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use clap::ValueEnum;
+use safetensors::Dtype;
 use wgloss::reference::{self, Values};
-use wgloss::{Args, Gpu, GpuOptions, Op, Output, Pass};
+use wgloss::{Args, DType, Gpu, GpuOptions, Op, Output, Pass};
 
 use crate::devices;
 use crate::files::Tensor;
@@ -113,6 +115,50 @@ impl Machine {
             ("call", timing.call, "upload, dispatches and readback, after that first run"),
         ];
         Ok((stored(output), times))
+    }
+
+    /// The type in which results of a type are written.
+    pub fn written_as(&self, dtype: DType) -> Dtype {
+        match (&self.engine, dtype) {
+            (Engine::Reference, _) => Dtype::F64,
+            (Engine::Cpu, _) | (_, DType::F32) => Dtype::F32,
+            (Engine::Gpu(_), DType::F16) => Dtype::F16,
+            (Engine::Gpu(_), DType::Bf16) => Dtype::BF16,
+            (Engine::Gpu(_), DType::I32) => Dtype::I32,
+            (Engine::Gpu(_), DType::I64) => Dtype::I64,
+        }
+    }
+
+    /// Whether results are float64.
+    pub fn is_exact(&self) -> bool {
+        matches!(self.engine, Engine::Reference)
+    }
+
+    /// Computes a pass over batches, of which the GPU has several in flight, and hands on what
+    /// became of each, in their order. The first error of `batches` or `take` ends it.
+    pub fn run_batches(
+        &self,
+        op: &dyn Op,
+        pass: Pass,
+        batches: impl Iterator<Item = Result<Args<Host>>>,
+        mut take: impl FnMut(wgloss::Result<Output<Tensor>>) -> Result<()>,
+    ) -> Result<()> {
+        let Engine::Gpu(gpu) = &self.engine else {
+            for args in batches {
+                take(self.run(op, pass, &args?))?;
+            }
+            return Ok(());
+        };
+        let mut stream = gpu.stream(op, pass);
+        for args in batches {
+            if let Some(output) = gpu.block_on(stream.push(&args?)) {
+                take(output.map(stored))?;
+            }
+        }
+        while let Some(output) = gpu.block_on(stream.next()) {
+            take(output.map(stored))?;
+        }
+        Ok(())
     }
 
     /// The reference's results, rounded where the device is the CPU.

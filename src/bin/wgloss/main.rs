@@ -5,8 +5,10 @@ mod files;
 mod devices;
 mod machine;
 mod ops;
+mod batches;
 mod run;
 mod check;
+mod bench;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -50,6 +52,11 @@ enum Command {
     /// are computed and judged instead. The last line counts what passed, failed and was skipped;
     /// the exit status is 0 only if nothing failed.
     Check(check::Flags),
+    /// Time kernels against copies on the same device
+    ///
+    /// Every result is held to the float64 reference before it is timed. Contenders take turns, and
+    /// medians are told. GB/s count every argument and result once.
+    Bench(bench::Flags),
     /// List the adapters that kernels can run on, and which of them `run` would take
     Devices {
         /// Write JSON
@@ -62,6 +69,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { op } => run::run(&(*op).into()).map(|()| true),
         Command::Check(flags) => check::check(&flags),
+        Command::Bench(flags) => bench::bench(&flags).map(|()| true),
         Command::Devices { json } => devices::list(json).map(|()| true),
     };
     match result {

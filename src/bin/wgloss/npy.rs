@@ -37,24 +37,40 @@ pub struct Npy<'a> {
     pub data: &'a [u8],
 }
 
+/// The most bytes before the header's text.
+pub const PREFIX: usize = 12;
+
+const CUT_OFF: &str = "the header is cut off";
+
+/// Where the elements start, by the file's first [`PREFIX`] bytes (fewer where it has fewer).
+pub fn data_start(file: &[u8]) -> Result<usize> {
+    let (text, length) = header_text(file)?;
+    Ok(text + length)
+}
+
+/// Where the header's text starts, and how long it is.
+fn header_text(file: &[u8]) -> Result<(usize, usize)> {
+    let rest = file.strip_prefix(MAGIC).context("not a .npy file: it does not start as one")?;
+    let (&[major, minor], rest) = rest.split_first_chunk().context(CUT_OFF)?;
+    let at = MAGIC.len() + 2;
+    match (major, minor) {
+        (1, 0) => {
+            let &length = rest.first_chunk().context(CUT_OFF)?;
+            Ok((at + 2, u16::from_le_bytes(length).into()))
+        }
+        (2 | 3, 0) => {
+            let &length = rest.first_chunk().context(CUT_OFF)?;
+            Ok((at + 4, u32::from_le_bytes(length) as usize))
+        }
+        _ => bail!("expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"),
+    }
+}
+
 /// Reads a file's bytes. Whether `data` has the length that `dtype` and `shape` ask for is left to
 /// the caller.
 pub fn parse(bytes: &[u8]) -> Result<Npy<'_>> {
-    let truncated = "the header is cut off";
-    let rest = bytes.strip_prefix(MAGIC).context("not a .npy file: it does not start as one")?;
-    let (&[major, minor], rest) = rest.split_first_chunk().context(truncated)?;
-    let (length, rest) = match (major, minor) {
-        (1, 0) => {
-            let (&length, rest) = rest.split_first_chunk().context(truncated)?;
-            (u16::from_le_bytes(length).into(), rest)
-        }
-        (2 | 3, 0) => {
-            let (&length, rest) = rest.split_first_chunk().context(truncated)?;
-            (u32::from_le_bytes(length) as usize, rest)
-        }
-        _ => bail!("expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"),
-    };
-    let (header, data) = rest.split_at_checked(length).context(truncated)?;
+    let (text, length) = header_text(bytes)?;
+    let (header, data) = bytes[text..].split_at_checked(length).context(CUT_OFF)?;
     let malformed = "the header is malformed";
     let header = str::from_utf8(header).context(malformed)?;
     let (mut dtype, mut shape, mut fortran_order) = (None, None, None);

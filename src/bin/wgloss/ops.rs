@@ -1,5 +1,7 @@
 //! The ops as subcommands: what each takes beyond the common flags, and how it is made from them.
 
+use std::num::NonZeroUsize;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use wgloss::{
@@ -35,6 +37,10 @@ pub struct Common {
     /// Where to write the gradient
     #[arg(long, value_name = "FILE")]
     pub grad: Option<Place>,
+    /// Read, compute and write this many rows (entries of the first dimension) at a time: for files
+    /// that exceed the device's memory or the host's
+    #[arg(long, value_name = "ROWS")]
+    pub batch_rows: Option<NonZeroUsize>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
@@ -52,6 +58,18 @@ pub struct Loss {
     /// How the losses of rows or elements become the result
     #[arg(long, default_value = "mean", value_parser = reductions(&REDUCTIONS))]
     reduction: Reduction,
+}
+
+impl Loss {
+    /// The reduction of the op: in batches, a mean is the sum of the batches' sums, divided once.
+    fn op_reduction(&self) -> Reduction {
+        match self.reduction {
+            Reduction::Mean | Reduction::BatchMean if self.common.batch_rows.is_some() => {
+                Reduction::Sum
+            }
+            reduction => reduction,
+        }
+    }
 }
 
 /// An op and its flags.
@@ -217,12 +235,30 @@ pub struct Job {
     pub op: Box<dyn Op>,
     /// The common flags.
     pub common: Common,
-    /// How losses become the result: maps have none.
+    /// How losses become the result: maps have none. In batches, the op itself has sum for mean.
     pub reduction: Option<Reduction>,
+    /// What belongs together.
+    pub rows: Rows,
     /// The arguments given beside the input.
     pub given: Vec<Given>,
     /// What to write beside loss and gradient.
     pub row_outputs: Vec<(&'static str, Place)>,
+}
+
+/// What of an input belongs together, and so to one batch.
+#[derive(Debug, Clone, Copy)]
+pub enum Rows {
+    /// Single elements.
+    OfElements,
+    /// Rows of classes.
+    OfClasses {
+        /// The class that marks rows to be left out.
+        ignore_index: i64,
+        /// The mean where every row is.
+        empty_mean: f64,
+    },
+    /// Rows along a dimension; negative ones count from the end.
+    Along(i64),
 }
 
 /// An argument beside the input.
@@ -233,8 +269,16 @@ pub struct Given {
     pub place: Place,
     /// What its elements are.
     pub kind: Kind,
-    /// Puts the array among the arguments.
-    pub set: fn(Args<Host>, Host) -> Args<Host>,
+}
+
+/// Puts an argument beside the input among the arguments, by the library's name for it.
+pub fn set<T>(args: Args<T>, name: &str, value: T) -> Args<T> {
+    match name {
+        "target" => args.target(value),
+        "weight" => args.weight(value),
+        "pos_weight" => args.pos_weight(value),
+        _ => args.upstream(value),
+    }
 }
 
 impl From<OpCommand> for Job {
@@ -261,7 +305,7 @@ impl From<OpCommand> for Job {
                     row_outputs.into_iter().filter_map(|(name, to)| Some((name, to?)));
                 let row_outputs: Vec<_> = row_outputs.collect();
                 let op = CrossEntropy::default()
-                    .reduction(loss.reduction)
+                    .reduction(loss.op_reduction())
                     .ignore_index(ignore_index)
                     .label_smoothing(label_smoothing)
                     .logit_scale(logit_scale)
@@ -272,53 +316,62 @@ impl From<OpCommand> for Job {
                     Some(cap) => op.softcap(cap),
                     None => op,
                 };
+                let rows = Rows::OfClasses { ignore_index, empty_mean };
                 let job = Job::loss(loss, Kind::ClassesOrNumbers, Box::new(op));
-                Job { row_outputs, ..job.give("weight", weight, Args::weight) }
+                Job { rows, row_outputs, ..job.give("weight", weight) }
             }
             C::NllLoss { loss, weight, ignore_index } => {
-                let op = NllLoss::default().reduction(loss.reduction).ignore_index(ignore_index);
-                Job::loss(loss, Kind::Classes, Box::new(op)).give("weight", weight, Args::weight)
+                let op =
+                    NllLoss::default().reduction(loss.op_reduction()).ignore_index(ignore_index);
+                let rows = Rows::OfClasses { ignore_index, empty_mean: f64::NAN };
+                let job = Job::loss(loss, Kind::Classes, Box::new(op));
+                Job { rows, ..job.give("weight", weight) }
             }
             C::Bce { loss: flags, weight } => {
-                let op = Bce::default().reduction(flags.reduction);
-                loss(flags, Box::new(op)).give("weight", weight, Args::weight)
+                let op = Bce::default().reduction(flags.op_reduction());
+                loss(flags, Box::new(op)).give("weight", weight)
             }
             C::BceWithLogits { loss: flags, weight, pos_weight } => {
-                let op = BceWithLogits::default().reduction(flags.reduction);
-                let job = loss(flags, Box::new(op)).give("weight", weight, Args::weight);
-                job.give("pos_weight", pos_weight, Args::pos_weight)
+                let op = BceWithLogits::default().reduction(flags.op_reduction());
+                let job = loss(flags, Box::new(op)).give("weight", weight);
+                job.give("pos_weight", pos_weight)
             }
             C::Mse { loss: flags } => {
-                let op = Mse::default().reduction(flags.reduction);
+                let op = Mse::default().reduction(flags.op_reduction());
                 loss(flags, Box::new(op))
             }
             C::L1 { loss: flags } => {
-                let op = L1::default().reduction(flags.reduction);
+                let op = L1::default().reduction(flags.op_reduction());
                 loss(flags, Box::new(op))
             }
             C::SmoothL1 { loss: flags, beta } => {
-                let op = SmoothL1::default().reduction(flags.reduction).beta(beta);
+                let op = SmoothL1::default().reduction(flags.op_reduction()).beta(beta);
                 loss(flags, Box::new(op))
             }
             C::Huber { loss: flags, delta } => {
-                let op = Huber::default().reduction(flags.reduction).delta(delta);
+                let op = Huber::default().reduction(flags.op_reduction()).delta(delta);
                 loss(flags, Box::new(op))
             }
             C::KlDiv { common, target, log_target, reduction } => {
-                let op = KlDiv::default().reduction(reduction).log_target(log_target);
-                loss(Loss { common, target, reduction }, Box::new(op))
+                let flags = Loss { common, target, reduction };
+                let op = KlDiv::default().reduction(flags.op_reduction()).log_target(log_target);
+                loss(flags, Box::new(op))
             }
             C::SoftMargin { loss: flags } => {
-                let op = SoftMargin::default().reduction(flags.reduction);
+                let op = SoftMargin::default().reduction(flags.op_reduction());
                 loss(flags, Box::new(op))
             }
             C::SigmoidFocal { loss: flags, alpha, gamma } => {
-                let op = SigmoidFocal::default().reduction(flags.reduction);
+                let op = SigmoidFocal::default().reduction(flags.op_reduction());
                 loss(flags, Box::new(op.alpha(alpha).gamma(gamma)))
             }
-            C::Softmax { common, dim } => Job::map(common, Box::new(Softmax::default().dim(dim))),
+            C::Softmax { common, dim } => {
+                let job = Job::map(common, Box::new(Softmax::default().dim(dim)));
+                Job { rows: Rows::Along(dim), ..job }
+            }
             C::LogSoftmax { common, dim } => {
-                Job::map(common, Box::new(LogSoftmax::default().dim(dim)))
+                let job = Job::map(common, Box::new(LogSoftmax::default().dim(dim)));
+                Job { rows: Rows::Along(dim), ..job }
             }
             C::Sigmoid { common } => Job::map(common, Box::new(Sigmoid)),
             C::LogSigmoid { common } => Job::map(common, Box::new(LogSigmoid)),
@@ -330,26 +383,22 @@ impl Job {
     /// An op with the arguments that every op takes.
     fn map(common: Common, op: Box<dyn Op>) -> Job {
         let upstream = common.upstream.clone();
-        let job = Job { op, common, reduction: None, given: vec![], row_outputs: vec![] };
-        job.give("upstream", upstream, Args::upstream)
+        let (given, row_outputs) = (vec![], vec![]);
+        let job = Job { op, common, reduction: None, rows: Rows::OfElements, given, row_outputs };
+        job.give("upstream", upstream)
     }
 
     /// An op with the arguments that every loss takes; `kind` is what its targets are.
     fn loss(loss: Loss, kind: Kind, op: Box<dyn Op>) -> Job {
         let Loss { common, target: place, reduction } = loss;
         let mut job = Job { reduction: Some(reduction), ..Job::map(common, op) };
-        job.given.push(Given { name: "target", place, kind, set: Args::target });
+        job.given.push(Given { name: "target", place, kind });
         job
     }
 
     /// Another argument, if it was given.
-    fn give(
-        mut self,
-        name: &'static str,
-        place: Option<Place>,
-        set: fn(Args<Host>, Host) -> Args<Host>,
-    ) -> Job {
-        self.given.extend(place.map(|place| Given { name, place, kind: Kind::Numbers, set }));
+    fn give(mut self, name: &'static str, place: Option<Place>) -> Job {
+        self.given.extend(place.map(|place| Given { name, place, kind: Kind::Numbers }));
         self
     }
 }

@@ -1,14 +1,16 @@
 //! `wgloss run`: arrays from files, an op, results to files.
 
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use wgloss::{Args, Pass};
+use anyhow::{Result, anyhow, bail, ensure};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use wgloss::{Layout, Output, Pass};
 
-use crate::files::{self, Kind, Outputs, Place, Tensor};
+use crate::batches::{Batches, Sources, flag};
+use crate::files::{Outputs, Place, Tensor, Writer};
 use crate::machine::{Device, Machine};
-use crate::ops::{Host, Job};
+use crate::ops::Job;
 use crate::print;
 
 /// Does it all, or nothing.
@@ -37,33 +39,47 @@ pub fn run(job: &Job) -> Result<()> {
     let inputs: Vec<_> = std::iter::once(("input", &input))
         .chain(job.given.iter().map(|given| (given.name, &given.place)))
         .collect();
-    let outputs = Outputs::check(asked, &inputs)?;
+    let outputs = Outputs::check(asked.iter().copied(), &inputs)?;
 
-    let progress = ProgressBar::new(3).with_style(
-        ProgressStyle::with_template("{spinner} {bar:12} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    progress.enable_steady_tick(Duration::from_millis(100));
-    progress.set_message("loading");
-    let args = load(job, &input)?;
-    let explain = |error| explain(&error, common.device, &inputs);
+    let sources = Sources::open(job, &input)?;
+    let explain = |error: &wgloss::Error| explain(error, common.device, &inputs);
     // before a device is opened
-    job.op.outputs(pass, &args.layouts()).map_err(explain)?;
-    progress.inc(1);
-    progress.set_message("computing");
-    let machine = Machine::open(common.device).map_err(explain)?;
-    let (output, times) = machine.run_timed(&*job.op, pass, &args).map_err(explain)?;
-    progress.inc(1);
-    progress.set_message("writing");
-    let parts = [
-        ("loss", &output.loss),
-        ("grad", &output.grad),
-        ("logsumexp", &output.logsumexp),
-        ("argmax", &output.argmax),
-        ("correct", &output.correct),
-    ];
-    let written = outputs.write(&parts)?;
-    progress.finish_and_clear();
+    let computed = job.op.outputs(pass, &sources.layouts()).map_err(|error| explain(&error))?;
+    for (name, place) in asked {
+        let is_computed = parts(&computed).iter().any(|(part, of)| *part == name && of.is_some());
+        ensure!(is_computed, "--{name} {place}: expected none for these targets, got one");
+    }
+    let batches = common.batch_rows.map(|rows| Batches::new(job, pass, &sources, rows.get()));
+    let batches = batches.transpose()?;
+    let machine = Machine::open(common.device).map_err(|error| explain(&error))?;
+    let mut results = Results::new(&outputs, &computed, &machine)?;
+    let times = match &batches {
+        None => {
+            let progress = progress(3, "{spinner} {bar:12} {msg}");
+            progress.set_message("loading");
+            let args = sources.read()?;
+            progress.inc(1);
+            progress.set_message("computing");
+            let (output, times) =
+                machine.run_timed(&*job.op, pass, &args).map_err(|error| explain(&error))?;
+            progress.inc(1);
+            progress.set_message("writing");
+            results.take(&output)?;
+            let line = |&(what, time, note): &(_, _, _)| format!("{what:7} {time:.3?} ({note})");
+            times.iter().map(line).collect()
+        }
+        Some(batches) => {
+            let template = "{spinner} {bar:30} {human_pos} of {human_len} rows, {eta} to go";
+            let progress = progress(batches.rows() as u64, template);
+            let start = Instant::now();
+            batches.run(&machine, explain, |output, rows| {
+                progress.inc(rows as u64);
+                results.take(&output)
+            })?;
+            let (time, count) = (start.elapsed(), batches.count());
+            vec![format!("call    {time:.3?} ({count} batches, with reading and writing files)")]
+        }
+    };
 
     let reduction = job.reduction.map(|r| format!(", reduction {}", r.name()));
     let reduction = reduction.unwrap_or_default();
@@ -71,24 +87,70 @@ pub fn run(job: &Job) -> Result<()> {
         format!("op      {}.{}{reduction}", job.op.name(), pass.name()),
         format!("device  {}", machine.description),
     ];
-    lines.extend(times.iter().map(|(what, time, note)| format!("{what:7} {time:.3?} ({note})")));
-    lines.extend(parts.iter().filter_map(|(name, part)| {
-        part.as_ref().map(|tensor| format!("{name:7} {}", summary(tensor)))
-    }));
-    lines.extend(written.iter().map(|line| format!("wrote   {line}")));
+    lines.extend(times);
+    lines.extend(results.finish()?);
     print(&lines)
 }
 
-/// Reads every argument.
-fn load(job: &Job, input: &Place) -> Result<Args<Host>> {
-    let read = |name: &str, place: &Place, kind| {
-        files::read(place, name, kind).with_context(|| format!("{} {place}", flag(name)))
-    };
-    let mut args = Args::new(read("input", input, Kind::Numbers)?);
-    for given in &job.given {
-        args = (given.set)(args, read(given.name, &given.place, given.kind)?);
+/// A bar that goes away when it is done with.
+fn progress(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(length).with_style(style).with_finish(ProgressFinish::AndClear);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Results as they come: on their way to the files that were asked for, and summed up.
+struct Results<'a> {
+    writer: Writer<'a>,
+    summaries: Vec<(&'static str, Summary)>,
+}
+
+impl<'a> Results<'a> {
+    /// For results of these layouts, in however many batches they come.
+    fn new(outputs: &'a Outputs, layouts: &Output<Layout>, machine: &Machine) -> Result<Self> {
+        let (mut files, mut summaries) = (vec![], vec![]);
+        for (name, layout) in parts(layouts) {
+            if let Some(layout) = layout {
+                let (dtype, shape) = (machine.written_as(layout.dtype()), layout.shape().to_vec());
+                summaries.push((name, Summary::new(&shape)));
+                files.push((name, dtype, shape));
+            }
+        }
+        Ok(Results { writer: outputs.create(&files)?, summaries })
     }
-    Ok(args)
+
+    /// Takes the results of the next batch, or of all.
+    fn take(&mut self, output: &Output<Tensor>) -> Result<()> {
+        for (name, tensor) in parts(output) {
+            let Some(tensor) = tensor else { continue };
+            self.writer.append(name, tensor)?;
+            if let Some((_, summary)) = self.summaries.iter_mut().find(|(part, _)| *part == name) {
+                summary.add(tensor);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the files in place; the lines of the report.
+    fn finish(self) -> Result<Vec<String>> {
+        let lines = self.summaries.iter().map(|(name, summary)| format!("{name:7} {summary}"));
+        let mut lines: Vec<_> = lines.collect();
+        lines.extend(self.writer.finish()?.iter().map(|line| format!("wrote   {line}")));
+        Ok(lines)
+    }
+}
+
+/// The results that can be written, by their flags.
+fn parts<T>(output: &Output<T>) -> [(&'static str, Option<&T>); 5] {
+    [
+        ("loss", output.loss.as_ref()),
+        ("grad", output.grad.as_ref()),
+        ("logsumexp", output.logsumexp.as_ref()),
+        ("argmax", output.argmax.as_ref()),
+        ("correct", output.correct.as_ref()),
+    ]
 }
 
 /// The library's error, with the flag and the file in place of the argument's name.
@@ -97,7 +159,10 @@ fn explain(
     device: Device,
     inputs: &[(&'static str, &Place)],
 ) -> anyhow::Error {
-    let text = error.to_string();
+    let mut text = error.to_string();
+    if matches!(error, wgloss::Error::TooLarge { .. }) {
+        text += " (--batch-rows divides the work)";
+    }
     let Some((name, rest)) = text.split_once(": ") else { return anyhow!(text) };
     match inputs.iter().find(|(input, _)| *input == name) {
         Some((_, place)) => anyhow!("{} {place}: {rest}", flag(name)),
@@ -106,33 +171,59 @@ fn explain(
     }
 }
 
-/// `pos_weight` as `--pos-weight`.
-fn flag(name: &str) -> String {
-    format!("--{}", name.replace('_', "-"))
+/// A result in a line: the one value of a mean or sum; otherwise shape, mean and range.
+struct Summary {
+    shape: Vec<usize>,
+    is_exact: bool,
+    /// Of the numbers; the rest are NaN.
+    count: usize,
+    nans: usize,
+    sum: f64,
+    min: f64,
+    max: f64,
 }
 
-/// The one value of a mean or sum; otherwise shape, mean and range.
-fn summary(tensor: &Tensor) -> String {
-    let values = tensor.to_f64();
-    let number = |value: f64| match tensor {
-        Tensor::Stored(_) => format!("{:?}", value as f32),
-        Tensor::Exact(_) => seventeen_digits(value),
-    };
-    if let ([], &[value]) = (tensor.shape(), &*values) {
-        return number(value);
+impl Summary {
+    fn new(shape: &[usize]) -> Self {
+        let (min, max) = (f64::INFINITY, f64::NEG_INFINITY);
+        let shape = shape.to_vec();
+        Summary { shape, is_exact: false, count: 0, nans: 0, sum: 0.0, min, max }
     }
-    let numbers: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
-    let mut text = format!("{:?}", tensor.shape());
-    if !numbers.is_empty() {
-        let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
-        let min = numbers.iter().copied().fold(f64::INFINITY, f64::min);
-        let max = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        text += &format!(": mean {}, from {} to {}", number(mean), number(min), number(max));
+
+    fn add(&mut self, tensor: &Tensor) {
+        self.is_exact = matches!(tensor, Tensor::Exact(_));
+        for &value in &*tensor.to_f64() {
+            if value.is_nan() {
+                self.nans += 1;
+                continue;
+            }
+            self.count += 1;
+            self.sum += value;
+            self.min = self.min.min(value);
+            self.max = self.max.max(value);
+        }
     }
-    if numbers.len() < values.len() {
-        text += &format!(", {} NaN", values.len() - numbers.len());
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |value: f64| match self.is_exact {
+            true => seventeen_digits(value),
+            false => format!("{:?}", value as f32),
+        };
+        if self.shape.is_empty() {
+            return f.write_str(&number(if self.count > 0 { self.sum } else { f64::NAN }));
+        }
+        write!(f, "{:?}", self.shape)?;
+        if self.count > 0 {
+            let (mean, min, max) = (self.sum / self.count as f64, self.min, self.max);
+            write!(f, ": mean {}, from {} to {}", number(mean), number(min), number(max))?;
+        }
+        match self.nans {
+            0 => Ok(()),
+            nans => write!(f, ", {nans} NaN"),
+        }
     }
-    text
 }
 
 /// As many significant digits as tell every two float64 apart.

@@ -2,7 +2,7 @@
 
 // tests share these three, and use more of them
 #[allow(dead_code)]
-mod random;
+pub mod random;
 #[allow(dead_code)]
 mod grid;
 #[allow(dead_code)]
@@ -101,7 +101,7 @@ impl Only {
 }
 
 /// A bar over so many cases, where stderr is a terminal.
-fn progress(cases: usize) -> ProgressBar {
+pub fn progress(cases: usize) -> ProgressBar {
     let bar = ProgressBar::new(cases as u64).with_style(
         ProgressStyle::with_template("{spinner} {bar:40} {pos}/{len} {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),

@@ -1,0 +1,436 @@
+//! Programs for inputs that no test allocates: beyond 2^31 and 2^32 elements, on a large GPU and on
+//! lavapipe. The parts cover every element once, and nothing is cut short on its way into 32 bits.
+
+use std::collections::HashMap;
+use std::mem::size_of;
+
+use bytemuck::pod_read_unaligned;
+
+use crate::args::Memory;
+use crate::program::{
+    Binding, ElementParams, Places, Program, RowParams, Slot, Step, SumParams, first_place,
+};
+use crate::select::Facts;
+use crate::shape::{ALIGNMENT, ClassShape};
+use crate::{
+    Args, Bce, BceWithLogits, CrossEntropy, DType, Error, Layout, Mse, NllLoss, Op, Output, Pass,
+    Reduction, Softmax, check_status,
+};
+
+/// What one dispatch works on at most.
+const BUDGET: u64 = 1 << 30;
+
+fn large_gpu() -> Facts {
+    Facts {
+        software: false,
+        subgroup: Some((32, 32)),
+        max_workgroup_size: 1024,
+        max_workgroups: 65_535,
+        max_binding: u32::MAX.into(),
+        max_buffer: 1 << 45,
+        device: "large".into(),
+        forced: None,
+    }
+}
+
+fn lavapipe() -> Facts {
+    let subgroup = Some((8, 8));
+    Facts { software: true, subgroup, max_binding: 1 << 27, ..large_gpu() }
+}
+
+fn f32(shape: &[usize]) -> Layout {
+    Layout::new(shape, DType::F32)
+}
+
+fn f16(shape: &[usize]) -> Layout {
+    Layout::new(shape, DType::F16)
+}
+
+fn classes(shape: &[usize]) -> Layout {
+    Layout::new(shape, DType::I32)
+}
+
+/// A program with the layouts that it was made for.
+struct Planned {
+    args: Args<Layout>,
+    outputs: Output<Layout>,
+    program: Program,
+    facts: Facts,
+}
+
+#[track_caller]
+fn plan(op: &dyn Op, pass: Pass, args: Args<Layout>, facts: &Facts) -> Planned {
+    let outputs = op.outputs(pass, &args).unwrap();
+    let program = op.program(pass, &args, &outputs, facts).unwrap();
+    Planned { args, outputs, program, facts: facts.clone() }
+}
+
+fn family(step: &Step) -> &str {
+    step.kernel.files[0].path
+}
+
+fn params<P: bytemuck::AnyBitPattern>(step: &Step) -> P {
+    pod_read_unaligned(&step.params[size_of::<Places>()..])
+}
+
+/// Lines of elements that a dispatch finds at a binding: how many, and the elements of each.
+type Lines = [u64; 2];
+
+impl Planned {
+    fn layout(&self, slot: Slot) -> Option<&Layout> {
+        let Planned { args, outputs, .. } = self;
+        match slot {
+            Slot::Input => Some(&args.input),
+            Slot::Target => args.target.as_ref(),
+            Slot::Weight => args.weight.as_ref(),
+            Slot::PosWeight => args.pos_weight.as_ref(),
+            Slot::Upstream => args.upstream.as_ref(),
+            Slot::State => args.state.as_ref().or(outputs.state.as_ref()),
+            Slot::Loss => outputs.loss.as_ref(),
+            Slot::Grad => outputs.grad.as_ref(),
+            Slot::Scratch(index) => self.program.scratch.get(index),
+            _ => None,
+        }
+    }
+
+    /// What a dispatch of rows or elements works on at a binding that goes with them; none for what
+    /// is bound whole.
+    fn lines(&self, step: &Step, binding: &Binding, layout: &Layout) -> Option<Lines> {
+        if layout.elements() <= 1 {
+            return None;
+        }
+        match family(step) {
+            "family/elements.wgsl" => {
+                let ElementParams { quads, line, teams, .. } = params(step);
+                let is_broadcast = matches!(binding.slot, Slot::Weight | Slot::PosWeight)
+                    && layout.elements() != self.args.input.elements();
+                let lines = u64::from(quads / line.div_ceil(4));
+                match binding.slot {
+                    _ if is_broadcast => None,
+                    Slot::Scratch(_) => Some([1, teams.into()]),
+                    // contiguous, whatever the lines
+                    Slot::Weight | Slot::PosWeight => Some([1, lines * u64::from(line)]),
+                    _ => Some([lines, line.into()]),
+                }
+            }
+            "family/sum.wgsl" => {
+                let SumParams { count, teams, .. } = params(step);
+                match binding.binding {
+                    6 => Some([1, teams.into()]),
+                    3 => None,
+                    _ => Some([1, count.into()]),
+                }
+            }
+            _ => {
+                let RowParams { rows, classes, positions, .. } = params(step);
+                let [rows, positions] = [rows, positions].map(u64::from);
+                let has_shape = layout.shape() == self.args.input.shape();
+                match binding.slot {
+                    Slot::Weight => None,
+                    _ if has_shape => Some([rows / positions, u64::from(classes) * positions]),
+                    Slot::State => Some([1, 4 * rows]),
+                    Slot::Scratch(_) => Some([1, rows * self.numbers_per_row(layout)]),
+                    _ => Some([1, rows]),
+                }
+            }
+        }
+    }
+
+    /// How many results of a row share a buffer.
+    fn numbers_per_row(&self, results: &Layout) -> u64 {
+        let shape = ClassShape::of(self.args.input.shape()).unwrap();
+        (results.elements() / shape.rows()) as u64
+    }
+
+    /// Elements from one line of a tensor to the next.
+    fn stride(&self, step: &Step, layout: &Layout, [lines, line]: Lines) -> u64 {
+        if lines == 1 {
+            return line;
+        }
+        match family(step) {
+            "family/elements.wgsl" => layout.row_stride() as u64,
+            _ if layout.is_contiguous() => line,
+            _ => layout.row_stride() as u64,
+        }
+    }
+
+    /// Every binding within the limits and within its buffer; every tensor covered once, in order.
+    #[track_caller]
+    fn check(&self) {
+        // elements done of each tensor, as they lie, by the kernels that take it in parts
+        let mut done: HashMap<(String, Slot, u32), u64> = HashMap::new();
+        for step in &self.program.steps {
+            let label = &step.kernel.label;
+            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
+            assert!(step.workgroups.iter().all(|&n| (1..=65_535).contains(&n)), "{label}");
+            for binding in &step.bindings {
+                let what = format!("{label}: {}: {binding:?}", binding.slot.name());
+                assert!(binding.bytes <= self.facts.max_binding, "{what}");
+                assert!(binding.start.is_multiple_of(ALIGNMENT), "{what}");
+                let Some(layout) = self.layout(binding.slot) else { continue };
+                let size = layout.dtype().size() as u64;
+                let buffer = layout.buffer_bytes().next_multiple_of(4) - layout.aligned_start();
+                assert!(binding.start + binding.bytes <= buffer, "{what}: of {buffer}");
+
+                let Some([lines, line]) = self.lines(step, binding, layout) else { continue };
+                assert!(binding.bytes <= BUDGET || lines == 1, "{what}");
+                // the kernel counts in fours there
+                let unit = if binding.slot == Slot::State { 4 } else { 1 };
+                let [first, told, ..] = places[binding.binding as usize].map(u64::from);
+                let stride = self.stride(step, layout, [lines, line]);
+                assert!(lines == 1 || told == stride, "{what}");
+                let end = first * unit + (lines - 1) * stride + line;
+                assert!(end * size <= binding.bytes, "{what}: up to {end}");
+                assert!(end < 1 << 32, "{what}");
+
+                let begin = binding.start / size + first * unit - layout.residual() as u64;
+                let key = (label.clone(), binding.slot, binding.binding);
+                let next = done.entry(key).or_insert(0);
+                assert_eq!(begin, *next, "{what}");
+                // a line of many is followed by what lies between it and the next
+                let is_strided = !layout.is_contiguous();
+                let after = if is_strided { layout.row_stride() as u64 } else { line };
+                *next += (lines - 1) * stride + after;
+            }
+        }
+        for ((label, slot, _), done) in done {
+            let layout = self.layout(slot).unwrap();
+            let rows = layout.shape().first().map_or(1, |&rows| rows as u64);
+            let all = match layout.is_contiguous() {
+                true => layout.elements() as u64,
+                false => rows * layout.row_stride() as u64,
+            };
+            assert_eq!(done, all, "{label}: {}", slot.name());
+        }
+    }
+
+    fn steps_of(&self, of: &str) -> Vec<&Step> {
+        self.program.steps.iter().filter(|step| family(step) == of).collect()
+    }
+}
+
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
+const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
+
+/// More than 2^32 elements, rows that end in the middle of a word.
+const ROWS: usize = (1 << 20) + 3;
+const CLASSES: usize = 4999;
+
+#[test]
+fn rows_beyond_32_bits_of_elements() {
+    for facts in [large_gpu(), lavapipe()] {
+        for pass in PASSES {
+            for reduction in REDUCTIONS {
+                let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS]));
+                let args = args.weight(f32(&[CLASSES]));
+                let op = CrossEntropy::default().reduction(reduction);
+                plan(&op, pass, args.clone(), &facts).check();
+                let op = op.keep_state(true);
+                plan(&op, pass, args.clone().one_buffer(), &facts).check();
+                plan(&NllLoss::default().reduction(reduction), pass, args, &facts).check();
+
+                let offset = f16(&[ROWS, CLASSES]).with_offset(12_345).with_row_stride(5056);
+                let probabilities = f16(&[ROWS, CLASSES]).with_offset((1 << 33) + 7);
+                let args = Args::new(offset).target(probabilities);
+                plan(&op, pass, args, &facts).check();
+            }
+            plan(&Softmax::default(), pass, Args::new(f16(&[ROWS, CLASSES])), &facts).check();
+        }
+        let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS])).in_place();
+        let planned = plan(&CrossEntropy::default(), Pass::Backward, args, &facts);
+        assert_eq!(planned.args.memory, Memory::InPlace);
+        planned.check();
+    }
+}
+
+#[test]
+fn classes_that_lie_apart_beyond_32_bits_of_elements() {
+    let shape = [70, 21, (1 << 22) + 1];
+    for pass in PASSES {
+        for reduction in REDUCTIONS {
+            let args = Args::new(f16(&shape)).target(classes(&[shape[0], shape[2]]));
+            let op = CrossEntropy::default().reduction(reduction).keep_state(true);
+            plan(&op, pass, args, &large_gpu()).check();
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_32_bits_count() {
+    // A row is named by the status where 32 bits can.
+    let rows = (1 << 32) + 77;
+    for reduction in REDUCTIONS {
+        let args = Args::new(f16(&[rows, 1])).target(classes(&[rows]));
+        let op = CrossEntropy::default().reduction(reduction);
+        let planned = plan(&op, Pass::ForwardBackward, args, &large_gpu());
+        planned.check();
+        let mut row = 0;
+        for step in planned.steps_of("family/rows.wgsl") {
+            let RowParams { first, rows, .. } = params(step);
+            assert_eq!(first, first_place(row));
+            row += u64::from(rows);
+        }
+        assert_eq!(row, rows as u64);
+    }
+    assert_eq!(first_place((1 << 32) - 3), u32::MAX - 2);
+    assert_eq!(first_place((1 << 32) - 2), u32::MAX - 1);
+    assert_eq!(first_place(1 << 40), u32::MAX - 1);
+    // the last place that can be named leaves the word that tells of it above 0
+    let status = check_status([0, 1, 3_i32 as u32, 1, 0, 0, 0, 0]);
+    assert_eq!(status, Err(Error::Class { row: (1 << 32) - 2, class: 3, classes: 1 }));
+}
+
+#[test]
+fn elements_beyond_32_bits() {
+    let count = (1 << 33) + 13;
+    for facts in [large_gpu(), lavapipe()] {
+        for pass in PASSES {
+            for reduction in REDUCTIONS {
+                let op = Mse::default().reduction(reduction);
+                let args = Args::new(f16(&[count])).target(f16(&[count]).with_offset(3));
+                plan(&op, pass, args, &facts).check();
+                let padded = f16(&[1 << 18, 40_001]).with_row_stride(40_008);
+                let args = Args::new(padded).target(f16(&[1 << 18, 40_001]));
+                plan(&op, pass, args, &facts).check();
+                // rows so far apart that 32 bits do not count the distance
+                let far = f16(&[3, 1000]).with_row_stride((1 << 33) + 1);
+                plan(&op, pass, Args::new(far).target(f16(&[3, 1000])), &facts).check();
+            }
+        }
+        let args = Args::new(f16(&[count])).target(f16(&[count]));
+        let planned = plan(&Bce::default(), Pass::Forward, args, &facts);
+        planned.check();
+        assert_eq!(planned.program.scratch[0].elements(), {
+            let teams = planned.steps_of("family/elements.wgsl").into_iter().map(|step| {
+                let ElementParams { quads, per_team, teams, .. } = params(step);
+                assert_eq!(teams, quads.div_ceil(per_team));
+                teams as usize
+            });
+            teams.sum()
+        });
+    }
+}
+
+/// What `weight_places` of `shaders/family/elements.wgsl` computes, in the same 32 bits.
+fn weight_places(params: &ElementParams, places: &Places, i: u32) -> [u32; 2] {
+    let mut rest = i;
+    let mut found = [places[3][0] + i * params.own[0], places[8][0] + i * params.own[1]];
+    for [size, weight, pos_weight, begin] in &params.dim[..params.dims as usize] {
+        let index = rest % size + begin;
+        let carry = u32::from(index >= *size);
+        let index = index - carry * size;
+        found[0] += index * weight;
+        found[1] += index * pos_weight;
+        rest = rest / size + carry;
+    }
+    found
+}
+
+#[test]
+fn weights_beyond_32_bits_of_elements() {
+    let long = (1 << 32) + 5;
+    let cases: [(&[usize], [&[usize]; 2]); 7] = [
+        (&[3, long], [&[3, long], &[3, 1]]),
+        (&[3, long], [&[3, 1], &[]]),
+        (&[2, long, 3], [&[2, 1, 3], &[2, 1, 1]]),
+        (&[2, 1 << 31, 3], [&[2, 1, 3], &[3]]),
+        (&[2, (1 << 31) - 1, 3], [&[2, 1, 1], &[2, (1 << 31) - 1, 3]]),
+        (&[1 << 20, 7, 1003], [&[1 << 20, 1, 1], &[7, 1]]),
+        (&[1 << 20, 7, 1003], [&[7, 1003], &[1003]]),
+    ];
+    for (shape, weights) in cases {
+        let args = Args::new(f16(shape)).target(f16(shape));
+        let args = args.weight(f32(weights[0]).with_offset(5)).pos_weight(f32(weights[1]));
+        let op = BceWithLogits::default();
+        let planned = plan(&op, Pass::ForwardBackward, args, &large_gpu());
+        planned.check();
+
+        let mut first = 0;
+        for step in planned.steps_of("family/elements.wgsl") {
+            let params: ElementParams = params(step);
+            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
+            let count = u64::from(params.line);
+            // where a dimension ends within the part, and a few places besides
+            let ends = (0..4).map(|k| {
+                let unit: u64 = shape.iter().rev().take(k).map(|&n| n as u64).product();
+                unit - first % unit
+            });
+            let around = ends.flat_map(|end| [end.saturating_sub(1), end, end + 1]);
+            let samples = around.chain([0, 1, 12_345_678, count - 1]).filter(|&i| i < count);
+            for i in samples {
+                let found = weight_places(&params, &places, i as u32);
+                for (k, binding) in [3, 8].into_iter().enumerate() {
+                    let bound = step.bindings.iter().find(|b| b.binding == binding).unwrap();
+                    let layout = planned.layout(bound.slot).unwrap();
+                    let at = bound.start / 4 + u64::from(found[k]) - layout.residual() as u64;
+                    assert_eq!(at, broadcast_place(shape, weights[k], first + i), "{shape:?} {i}");
+                }
+            }
+            first += count;
+        }
+        assert_eq!(first, shape.iter().map(|&n| n as u64).product::<u64>());
+    }
+}
+
+/// Where an element's weight lies, by the plain rule.
+fn broadcast_place(input: &[usize], weight: &[usize], element: u64) -> u64 {
+    let (mut rest, mut place, mut stride) = (element, 0, 1);
+    for (i, &size) in input.iter().rev().enumerate() {
+        let own = weight.iter().rev().nth(i).map_or(1, |&own| own as u64);
+        place += if own == 1 { 0 } else { rest % size as u64 * stride };
+        stride *= own;
+        rest /= size as u64;
+    }
+    place
+}
+
+#[test]
+fn sums_take_as_many_levels_as_they_need() {
+    let rows = 3 << 30;
+    let args = Args::new(f16(&[rows, 1])).target(classes(&[rows]));
+    let planned = plan(&CrossEntropy::default(), Pass::Forward, args, &lavapipe());
+    planned.check();
+    let sums = planned.steps_of("family/sum.wgsl");
+    let count_of = |step: &&Step| u64::from(params::<SumParams>(step).count);
+    // the targets' weights and the losses, each with the sums of sums
+    let (divisor, losses): (Vec<_>, Vec<_>) =
+        sums.into_iter().partition(|step| step.kernel.label.contains("divisor"));
+    for levels in [divisor, losses] {
+        let mut levels = levels.iter().map(count_of);
+        let mut terms = rows as u64;
+        while terms > 1 {
+            let mut left = terms;
+            let mut sums = 0;
+            while left > 0 {
+                let count = levels.next().unwrap();
+                left -= count;
+                sums += count.div_ceil(2048 * 8);
+            }
+            terms = sums;
+        }
+        assert_eq!(levels.next(), None);
+    }
+}
+
+#[test]
+fn one_row_that_no_binding_holds() {
+    for (op, args) in [
+        (&CrossEntropy::default() as &dyn Op, Args::new(f32(&[2, 1 << 30])).target(classes(&[2]))),
+        (&Softmax::default(), Args::new(f32(&[2, 1 << 30]))),
+        (&Mse::default(), {
+            let padded = f32(&[2, 1 << 30]).with_row_stride((1 << 30) + 1);
+            Args::new(padded).target(f32(&[2, 1 << 30]))
+        }),
+    ] {
+        let outputs = op.outputs(Pass::Forward, &args).unwrap();
+        let error = op.program(Pass::Forward, &args, &outputs, &large_gpu()).unwrap_err();
+        let text = "one row of input: expected at most 4294967295 bytes \
+                    (max_storage_buffer_binding_size of large), got 4294967296";
+        assert_eq!(error.to_string(), text);
+    }
+    // one beyond the budget of a dispatch is one's own
+    let args = Args::new(f32(&[3, 1 << 29])).target(classes(&[3]));
+    let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &large_gpu());
+    planned.check();
+    assert_eq!(planned.steps_of("family/rows.wgsl").len(), 3);
+}

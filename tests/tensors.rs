@@ -1,0 +1,483 @@
+//! Tensors where callers have them: at any offset, with rows further apart than they need to be, in
+//! one buffer with everything else, and gradients over the input. The results are those of
+//! contiguous tensors in buffers of their own, to the bit, and no other byte is touched.
+
+mod common;
+
+use common::call::{Call, Rows, judge, reference};
+use common::gpu::{Device, devices, gpu};
+use common::memory::{
+    ALIGNED, CONTIGUOUS, Job, ODD, Places, Where, check_in, every_op, output, parts, submit,
+};
+use common::random::{Logits, Random};
+use wgloss::wgpu::{self, BufferUsages};
+use wgloss::{
+    Args, Array, CrossEntropy, DType, Gpu, Layout, LogSoftmax, Mse, NllLoss, Output, Pass, Plan,
+    Reduction, Sigmoid, Softmax, Tensor,
+};
+
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+/// The kinds of kernel: rows, picked entries, row maps, elements, maps.
+fn one_of_each_kind(shape: &[usize], dtype: DType, pass: Pass) -> Vec<Job> {
+    let kinds = ["cross_entropy", "nll_loss", "softmax", "mse", "sigmoid"];
+    let mut jobs = every_op(shape, dtype, Reduction::None, pass);
+    jobs.retain(|job| kinds.contains(&job.op.name()));
+    jobs
+}
+
+#[test]
+fn every_op_in_one_buffer() {
+    // Nine classes, two apart: rows begin at odd and at even places, in 16 bits in the middle of
+    // words that belong to two rows or to two tensors.
+    let Some(gpu) = gpu() else { return };
+    for pass in PASSES {
+        for dtype in FLOATS {
+            let is_bf16 = dtype == DType::Bf16;
+            let jobs = every_op(&[5, 9], dtype, Reduction::None, pass);
+            for job in jobs.iter().filter(|_| !is_bf16 || pass == Pass::ForwardBackward) {
+                check_in(Where::OneBuffer, gpu, job, ODD);
+            }
+        }
+    }
+    // padded rows whose elements are no multiple of four are summed in another order
+    for job in every_op(&[5, 9], DType::F32, Reduction::Mean, Pass::ForwardBackward) {
+        check_in(Where::OneBuffer, gpu, &job, CONTIGUOUS);
+    }
+}
+
+#[test]
+fn groups_of_four_in_one_buffer_or_many() {
+    // Twelve classes: contiguous tensors are taken in groups of four. Those of the caller are where
+    // they are aligned, and by the element otherwise, with the same results.
+    let Some(gpu) = gpu() else { return };
+    for dtype in FLOATS {
+        for job in one_of_each_kind(&[5, 12], dtype, Pass::ForwardBackward) {
+            check_in(Where::OneBuffer, gpu, &job, ALIGNED);
+            check_in(Where::Apart, gpu, &job, ALIGNED);
+            check_in(Where::Apart, gpu, &job, ODD);
+        }
+    }
+    let mean = every_op(&[5, 12], DType::F16, Reduction::Mean, Pass::ForwardBackward);
+    for job in mean.iter().filter(|job| ["cross_entropy", "mse"].contains(&job.op.name())) {
+        check_in(Where::Apart, gpu, job, ALIGNED);
+    }
+}
+
+#[test]
+fn classes_that_lie_apart_in_one_buffer() {
+    // [N, C, d]: neighbouring rows share every word in 16 bits.
+    let Some(gpu) = gpu() else { return };
+    for dtype in FLOATS {
+        for job in one_of_each_kind(&[2, 6, 3], dtype, Pass::ForwardBackward) {
+            check_in(Where::OneBuffer, gpu, &job, Places { unit: 1, padding: 1 });
+        }
+    }
+}
+
+// ---- in place ----
+
+/// What may be computed in place: gradients, but for a loss whose gradient would be written over
+/// entries that it has yet to pick.
+fn in_place(job: &Job) -> bool {
+    job.pass != Pass::Forward && !(job.op.name() == "nll_loss" && job.pass != Pass::Backward)
+}
+
+/// Cross entropy that takes the same way in place as it does apart: its amounts are spread over the
+/// row already.
+fn same_way(job: &Job) -> bool {
+    job.op.name() != "cross_entropy" || job.args.iter().any(|(name, _)| *name == "weight")
+}
+
+#[test]
+fn every_gradient_over_its_input() {
+    let Some(gpu) = gpu() else { return };
+    for pass in [Pass::Backward, Pass::ForwardBackward] {
+        let jobs = every_op(&[5, 9], DType::F32, Reduction::None, pass);
+        for job in jobs.iter().filter(|job| in_place(job) && same_way(job)) {
+            check_in(Where::InPlace, gpu, job, ODD);
+        }
+    }
+    for job in every_op(&[5, 9], DType::Bf16, Reduction::None, Pass::Backward) {
+        if same_way(&job) {
+            check_in(Where::InPlace, gpu, &job, ODD);
+        }
+    }
+}
+
+#[test]
+fn long_rows_over_their_input_on_every_team() {
+    // Rows of several blocks for every member, and stretches for several teams.
+    for Device { name, gpu } in devices() {
+        println!("kernels: {name}");
+        for (dtype, classes) in [(DType::F32, 2052), (DType::F16, 2049)] {
+            let jobs = every_op(&[9, classes], dtype, Reduction::None, Pass::ForwardBackward);
+            let wanted = ["cross_entropy", "softmax", "log_softmax", "mse"];
+            let jobs = jobs.iter().filter(|job| wanted.contains(&job.op.name()));
+            for job in jobs.filter(|job| same_way(job)) {
+                check_in(Where::InPlace, &gpu, job, CONTIGUOUS);
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_cross_entropy_over_its_input() {
+    // It meets the target's logit on the way instead of looking it up: held to the promise, and
+    // the same to the bit every time.
+    for Device { name, gpu } in devices() {
+        println!("kernels: {name}");
+        let mut random = Random::new(21);
+        for kind in Logits::ALL {
+            for shape in [&[40, 33][..], &[3, 5001], &[2, 7, 5]] {
+                let rows = Rows::random(&mut random, kind, shape).reduced(Reduction::Mean);
+                let want = reference(&rows, Pass::ForwardBackward);
+                let run = || {
+                    let args = rows.args(Pass::ForwardBackward).in_place();
+                    gpu.block_on(gpu.run(&*rows.op(), Pass::ForwardBackward, &args)).unwrap()
+                };
+                let got = run();
+                if let Err(message) = judge(&rows, &got, &want) {
+                    panic!("{message}\n{rows:#?}");
+                }
+                assert_eq!(common::call::bits(&run()), common::call::bits(&got));
+            }
+        }
+    }
+}
+
+// ---- what is refused ----
+
+fn buffer(gpu: &Gpu, bytes: u64, usage: BufferUsages) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes,
+        usage,
+        mapped_at_creation: false,
+    })
+}
+
+fn f32(shape: &[usize]) -> Layout {
+    Layout::new(shape, DType::F32)
+}
+
+fn classes(shape: &[usize]) -> Layout {
+    Layout::new(shape, DType::I32)
+}
+
+#[track_caller]
+fn assert_refused<T: std::fmt::Debug>(result: wgloss::Result<T>, text: &str) {
+    match result {
+        Err(error) => assert_eq!(error.to_string(), text),
+        Ok(value) => panic!("accepted {value:?}, wanted: {text}"),
+    }
+}
+
+#[test]
+fn layouts_that_no_buffer_has() {
+    let Some(gpu) = gpu() else { return };
+    let wrap = |layout| Tensor::from_buffer(buffer(gpu, 64, BufferUsages::STORAGE), layout);
+    let half = |shape: &[usize]| Layout::new(shape, DType::F16);
+
+    // to the last element, and no further: padding behind the last row need not be there
+    assert!(wrap(f32(&[4, 3]).with_row_stride(4).with_offset(1)).is_ok());
+    let text = "buffer: expected at least 68 bytes for f32 [4, 3] from element 2, rows 4 apart, \
+                got 64 bytes";
+    assert_refused(wrap(f32(&[4, 3]).with_row_stride(4).with_offset(2)), text);
+    // in whole words
+    assert!(wrap(half(&[31]).with_offset(1)).is_ok());
+    let text = "buffer: expected at least 68 bytes for f16 [32] from element 1, got 64 bytes";
+    assert_refused(wrap(half(&[32]).with_offset(1)), text);
+
+    let text = "buffer: expected a row stride of at least 3 elements, got 2 in [4, 3]";
+    assert_refused(wrap(f32(&[4, 3]).with_row_stride(2)), text);
+    let text = "buffer: expected a row stride only of at least two dimensions, got 2 in [4]";
+    assert_refused(wrap(f32(&[4]).with_row_stride(2)), text);
+    let most = isize::MAX as usize / 8;
+    let text = format!(
+        "buffer: expected offset and row stride within {most} elements, got 0 and {}",
+        usize::MAX
+    );
+    assert_refused(wrap(f32(&[4, 3]).with_row_stride(usize::MAX)), &text);
+    let text =
+        format!("buffer: expected offset and row stride within {most} elements, got {most} and 3");
+    assert_refused(wrap(f32(&[4, 3]).with_offset(most)), &text);
+}
+
+#[test]
+fn layouts_that_a_plan_refuses() {
+    let Some(gpu) = gpu() else { return };
+    let op = CrossEntropy::default().reduction(Reduction::None).keep_state(true);
+    let pass = Pass::Backward;
+    let args = || Args::new(f32(&[4, 3]).with_row_stride(5)).target(classes(&[4]));
+    let plan = |args: Args<Layout>| gpu.block_on(gpu.plan(&op, pass, &args));
+    assert!(plan(args()).is_ok());
+    let text = "weight: expected a row stride only of at least two dimensions, got 2 in [3]";
+    assert_refused(plan(args().weight(f32(&[3]).with_row_stride(2))), text);
+    let text = "state: expected a contiguous layout, got row stride 8 in [4, 4]";
+    assert_refused(plan(args().state(f32(&[4, 4]).with_row_stride(8))), text);
+    let text = "state: expected an offset that is a multiple of 4 elements, got 6";
+    assert_refused(plan(args().state(f32(&[4, 4]).with_offset(6))), text);
+    let text = "target: expected a contiguous layout, got row stride 9 in [4, 2]";
+    let positions = Args::new(f32(&[4, 3, 2])).target(classes(&[4, 2]).with_row_stride(9));
+    assert_refused(plan(positions), text);
+
+    // rows of a map along another dimension than the second
+    let strided = Args::new(f32(&[4, 3, 2]).with_row_stride(7));
+    let map = |dim| gpu.block_on(gpu.plan(&Softmax::default().dim(dim), pass, &strided));
+    assert!(map(1).is_ok());
+    for dim in [0, 2] {
+        let text = format!(
+            "input: expected a row stride only for rows along dimension 1, got 7 for dim {dim} of \
+             [4, 3, 2]"
+        );
+        assert_refused(map(dim), &text);
+    }
+
+    // results where the caller wants them
+    let outputs =
+        |grad| Output { grad: Some(grad), status: Some(classes(&[8])), ..Output::default() };
+    let into = |outputs: &Output<Layout>| gpu.block_on(gpu.plan_into(&op, pass, &args(), outputs));
+    assert!(into(&outputs(f32(&[4, 3]).with_row_stride(7).with_offset(3))).is_ok());
+    let text = "grad: expected shape [4, 3], got [3, 4]";
+    assert_refused(into(&outputs(f32(&[3, 4]))), text);
+    let text = "grad: expected storage type f32, got f16";
+    assert_refused(into(&outputs(Layout::new(&[4, 3], DType::F16))), text);
+    let text = "grad: expected a row stride of at least 3 elements, got 2 in [4, 3]";
+    assert_refused(into(&outputs(f32(&[4, 3]).with_row_stride(2))), text);
+    assert_refused(into(&Output::default()), "grad: expected for this plan, got none");
+    let forward = |state| {
+        let outputs = Output {
+            loss: Some(f32(&[4])),
+            state: Some(state),
+            status: Some(classes(&[8])),
+            ..Output::default()
+        };
+        gpu.block_on(gpu.plan_into(&op, Pass::Forward, &args(), &outputs))
+    };
+    let text = "state: expected an offset that is a multiple of 4 elements, got 5";
+    assert_refused(forward(f32(&[4, 4]).with_offset(5)), text);
+    assert!(forward(f32(&[4, 4]).with_offset(8)).is_ok());
+}
+
+#[test]
+fn results_of_a_plan_for_the_callers_rows() {
+    // A plan's own tensors follow the layouts that it was given.
+    let Some(gpu) = gpu() else { return };
+    let job = every_op(&[5, 9], DType::F16, Reduction::None, Pass::Backward).swap_remove(6);
+    let (want, tensors) = (job.run_apart(gpu), gpu.block_on(gpu.upload_args(&job.host_args())));
+    let tensors = tensors.unwrap();
+    let grad = Layout::new(&[5, 9], DType::F16).with_row_stride(12).with_offset(7);
+    let outputs = Output { grad: Some(grad), ..Output::default() };
+    let plan = gpu.block_on(gpu.plan_into(&*job.op, job.pass, &tensors.layouts(), &outputs));
+    let plan = plan.unwrap();
+    let out = gpu.block_on(plan.allocate()).unwrap();
+    submit(&plan, gpu, &tensors, &out);
+    assert_eq!(gpu.block_on(gpu.read(&out.grad.unwrap())).unwrap(), want[0].1);
+}
+
+/// Mean squared error of `[4, 3]` in one buffer of 4 KiB, planned for these offsets.
+struct InOneBuffer {
+    buffer: wgpu::Buffer,
+    plan: Plan,
+}
+
+impl InOneBuffer {
+    const OFFSETS: [usize; 4] = [1, 100, 200, 300];
+
+    fn new(gpu: &Gpu) -> Self {
+        let [input, target, grad, _] = Self::OFFSETS.map(|o| f32(&[4, 3]).with_offset(o));
+        let args = Args::new(input).target(target).one_buffer();
+        let loss = f32(&[]).with_offset(Self::OFFSETS[3]);
+        let outputs = Output { loss: Some(loss), grad: Some(grad), ..Output::default() };
+        let op = Mse::default();
+        let plan = gpu.plan_into(&op, Pass::ForwardBackward, &args, &outputs);
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+        InOneBuffer { buffer: buffer(gpu, 4096, usage), plan: gpu.block_on(plan).unwrap() }
+    }
+
+    /// Binds the plan to these offsets.
+    fn bind(&self, [input, target, grad, loss]: [usize; 4]) -> wgloss::Result<()> {
+        let tensor = |layout: Layout, offset| {
+            Tensor::from_buffer(self.buffer.clone(), layout.with_offset(offset)).unwrap()
+        };
+        let args = Args::new(tensor(f32(&[4, 3]), input)).target(tensor(f32(&[4, 3]), target));
+        let outputs = Output {
+            loss: Some(tensor(f32(&[]), loss)),
+            grad: Some(tensor(f32(&[4, 3]), grad)),
+            ..Output::default()
+        };
+        self.plan.bind(&args.one_buffer(), &outputs).map(|_| ())
+    }
+}
+
+#[test]
+fn offsets_other_than_planned() {
+    let Some(gpu) = gpu() else { return };
+    let one = InOneBuffer::new(gpu);
+    let [input, target, grad, loss] = InOneBuffer::OFFSETS;
+    assert_eq!(one.bind([input, target, grad, loss]), Ok(()));
+    // 64 numbers are 256 bytes
+    assert_eq!(one.bind([input + 64 * 9, target + 64 * 9, grad + 64, loss - 64]), Ok(()));
+    let text = "input: expected row stride 3 and an offset of 1 elements, up to multiples of 256 \
+                bytes, got row stride 3 and offset 2";
+    assert_refused(one.bind([input + 1, target, grad, loss]), text);
+    let text = "grad: expected row stride 3 and an offset of 8 elements, up to multiples of 256 \
+                bytes, got row stride 3 and offset 232";
+    assert_refused(one.bind([input, target, grad + 32, loss]), text);
+}
+
+#[test]
+fn results_that_overlap() {
+    let Some(gpu) = gpu() else { return };
+    let args = Args::new(f32(&[4, 3])).target(f32(&[4, 3])).one_buffer();
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let shared = buffer(gpu, 4096, usage);
+    // input at 0, target at 12; the rest as given, in elements
+    let bind = |grad_at: usize, loss_at: usize| {
+        let grad = f32(&[4, 3]).with_offset(grad_at);
+        let loss = f32(&[4, 3]).with_offset(loss_at);
+        let args = args.clone().target(f32(&[4, 3]).with_offset(12));
+        let outputs = Output { loss: Some(loss), grad: Some(grad), ..Output::default() };
+        let op = Mse::default().reduction(Reduction::None);
+        let plan = gpu.block_on(gpu.plan_into(&op, Pass::ForwardBackward, &args, &outputs));
+        let wrap = |layout: &Layout| Tensor::from_buffer(shared.clone(), layout.clone()).unwrap();
+        let tensors = Args::new(wrap(args.input())).target(wrap(&f32(&[4, 3]).with_offset(12)));
+        let outputs =
+            output(parts(&outputs).into_iter().map(|(name, layout)| (name, wrap(layout))));
+        plan.unwrap().bind(&tensors.one_buffer(), &outputs).map(|_| ())
+    };
+    assert_eq!(bind(24, 36), Ok(()));
+    let text = "grad: expected memory apart from target, which is at bytes 48..96, \
+                got bytes 92..140 of the same buffer";
+    assert_refused(bind(23, 36), text);
+    let text = "grad: expected memory apart from loss, which is at bytes 144..192, \
+                got bytes 188..236 of the same buffer";
+    assert_refused(bind(47, 36), text);
+    let text = "loss: expected memory apart from input, which is at bytes 0..48, \
+                got bytes 0..48 of the same buffer";
+    assert_refused(bind(24, 0), text);
+}
+
+#[test]
+fn halves_of_a_word_do_not_overlap() {
+    let Some(gpu) = gpu() else { return };
+    let half = |offset| Layout::new(&[1, 3], DType::F16).with_offset(offset);
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let shared = buffer(gpu, 4096, usage);
+    let wrap = |layout| Tensor::from_buffer(shared.clone(), layout).unwrap();
+    let bind = |loss: usize| {
+        let args = Args::new(half(0)).one_buffer();
+        let outputs = Output { loss: Some(half(loss)), ..Output::default() };
+        let plan = gpu.block_on(gpu.plan_into(&Sigmoid, Pass::Forward, &args, &outputs)).unwrap();
+        let outputs = Output { loss: Some(wrap(half(loss))), ..Output::default() };
+        plan.bind(&Args::new(wrap(half(0))).one_buffer(), &outputs).map(|_| ())
+    };
+    assert_eq!(bind(3), Ok(()));
+    let text = "loss: expected memory apart from input, which is at bytes 0..6, \
+                got bytes 4..10 of the same buffer";
+    assert_refused(bind(2), text);
+}
+
+#[test]
+fn buffers_shared_otherwise_than_said() {
+    let Some(gpu) = gpu() else { return };
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let shared = buffer(gpu, 4096, usage);
+    let tensor =
+        |offset| Tensor::from_buffer(shared.clone(), f32(&[4, 3]).with_offset(offset)).unwrap();
+    let args = Args::new(tensor(0)).target(tensor(64));
+    let (op, pass) = (Mse::default(), Pass::Backward);
+    let plan = |args: &Args<Tensor>| gpu.block_on(gpu.plan(&op, pass, &args.layouts())).unwrap();
+    let outputs = |grad| Output { grad: Some(grad), ..Output::default() };
+    let own = || gpu.block_on(plan(&args).allocate()).unwrap();
+
+    // arguments may share a buffer in any case
+    assert!(plan(&args).bind(&args, &own()).is_ok());
+    let text =
+        "grad: expected a buffer other than input's, or Args::one_buffer, got the same buffer";
+    assert_refused(plan(&args).bind(&args, &outputs(tensor(128))), text);
+    let one = args.clone().one_buffer();
+    assert!(plan(&one).bind(&one, &outputs(tensor(128))).is_ok());
+    assert_refused(
+        plan(&one).bind(&args, &own()),
+        "args: expected OneBuffer, as planned, got Apart",
+    );
+    assert_refused(
+        plan(&args).bind(&one, &own()),
+        "args: expected Apart, as planned, got OneBuffer",
+    );
+
+    let over = args.clone().in_place();
+    let none = Output::default();
+    assert!(plan(&over).bind(&over, &none).is_ok());
+    assert_refused(plan(&over).bind(&args, &none), "args: expected InPlace, as planned, got Apart");
+    let text = "grad: expected none for a plan in place, got one";
+    assert_refused(plan(&over).bind(&over, &own()), text);
+    // the target is read while the gradient is written
+    let both = Args::new(tensor(0)).target(tensor(0)).in_place();
+    let text = "grad: expected memory apart from target, which is at bytes 0..48, \
+                got bytes 0..48 of the same buffer";
+    assert_refused(plan(&both).bind(&both, &none), text);
+    assert_eq!(gpu.block_on(plan(&over).allocate()).unwrap(), Output::default());
+}
+
+#[test]
+fn in_place_only_where_nothing_is_read_too_late() {
+    let Some(gpu) = gpu() else { return };
+    let rows = || Args::new(f32(&[4, 3])).target(classes(&[4])).in_place();
+    let plan = |op: &dyn wgloss::Op, pass, args: &Args<Layout>| {
+        gpu.block_on(gpu.plan(op, pass, args)).map(|_| ())
+    };
+    let text = "in_place: expected none for cross_entropy.forward, got one";
+    assert_refused(plan(&CrossEntropy::default(), Pass::Forward, &rows()), text);
+    let text = "in_place: expected none for softmax.forward, got one";
+    let map = Args::new(f32(&[4, 3])).in_place();
+    assert_refused(plan(&Softmax::default(), Pass::Forward, &map), text);
+    let text = "in_place: expected none for nll_loss.forward_backward, got one";
+    assert_refused(plan(&NllLoss::default(), Pass::ForwardBackward, &rows()), text);
+    assert_eq!(plan(&NllLoss::default(), Pass::Backward, &rows()), Ok(()));
+    assert_eq!(plan(&LogSoftmax::default(), Pass::ForwardBackward, &map), Ok(()));
+
+    // the gradient is where the input is, and nowhere else
+    let elsewhere = Output { grad: Some(f32(&[4, 3]).with_offset(8)), ..Output::default() };
+    let text = "grad: expected row stride 3 and an offset of 0 elements, up to multiples of 256 \
+                bytes, got row stride 3 and offset 8";
+    let result = gpu.plan_into(&Sigmoid, Pass::Backward, &map, &elsewhere);
+    assert_refused(gpu.block_on(result), text);
+}
+
+#[test]
+fn results_in_buffers_that_nothing_can_be_copied_to() {
+    // The status and each row's logsumexp are copied to where they belong.
+    let Some(gpu) = gpu() else { return };
+    let op = CrossEntropy::default().row_outputs(true);
+    let args = Args::new(Array::new(&[0.5_f32; 12], &[4, 3]).unwrap());
+    let args = args.target(Array::from(&[0, 1, 2, 0]));
+    let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
+    let plan = gpu.block_on(gpu.plan(&op, Pass::Forward, &args.layouts())).unwrap();
+    let out = gpu.block_on(plan.allocate()).unwrap();
+    let fixed =
+        |layout| Tensor::from_buffer(buffer(gpu, 64, BufferUsages::STORAGE), layout).unwrap();
+    let encode = |out: &Output<Tensor>| {
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        plan.encode(&mut encoder, &args, out)
+    };
+    assert_eq!(encode(&out), Ok(()));
+    // a mean is written by a kernel
+    assert_eq!(encode(&Output { loss: Some(fixed(f32(&[]))), ..out.clone() }), Ok(()));
+    let usage = format!("{:?}", BufferUsages::STORAGE);
+    let text = format!("logsumexp: expected usage COPY_DST, got {usage}");
+    assert_refused(encode(&Output { logsumexp: Some(fixed(f32(&[4]))), ..out.clone() }), &text);
+    let text = format!("status: expected usage COPY_DST, got {usage}");
+    assert_refused(encode(&Output { status: Some(fixed(classes(&[8]))), ..out.clone() }), &text);
+    let short = gpu.block_on(gpu.upload(&Array::from(&[0, 0, 0]))).unwrap();
+    let text = "status: expected shape [8], got [3]";
+    assert_refused(encode(&Output { status: Some(short), ..out.clone() }), text);
+    let inside = args.input().clone();
+    let inside = Tensor::from_buffer(inside.buffer().clone(), classes(&[8])).unwrap();
+    let text = "status: expected memory apart from input, which is at bytes 0..48, \
+                got bytes 0..32 of the same buffer";
+    assert_refused(encode(&Output { status: Some(inside), ..out.clone() }), text);
+}
