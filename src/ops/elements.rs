@@ -5,6 +5,8 @@ use super::{
     grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::args::Memory;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{
     Binding, ElementParams, Program, Slot, Terms, Total, status_layout, stretches,
@@ -63,6 +65,15 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// The definition in float64, before the element's weight. NaN in `x` and `t` is dealt with by
     /// the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
+
+    /// The shader's two hooks for the CPU: loss and derivative at sixteen elements, likewise.
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S>;
 }
 
 /// What the losses' sum is divided by.
@@ -268,10 +279,15 @@ impl<E: Elementwise> Op for E {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::elements(self, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        cpu::elements(self, args, output)
+    }
 }
 
 /// How `weight` and `pos_weight` lie over the input.
-fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
+pub(crate) fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
     fn shape_of(layout: &Option<Layout>) -> &[usize] {
         layout.as_ref().map_or(&[], Layout::shape)
     }
