@@ -159,6 +159,12 @@ impl<'a> Array<'a> {
         &self.data
     }
 
+    /// The elements, to be overwritten.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn data_mut(&mut self) -> &mut Data<'a> {
+        &mut self.data
+    }
+
     /// The elements as f32: converted where they are stored otherwise.
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.data {

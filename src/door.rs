@@ -114,9 +114,7 @@ impl Gpu {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<Forward<T::Output>> {
-        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } =
-            self.run(op, Pass::Forward, args).await?;
-        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
+        self.run(op, Pass::Forward, args).await?.into_forward()
     }
 
     /// Computes the gradient with respect to the input, times the upstream gradient.
@@ -128,8 +126,7 @@ impl Gpu {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<Backward<T::Output>> {
-        let Output { grad, status, .. } = self.run(op, Pass::Backward, args).await?;
-        Ok(Backward { grad: computed(grad)?, status })
+        self.run(op, Pass::Backward, args).await?.into_backward()
     }
 
     /// Computes the loss and the gradient with respect to the input, times the upstream gradient.
@@ -141,10 +138,7 @@ impl Gpu {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<ForwardBackward<T::Output>> {
-        let Output { loss, grad, state, logsumexp, argmax, correct, status } =
-            self.run(op, Pass::ForwardBackward, args).await?;
-        let (loss, grad) = (computed(loss)?, computed(grad)?);
-        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
+        self.run(op, Pass::ForwardBackward, args).await?.into_forward_backward()
     }
 
     /// Computes whichever pass.
@@ -367,6 +361,24 @@ impl Call {
             readback.arrived(&self.gpu).await?;
         }
         self.results.as_ref().map(|_, (readback, layout)| readback.array(&self.gpu, layout))
+    }
+}
+
+/// The results of one pass or another.
+impl<T> Output<T> {
+    pub(crate) fn into_forward(self) -> Result<Forward<T>> {
+        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } = self;
+        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
+    }
+
+    pub(crate) fn into_backward(self) -> Result<Backward<T>> {
+        Ok(Backward { grad: computed(self.grad)?, status: self.status })
+    }
+
+    pub(crate) fn into_forward_backward(self) -> Result<ForwardBackward<T>> {
+        let Output { loss, grad, state, logsumexp, argmax, correct, status } = self;
+        let (loss, grad) = (computed(loss)?, computed(grad)?);
+        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
     }
 }
 

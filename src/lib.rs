@@ -54,6 +54,8 @@ mod tensor;
 mod upload;
 mod readback;
 mod ops;
+#[cfg(feature = "cpu")]
+mod cpu; // with ops and reference: options, their kernels and their definition are one matter
 pub mod reference; // and ops use it: options, their kernels and their definition are one matter
 mod plan;
 mod door;
@@ -70,6 +72,8 @@ mod program_tests;
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};
+#[cfg(feature = "cpu")]
+pub use cpu::Cpu;
 pub use door::{Operand, Timing};
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -357,6 +357,11 @@ impl Op for NaiveOp<'_> {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         self.op.reference(pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        self.op.cpu(args, output)
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::times;
 use crate::Reduction;
@@ -79,5 +81,21 @@ impl Elementwise for Bce {
             loss: [-times(t, x.ln().max(-100.0)), -times(1.0 - t, complement.max(-100.0))],
             grad: [x / denominator, -t / denominator, 0.0],
         }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        // the logarithm of the complement: where that is rounded it is taken without it
+        let complement = -x + 1.0;
+        let of_small = -log1p_unit(x.min(0.5) / complement.max(0.5));
+        let ln_complement = select(x.simd_le(0.5), of_small, ln(complement));
+        let loss = times(t, ln(x).max(-100.0)) + times(-t + 1.0, ln_complement.max(-100.0));
+        Point { loss: -loss, grad: (x - t) / (x * complement).max(1e-12) }
     }
 }

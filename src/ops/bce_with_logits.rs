@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::Reduction;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
@@ -78,6 +80,23 @@ impl Elementwise for BceWithLogits {
         Point {
             loss: [times(positive, softplus(-x)), times(negative, softplus(x))],
             grad: [times(negative, sigmoid(x)), -times(positive, sigmoid(-x)), 0.0],
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let Logistic { log1p_exp, sigmoid, complement } = logistic(x);
+        let (positive, negative) = (pos_weight * t, -t + 1.0);
+        Point {
+            loss: times(positive, log1p_exp + (-x).max(0.0))
+                + times(negative, log1p_exp + x.max(0.0)),
+            grad: negative * sigmoid - positive * complement,
         }
     }
 }

@@ -316,6 +316,11 @@ impl Op for CrossEntropy {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::cross_entropy(self, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::cross_entropy(self, args, output)
+    }
 }
 
 /// Whether targets are class indices: integers are, whatever their shape; floats are probabilities.

@@ -5,6 +5,8 @@ use super::{
     grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::args::Memory;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{
     Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
@@ -63,6 +65,15 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// The definition in float64, before the element's weight. NaN in `x` and `t` is dealt with by
     /// the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
+
+    /// The shader's two hooks for the CPU: loss and derivative at sixteen elements, likewise.
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S>;
 }
 
 /// What the losses' sum is divided by.
@@ -260,6 +271,23 @@ impl<E: Elementwise> Op for E {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::elements(self, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        cpu::elements(self, args, output)
+    }
+}
+
+/// The shapes of `weight` and `pos_weight`, 0-dimensional where they were not given.
+fn weight_shapes(args: &Args<Layout>) -> [(&'static str, &[usize]); 2] {
+    [("weight", &args.weight), ("pos_weight", &args.pos_weight)]
+        .map(|(name, weight)| (name, weight.as_ref().map_or(&[][..], Layout::shape)))
+}
+
+/// The dimensions that `weight` and `pos_weight` are broadcast over, innermost first.
+#[cfg(feature = "cpu")]
+pub(crate) fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
+    shape::broadcast(args.input.shape(), weight_shapes(args))
 }
 
 /// How `weight` and `pos_weight` lie over the input.
@@ -273,13 +301,10 @@ struct Weights<'a> {
 impl<'a> Weights<'a> {
     fn of(args: &'a Args<Layout>) -> Result<Self> {
         let input = &args.input;
-        let weights = [("weight", &args.weight), ("pos_weight", &args.pos_weight)];
-        let shapes = weights
-            .map(|(name, weight)| (name, weight.as_ref().map_or(&[][..], |weight| weight.shape())));
+        let shapes = weight_shapes(args);
         shape::broadcast(input.shape(), shapes)?;
-        let own = weights.map(|(_, weight)| {
-            weight.as_ref().filter(|weight| weight.elements() == input.elements())
-        });
+        let own = [&args.weight, &args.pos_weight]
+            .map(|weight| weight.as_ref().filter(|weight| weight.elements() == input.elements()));
         let others = std::array::from_fn(|k| match own[k] {
             Some(_) => (shapes[k].0, &[][..]),
             None => shapes[k],

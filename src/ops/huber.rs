@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
 use crate::{Error, Reduction, Result};
@@ -102,6 +104,22 @@ impl Elementwise for Huber {
         Point {
             loss: [delta * d.abs(), -delta * delta / 2.0],
             grad: [delta * sign(d), 0.0, 0.0],
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let (d, delta) = (x - t, self.delta as f32);
+        let is_below = d.abs().simd_lt(delta);
+        Point {
+            loss: select(is_below, d * d * 0.5, (d.abs() - 0.5 * delta) * delta),
+            grad: select(is_below, d, sign(d) * delta),
         }
     }
 }

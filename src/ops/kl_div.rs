@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::times;
 use crate::Reduction;
@@ -88,5 +90,22 @@ impl Elementwise for KlDiv {
             return Point { loss: [times(p, t), -times(p, x)], grad: [-p, 0.0, 0.0] };
         }
         Point { loss: [times(t, t.ln()), -times(t, x)], grad: [-t, 0.0, 0.0] }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        // of an infinite target and input, the difference is NaN, which a factor of 0 annihilates too
+        if self.log_target {
+            let p = exp(t);
+            return Point { loss: select(p.simd_eq(0.0), 0.0, p * (t - x)), grad: -p };
+        }
+        let loss = select(t.simd_eq(0.0), 0.0, t * (ln(t) - x));
+        Point { loss: select(t.simd_lt(0.0), f32::NAN, loss), grad: -t }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
 use crate::Reduction;
@@ -70,5 +72,17 @@ impl Elementwise for L1 {
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let d = x - t;
         Point { loss: [d.abs(), 0.0], grad: [sign(d), 0.0, 0.0] }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let d = x - t;
+        Point { loss: d.abs(), grad: sign(d) }
     }
 }

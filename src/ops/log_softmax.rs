@@ -95,4 +95,9 @@ impl Op for LogSoftmax {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::log_softmax(self.dim, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::log_softmax(self.dim, args, output)
+    }
 }

@@ -5,6 +5,8 @@ mod row_maps;
 mod rows;
 
 pub(crate) use cross_entropy::has_classes;
+#[cfg(feature = "cpu")]
+pub(crate) use elements::weight_dims;
 pub(crate) use elements::{Elementwise, divisor};
 pub(crate) use row_maps::rows_along;
 
@@ -76,6 +78,12 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     /// The definition in float64, over arrays that `outputs` and `check_values` have passed.
     #[doc(hidden)]
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values>;
+
+    /// The CPU's twin of the kernels, over such arrays: fills results of the layouts that `outputs`
+    /// tells.
+    #[cfg(feature = "cpu")]
+    #[doc(hidden)]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()>;
 }
 
 pub(crate) mod sealed {

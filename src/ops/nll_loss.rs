@@ -152,4 +152,9 @@ impl Op for NllLoss {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::nll_loss(self, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::picked(self, args, output)
+    }
 }

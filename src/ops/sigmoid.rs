@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::Reduction;
 use crate::kernel::{File, shader};
 use crate::reference::sigmoid;
@@ -49,5 +51,17 @@ impl Elementwise for Sigmoid {
 
     fn reference(&self, x: f64, _t: f64, _pos_weight: f64) -> Point {
         Point { loss: [sigmoid(x), 0.0], grad: [sigmoid(x) * sigmoid(-x), 0.0, 0.0] }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        _t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let Logistic { sigmoid, complement, .. } = logistic(x);
+        Point { loss: sigmoid, grad: sigmoid * complement }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
 use crate::{Error, Reduction, Result};
@@ -131,6 +133,38 @@ impl Elementwise for SigmoidFocal {
             loss: bce.map(|term| times(alpha, times(focus, term))),
             grad: [(1.0 - t) * p * focus, -t * p_of_negative * focus, focus_slope]
                 .map(|term| times(alpha, term)),
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let Logistic { log1p_exp, sigmoid: p, complement } = logistic(x);
+        let negative = -t + 1.0;
+        // 1 - p_t, without the subtraction that would cancel
+        let q = p * negative + complement * t;
+        let q_slope = p * complement * (t * -2.0 + 1.0);
+        let bce = times(t, log1p_exp + (-x).max(0.0)) + times(negative, log1p_exp + x.max(0.0));
+        let bce_slope = negative * p - t * complement;
+        let (alpha, gamma) = (self.alpha as f32, self.gamma as f32);
+        let alpha = match alpha < 0.0 {
+            true => Vector::splat(x.token(), 1.0),
+            false => t * alpha + negative * (1.0 - alpha),
+        };
+        if gamma == 0.0 {
+            return Point { loss: times(alpha, bce), grad: times(alpha, bce_slope) };
+        }
+        let ln_q = ln(q);
+        let (focus, less) = (exp(ln_q * gamma), exp(ln_q * (gamma - 1.0)));
+        let slope = times(q_slope, times(bce, less)) * gamma;
+        Point {
+            loss: times(alpha, times(focus, bce)),
+            grad: times(alpha, focus * bce_slope + slope),
         }
     }
 }

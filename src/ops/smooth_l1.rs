@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
 use crate::{Error, Reduction, Result};
@@ -104,5 +106,24 @@ impl Elementwise for SmoothL1 {
             return Point { loss: [d * d / (2.0 * self.beta), 0.0], grad: [d / self.beta, 0.0, 0.0] };
         }
         Point { loss: [d.abs(), -self.beta / 2.0], grad: [sign(d), 0.0, 0.0] }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        let (d, beta) = (x - t, self.beta as f32);
+        let size = d.abs();
+        // at 0 nothing lies below beta
+        let part = d / beta.max(f32::MIN_POSITIVE);
+        let is_below = size.simd_lt(beta);
+        Point {
+            loss: select(is_below, size * part.abs() * 0.5, size - 0.5 * beta),
+            grad: select(is_below, part, sign(d)),
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
 use crate::Reduction;
@@ -70,5 +72,19 @@ impl Elementwise for SoftMargin {
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let z = -times(t, x);
         Point { loss: [softplus(z), 0.0], grad: [-times(t, sigmoid(z)), 0.0, 0.0] }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn point<S: cpu::Simd>(
+        &self,
+        x: cpu::Vector<S>,
+        t: cpu::Vector<S>,
+        _pos_weight: cpu::Vector<S>,
+    ) -> cpu::Point<S> {
+        use crate::cpu::prelude::*;
+        // softplus of -t x
+        let z = -times(t, x);
+        let Logistic { log1p_exp, sigmoid, .. } = logistic(z);
+        Point { loss: z.max(0.0) + log1p_exp, grad: -times(t, sigmoid) }
     }
 }

@@ -96,4 +96,9 @@ impl Op for Softmax {
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
         reference::softmax(self.dim, pass, args)
     }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::softmax(self.dim, args, output)
+    }
 }

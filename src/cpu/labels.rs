@@ -1,0 +1,60 @@
+//! Class-index targets.
+
+use rayon::prelude::*;
+
+use super::storage::slice;
+use crate::array::Data;
+use crate::{Array, Result};
+
+/// The classes of rows, of which one marks rows to be left out.
+pub(super) struct Labels<'a> {
+    classes: Classes<'a>,
+    ignore_index: i64,
+}
+
+enum Classes<'a> {
+    I32(&'a [i32]),
+    I64(&'a [i64]),
+}
+
+impl<'a> Labels<'a> {
+    pub fn of(target: &'a Array<'_>, ignore_index: i64) -> Result<Self> {
+        let classes = match target.data() {
+            Data::I64(classes) => Classes::I64(classes),
+            _ => Classes::I32(slice(target)?),
+        };
+        Ok(Labels { classes, ignore_index })
+    }
+
+    /// The class of a row, unless it is ignored. The op's checks have found no other.
+    pub fn class(&self, row: usize) -> Option<usize> {
+        let class = match self.classes {
+            Classes::I32(classes) => classes[row].into(),
+            Classes::I64(classes) => classes[row],
+        };
+        (class != self.ignore_index).then_some(class as usize)
+    }
+
+    /// How many rows are kept, and the sum of their weights.
+    pub fn kept(&self, weight: Option<&[f32]>) -> (usize, f64) {
+        const TASK: usize = 1 << 14;
+        let rows = match self.classes {
+            Classes::I32(classes) => classes.len(),
+            Classes::I64(classes) => classes.len(),
+        };
+        let tasks = (0..rows).into_par_iter().step_by(TASK).map(|first| {
+            let kept = (first..rows.min(first + TASK)).filter_map(|row| self.class(row));
+            match weight {
+                Some(weight) => {
+                    kept.fold((0, 0.0), |(n, sum), class| (n + 1, sum + f64::from(weight[class])))
+                }
+                None => {
+                    let count = kept.count();
+                    (count, count as f64)
+                }
+            }
+        });
+        let tasks: Vec<(usize, f64)> = tasks.collect();
+        tasks.into_iter().fold((0, 0.0), |(n, sum), (count, weights)| (n + count, sum + weights))
+    }
+}

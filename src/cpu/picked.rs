@@ -1,0 +1,91 @@
+//! Negative log-likelihood: of each row only the entry at the target is read.
+
+use rayon::prelude::*;
+
+use super::labels::Labels;
+use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
+use crate::ops::NllLoss;
+use crate::shape::ClassShape;
+use crate::{Args, Array, Output, Reduction, Result};
+
+/// Rows of a task: the sum of losses is that of the tasks, in order.
+const TASK: usize = 1 << 12;
+
+/// About how many elements of the gradient a task has.
+const ELEMENTS: usize = 1 << 16;
+
+/// Over arrays that the op's checks have passed.
+pub(crate) fn picked(
+    op: &NllLoss,
+    args: &Args<Array<'_>>,
+    output: &mut Output<Array<'static>>,
+) -> Result<()> {
+    with_stored!(args.input.dtype(), run::<_>(op, args, output))
+}
+
+fn run<T: Stored>(
+    op: &NllLoss,
+    args: &Args<Array<'_>>,
+    output: &mut Output<Array<'static>>,
+) -> Result<()> {
+    let shape = ClassShape::of(args.input.shape())?;
+    let ClassShape { classes, positions, .. } = shape;
+    let Some(target) = &args.target else { return Ok(()) };
+    let labels = Labels::of(target, op.ignore_index)?;
+    let input = slice::<T>(&args.input)?;
+    let weight = slice_of::<f32>(&args.weight)?;
+    let is_none = op.reduction == Reduction::None;
+    let divisor = match op.reduction {
+        Reduction::Mean => match labels.kept(weight).1 {
+            0.0 => f64::NAN,
+            weights => weights,
+        },
+        _ => 1.0,
+    };
+    // the weight of a kept row's class, and the place of its entry
+    let entry = |row: usize| {
+        let class = labels.class(row)?;
+        let weight = weight.map_or(1.0, |weight| weight[class]);
+        Some((weight, (row / positions * classes + class) * positions + row % positions))
+    };
+
+    if let Some(to) = slice_mut::<f32>(&mut output.loss)? {
+        let loss_of = |row: usize| match entry(row) {
+            Some((weight, at)) => times(-weight, input[at].to_f32()),
+            None => 0.0,
+        };
+        let losses = |first: usize| (first..shape.rows().min(first + TASK)).map(loss_of);
+        if is_none {
+            to.par_chunks_mut(TASK).enumerate().for_each(|(task, to)| {
+                to.iter_mut().zip(losses(task * TASK)).for_each(|(to, loss)| *to = loss);
+            });
+        } else {
+            let tasks = (0..shape.rows()).into_par_iter().step_by(TASK);
+            let sums: Vec<f64> = tasks.map(|first| losses(first).map(f64::from).sum()).collect();
+            to.fill((sums.iter().sum::<f64>() / divisor) as f32);
+        }
+    }
+    let Some(grad) = slice_mut::<T>(&mut output.grad)? else { return Ok(()) };
+    let scalar = if is_none { None } else { slice_of::<f32>(&args.upstream)? };
+    let factor = scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32;
+    let upstream = if is_none { slice_of::<T>(&args.upstream)? } else { None };
+    // whole indices of the batch, of which rows are never divided
+    let batches = ELEMENTS.div_ceil(shape.batch_elements().max(1));
+    let tasks = grad.par_chunks_mut(batches * shape.batch_elements().max(1)).enumerate();
+    tasks.for_each(|(task, grad)| {
+        grad.fill(T::from_f32(0.0));
+        let first = task * batches * shape.batch_elements();
+        let rows = grad.len() / classes;
+        for row in task * batches * positions..task * batches * positions + rows {
+            let Some((weight, at)) = entry(row) else { continue };
+            let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
+            grad[at - first] = T::from_f32(times(-weight, factor));
+        }
+    });
+    Ok(())
+}
+
+/// As [`times`](super::math::times), of one number.
+fn times(factor: f32, value: f32) -> f32 {
+    if factor == 0.0 && !value.is_nan() { 0.0 } else { factor * value }
+}

@@ -1,0 +1,185 @@
+//! Numbers as they are stored, and the f32 that arithmetic is done in.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::math::{LANES, Lanes};
+use crate::array::{Data, Element};
+use crate::{Array, DType, Error, Result};
+
+/// A type of elements that an [`Array`] can hold.
+pub(super) trait Held: Element + Copy + Send + Sync {
+    const DTYPE: DType;
+
+    fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]>;
+
+    fn slice_mut<'a>(data: &'a mut Data<'_>) -> Option<&'a mut [Self]>;
+}
+
+macro_rules! held {
+    ($($type:ident, $variant:ident;)*) => {
+        $(impl Held for $type {
+            const DTYPE: DType = DType::$variant;
+
+            fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]> {
+                if let Data::$variant(values) = data { Some(values) } else { None }
+            }
+
+            fn slice_mut<'a>(data: &'a mut Data<'_>) -> Option<&'a mut [Self]> {
+                if let Data::$variant(values) = data { Some(values.to_mut()) } else { None }
+            }
+        })*
+    };
+}
+
+held! {
+    f32, F32;
+    f16, F16;
+    bf16, Bf16;
+    i32, I32;
+    i64, I64;
+}
+
+/// A type that inputs and gradients may be stored in.
+pub(super) trait Stored: Held {
+    fn to_f32(self) -> f32;
+
+    /// Rounded to nearest even.
+    fn from_f32(value: f32) -> Self;
+
+    /// Reads a slice.
+    fn read(from: &[Self], to: &mut [f32]);
+
+    /// Writes a slice.
+    fn write(from: &[f32], to: &mut [Self]);
+
+    /// The elements, if they lie in whole vectors as they are.
+    fn as_lanes(_from: &[Self]) -> Option<&[Lanes]> {
+        None
+    }
+
+    /// As [`Stored::as_lanes`], to be written.
+    fn as_lanes_mut(_to: &mut [Self]) -> Option<&mut [Lanes]> {
+        None
+    }
+}
+
+impl Stored for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+
+    fn read(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn write(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    fn as_lanes(from: &[Self]) -> Option<&[Lanes]> {
+        let (lanes, rest) = from.as_chunks();
+        rest.is_empty().then_some(lanes)
+    }
+
+    fn as_lanes_mut(to: &mut [Self]) -> Option<&mut [Lanes]> {
+        let (lanes, rest) = to.as_chunks_mut();
+        rest.is_empty().then_some(lanes)
+    }
+}
+
+macro_rules! halves {
+    ($($type:ident)*) => {
+        $(impl Stored for $type {
+            fn to_f32(self) -> f32 {
+                self.to_f32()
+            }
+
+            fn from_f32(value: f32) -> Self {
+                $type::from_f32(value)
+            }
+
+            fn read(from: &[Self], to: &mut [f32]) {
+                from.convert_to_f32_slice(to);
+            }
+
+            fn write(from: &[f32], to: &mut [Self]) {
+                to.convert_from_f32_slice(from);
+            }
+        })*
+    };
+}
+
+halves! { f16 bf16 }
+
+/// The elements of an argument or result that the op's checks have passed.
+pub(super) fn slice<'a, T: Held>(array: &'a Array<'_>) -> Result<&'a [T]> {
+    T::slice(array.data()).ok_or_else(|| unexpected::<T>(array.dtype()))
+}
+
+/// As [`slice`], of one that may not be there.
+pub(super) fn slice_of<'a, T: Held>(array: &'a Option<Array<'_>>) -> Result<Option<&'a [T]>> {
+    array.as_ref().map(slice).transpose()
+}
+
+/// As [`slice_of`], to be written.
+pub(super) fn slice_mut<'a, T: Held>(
+    array: &'a mut Option<Array<'_>>,
+) -> Result<Option<&'a mut [T]>> {
+    let Some(array) = array else { return Ok(None) };
+    let dtype = array.dtype();
+    T::slice_mut(array.data_mut()).map(Some).ok_or_else(|| unexpected::<T>(dtype))
+}
+
+fn unexpected<T: Held>(actual: DType) -> Error {
+    Error::DType { argument: "array", expected: T::DTYPE.name().into(), actual }
+}
+
+/// Calls a function with the type of an array's elements.
+macro_rules! with_stored {
+    ($dtype:expr, $function:ident :: <_ $(, $rest:ty)*> ($($argument:expr),*)) => {
+        match $dtype {
+            crate::DType::F16 => $function::<half::f16 $(, $rest)*>($($argument),*),
+            crate::DType::Bf16 => $function::<half::bf16 $(, $rest)*>($($argument),*),
+            _ => $function::<f32 $(, $rest)*>($($argument),*),
+        }
+    };
+}
+pub(super) use with_stored;
+
+/// Numbers as vectors: those in memory where they lie so already, copies otherwise, of which the
+/// lanes past the end are 0.
+pub(super) fn as_lanes<'a, T: Stored>(from: &'a [T], copy: &'a mut [Lanes]) -> &'a [Lanes] {
+    if let Some(lanes) = T::as_lanes(from) {
+        return lanes;
+    }
+    let copy = &mut copy[..from.len().div_ceil(LANES)];
+    let (copied, rest) = copy.as_flattened_mut().split_at_mut(from.len());
+    T::read(from, copied);
+    rest.fill(0.0);
+    copy
+}
+
+/// Has vectors written into memory: directly where numbers lie so, else by way of a copy.
+pub(super) fn write_lanes<T: Stored, R>(
+    to: &mut [T],
+    copy: &mut [Lanes],
+    write: impl FnOnce(&mut [Lanes]) -> R,
+) -> R {
+    if let Some(lanes) = T::as_lanes_mut(to) {
+        return write(lanes);
+    }
+    let copy = &mut copy[..to.len().div_ceil(LANES)];
+    let result = write(copy);
+    T::write(&copy.as_flattened()[..to.len()], to);
+    result
+}
+
+/// Takes the next `count` elements off a slice that may not be there.
+pub(super) fn take<'a, T>(slice: &mut Option<&'a mut [T]>, count: usize) -> Option<&'a mut [T]> {
+    slice.as_mut().map(|slice| slice.split_off_mut(..count).unwrap_or_default())
+}

@@ -1,0 +1,56 @@
+//! The CPU twin: held to the same promise as the GPU, over the same tables.
+#![cfg(feature = "cpu")]
+
+mod common;
+
+use common::compare::{compare_moderate, compare_relative};
+use common::conformance::{self, Case, magnitude, values};
+use common::grid;
+use wgloss::{Array, Cpu, Op, Output, Pass};
+
+#[test]
+fn every_op_keeps_the_promise() {
+    let cpu = Cpu::default();
+    for row in grid::table() {
+        for case in row.cases().into_iter().filter(|case| case.elements() <= 25_000) {
+            let what = format!("{} {}: {}", row.op(), row.options, case.name());
+            let passes =
+                case.check(|op, pass, args| cpu.run(op, pass, args).map_err(|e| e.to_string()));
+            for (pass, worst) in grid::PASSES.iter().zip(passes.unwrap()) {
+                worst.unwrap_or_else(|e| panic!("{what}: {}: {e}", pass.name()));
+            }
+        }
+    }
+}
+
+/// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
+fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
+    let cases = conformance::load(&conformance::folder(folder)).cases.into_iter();
+    let single = cases.filter(|case| case.pre().unwrap().is_none());
+    single.map(|case| (case.op().unwrap(), case)).map(|(op, case)| (case, op)).collect()
+}
+
+#[test]
+fn worked_examples_with_gradients() {
+    let cpu = Cpu::default();
+    for (case, op) in cases("seeds") {
+        let args = case.args(Pass::ForwardBackward).unwrap();
+        let out = cpu.forward_backward(&*op, &args).unwrap();
+        let logits = magnitude(args.input());
+        for (role, part) in [("out_ref", out.loss), ("grad_ref", out.grad)] {
+            let result = compare_moderate(&part.to_f32(), &values(&case, role), logits);
+            result.unwrap_or_else(|e| panic!("{}: {role}: {e}", case.name));
+        }
+    }
+}
+
+/// Their values are f32 from numpy, hence the relative bound.
+#[test]
+fn onnx_losses() {
+    let cpu = Cpu::default();
+    for (case, op) in cases("onnx") {
+        let loss = cpu.forward(&*op, &case.args(Pass::Forward).unwrap()).unwrap().loss;
+        compare_relative(&loss.to_f32(), &values(&case, "out_ref"), 1e-5)
+            .unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    }
+}
