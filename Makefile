@@ -19,7 +19,7 @@ test: setup ## run every test and doc test; a missing GPU is a failure
 	@$(runtime_dir) WGLOSS_REQUIRE_GPU=1 cargo test --locked --features cli
 
 test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="lavapipe swiftshader")
-	@$(runtime_dir) bash scripts/test-drivers.sh $(DRIVERS)
+	@scripts/test-drivers.sh $(DRIVERS)
 
 lint: setup ## check formatting, clippy and rustdoc, warnings denied
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \

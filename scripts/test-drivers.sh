@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the GPU tests and `wgloss check` on software Vulkan drivers, one after the other, and prints
-# how each fared. Fails when a driver fails; one that cannot be had here is "not available".
+# how each fared.
 #
 #   scripts/test-drivers.sh [DRIVER...]      all three, if none is named
 #
@@ -8,10 +8,18 @@
 #   backports     a newer lavapipe, from the backports of the system's Debian release
 #   swiftshader   another make, out of Debian's chromium
 #
-# The last two are downloaded by way of the system's apt sources and unpacked under target/drivers;
-# nothing is installed, and `make clean` removes them. The logs are there too.
+# TESTS="edges errors" runs these files of tests/ alone, SKIP="ops" all but these; `wgloss check` is
+# always run whole.
+#
+# Exit status: 0 if every driver named was tested and passed; 1 if one failed, or the tests did not
+# build; 2 if a name is wrong; 3 if none failed, but at least one could not be had here: its row says
+# "not available".
+#
+# The last two drivers are downloaded by way of the system's apt sources and unpacked under
+# target/drivers; nothing is installed, and `make clean` removes them. The logs are there too.
 set -euo pipefail
 shopt -s nullglob
+export LC_ALL=C # awk's decimal point
 cd "$(dirname "$0")/.."
 
 build=${CARGO_TARGET_DIR:-target}
@@ -20,6 +28,11 @@ build=$(cd "$build" && pwd)
 drivers=$build/drivers
 wgloss=$build/debug/wgloss
 apt=$drivers/apt
+release= # Debian's name of the system's, once there is an apt state
+if [ -z "${XDG_RUNTIME_DIR:-}" ]; then # Mesa complains where there is none
+    export XDG_RUNTIME_DIR=$drivers/runtime
+    mkdir -p -m 700 "$XDG_RUNTIME_DIR"
+fi
 
 say() { printf 'test-drivers: %s\n' "$*" >&2; }
 
@@ -28,10 +41,22 @@ own_apt() {
     "$1" -q -c "$apt/apt.conf" "${@:2}" 2>>"$apt/log"
 }
 
-# Makes that state, once: the system's sources and, where those are Debian's, its backports.
+# The addresses of release $1's main packages in Debian's archives, after `own_apt apt-get update`.
+addresses() {
+    # shellcheck disable=SC2016 # the variables are apt's
+    own_apt apt-get indextargets --format '$(CODENAME) $(REPO_URI) $(LABEL)' \
+        'Identifier: Packages' 'Component: main' |
+        awk -v release="$1" '$1 == release && $3 == "Debian" { print $2 }'
+}
+
+# Makes that state, once a run, since mirrors drop what is older than their lists: the system's
+# sources and, where those are Debian's without its backports, the backports too.
 make_apt() {
-    [ ! -e "$apt/release" ] || return 0
+    local file mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -z "$release" ] || return 0
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    # shellcheck source=/dev/null
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
     rm -rf "$apt"
     mkdir -p "$apt"/{sources,state/lists/partial,cache/archives/partial}
     cat >"$apt/apt.conf" <<CONF
@@ -42,38 +67,35 @@ Dir::State::status "/var/lib/dpkg/status";
 Dir::Cache "$apt/cache";
 APT::Sandbox::User "";
 Debug::NoLocking "true";
+Acquire::Retries "2";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
 // hooks that work on the system's state, and lists that nobody reads
 #clear APT::Update;
 #clear Acquire::IndexTargets::deb::DEP-11;
 CONF
-    local file release uri
     for file in /etc/apt/{,sources.list.d/}*.{list,sources}; do
         cp "$file" "$apt/sources/"
     done
     # a source that cannot be reached may be one that is not needed
     own_apt apt-get update >/dev/null || true
-    # shellcheck source=/dev/null
-    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    # shellcheck disable=SC2016 # the variables are apt's
-    uri=$(own_apt apt-get indextargets --format '$(LABEL) $(CODENAME) $(REPO_URI)' \
-        'Identifier: Packages' 'Component: main' |
-        awk -v release="$release" '$1 == "Debian" && $2 == release && !n++ { print $3 }')
-    if [ -n "$uri" ]; then
-        echo "deb $uri $release-backports main" >"$apt/sources/backports.list"
+    if [ -z "$(addresses "$release-backports")" ]; then
+        # a mirror has the backports where it has the release
+        mirror=$(addresses "$release" | head -n 1)
+        [ -n "$mirror" ] || return 0
+        if [ -e "$keys" ]; then keys="[signed-by=$keys] "; else keys=; fi
+        echo "deb $keys$mirror $release-backports main" >"$apt/sources/backports.list"
         own_apt apt-get update >/dev/null || true
     fi
-    echo "$release-backports" >"$apt/release"
 }
 
 # Downloads package $2 of driver $1, and what it needs to be installed.
 download() {
-    local release
     cd "$drivers/$1"
     case $1 in
         backports)
-            release=$(cat "$apt/release")
-            own_apt apt-get install -y --download-only --no-install-recommends -t "$release" \
-                -o Dir::Cache::archives="$PWD" "$2/$release"
+            own_apt apt-get install -y --download-only --no-install-recommends \
+                -t "$release-backports" -o Dir::Cache::archives="$PWD" "$2/$release-backports"
             ;;
         # its other dependencies are the browser's
         swiftshader) own_apt apt-get download "$2" ;;
@@ -97,8 +119,10 @@ fetch() {
     done
     mapfile -t found < <(find "$folder" -name "$3")
     [ ${#found[@]} = 1 ] || { say "$1: no $3 in $2" && return 1; }
+    # relative, because a build folder may be moved
+    found=".${found[0]#"$folder"}"
     cat >"$folder/icd.json" <<JSON
-{ "file_format_version": "1.0.0", "ICD": { "library_path": "${found[0]}", "api_version": "1.1.0" } }
+{ "file_format_version": "1.0.0", "ICD": { "library_path": "$found", "api_version": "1.1.0" } }
 JSON
     mv "$folder/package" "$folder/version"
 }
@@ -127,7 +151,7 @@ locate() {
 on_driver() {
     local path=${libraries:+$libraries:}${LD_LIBRARY_PATH:-}
     env VK_DRIVER_FILES="$manifest" VK_ICD_FILENAMES="$manifest" WGLOSS_REQUIRE_GPU=1 \
-        ${path:+LD_LIBRARY_PATH="${path%:}"} "$@"
+        ${path:+LD_LIBRARY_PATH="${path%:}"} "$@" </dev/null
 }
 
 # Prints the version of driver $1: what it says of itself, or else the package it came in.
@@ -137,22 +161,22 @@ version() {
     if [ -n "$version" ]; then echo "${version%%$'\n'*}"; else cat "$drivers/$1/version"; fi
 }
 
-# Every file in tests/ but those whose subject needs no GPU.
+# The files of tests/ but those that are skipped, and those whose subject needs no GPU.
 gpu_tests() {
     local file
     for file in tests/*.rs; do
         file=$(basename "$file" .rs)
-        case $file in comparator | reference) ;; *) printf '%s\n' --test "$file" ;; esac
+        case " comparator drivers reference ${SKIP:-} " in
+            *" $file "*) ;;
+            *) echo "$file" ;;
+        esac
     done
 }
 
 # Tests driver $1, adds a row to `rows`, and its name to `failed` if it failed.
 try() {
-    local log=$drivers/$1.log version passed=- checks=- worst=- ok=true
-    if ! locate "$1"; then
-        rows+=("$1|not available|-|-|-")
-        return
-    fi
+    local log=$drivers/$1.log json=$drivers/$1.json version is_good=true passed checks worst
+    locate "$1"
     if ! version=$(version "$1" 2>"$log"); then
         cat "$log" >&2
         rows+=("$1|does not load|-|-|-")
@@ -160,24 +184,29 @@ try() {
         return
     fi
     say "$1: $version"
-    on_driver cargo test "${cargo[@]}" --no-fail-fast >"$log" 2>&1 || ok=false
+    rm -f "$json"
+    on_driver cargo test "${cargo[@]}" --no-fail-fast >"$log" 2>&1 || is_good=false
+    on_driver "$wgloss" check --device gpu --json "$json" >>"$log" 2>&1 || is_good=false
     passed=$(awk '/^test result:/ { passed += $4; all += $4 + $6 }
         END { print passed + 0 " of " all + 0 }' "$log")
-    if "$wgloss" check --help >/dev/null 2>&1; then
-        on_driver "$wgloss" check --device gpu >"$log.check" 2>&1 || ok=false
-        checks=$(awk '/^[0-9]+ passed, [0-9]+ failed/ { print $1 " of " $1 + $3 }' "$log.check")
-        cat "$log.check" >>"$log"
-        rm "$log.check"
-    fi
-    if ! $ok; then
+    checks=$(awk '/^[0-9]+ passed, [0-9]+ failed/ { passed = $1; all = $1 + $3 }
+        END { print passed + 0 " of " all + 0 }' "$log")
+    # the largest number in a "worst": [...]; a case that failed has none
+    worst=$(awk '/"worst": \[/ { inside = 1 } /\]/ { inside = 0 }
+        inside && $1 + 0 > worst { worst = $1 + 0 }
+        /"failed": [1-9]/ { failed = 1 }
+        END { if (failed) print "above 1"; else if (NR) printf "%.2f\n", worst; else print "-" }' \
+        "$json" 2>/dev/null) || worst=-
+    rows+=("$1|$version|$passed|$checks|$worst")
+    if ! $is_good; then
         cat "$log" >&2
         failed+=("$1")
     fi
-    rows+=("$1|$version|$passed|$checks|$worst")
 }
 
 main() {
-    local name row cells rows=("driver|version|tests passed|checks passed|worst error") failed=()
+    local name row cells here=() failed=()
+    local rows=("driver|version|tests passed|checks passed|worst error")
     [ $# != 0 ] || set -- lavapipe backports swiftshader
     for name; do
         case $name in
@@ -185,14 +214,27 @@ main() {
             *) say "no driver $name: lavapipe, backports or swiftshader" && return 2 ;;
         esac
     done
-    mapfile -t cargo < <(printf '%s\n' --locked --features cli && gpu_tests)
-    cargo test "${cargo[@]}" --no-run
-    for name; do try "$name"; done
+    read -r -d '' -a tests <<<"${TESTS:-$(gpu_tests)}" || true
+    cargo=(--locked --features cli "${tests[@]/#/--test=}")
+    for name; do
+        if locate "$name"; then here+=("$name"); fi
+    done
+    # all is built first, and nothing for drivers that are not there
+    [ ${#here[@]} = 0 ] || cargo test "${cargo[@]}" --no-run || return 1
+    for name; do
+        case " ${here[*]} " in
+            *" $name "*) try "$name" ;;
+            *) rows+=("$name|not available|-|-|-") ;;
+        esac
+    done
     for row in "${rows[@]}"; do
         IFS='|' read -r -a cells <<<"$row"
-        printf '%-12s  %-34s  %-12s  %-13s  %s\n' "${cells[@]}"
+        printf '%-11s  %-39s  %-12s  %-13s  %s\n' "${cells[@]}"
     done
+    echo "tests: ${tests[*]}"
+    echo "checks: wgloss check; worst error in units of the error allowed"
     [ ${#failed[@]} = 0 ] || { say "failed: ${failed[*]}" && return 1; }
+    [ ${#here[@]} = $# ] || return 3
 }
 
 main "$@"

@@ -96,10 +96,10 @@ impl<T: Operand> Args<T> {
 /// How long a call took (see [`Gpu::run_timed`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
-    /// The dispatches alone, in a run of their own after the call: by the device's timestamps where
-    /// it has them, otherwise from submission to completion.
+    /// The dispatches alone: by the device's timestamps where it has them, otherwise a second run of
+    /// them, from submission to completion.
     pub kernel: Duration,
-    /// The whole call from host arrays to host arrays.
+    /// The whole call from host arrays to host arrays, with that second run where there is one.
     pub call: Duration,
 }
 
@@ -175,9 +175,7 @@ impl Gpu {
         let start = Instant::now();
         check(op, pass, args)?;
         let station = Station::new(self, op, pass, &args.layouts()).await?;
-        let output = station.start(args).await?.finish().await?;
-        let call = start.elapsed();
-        Ok((output, Timing { kernel: station.time_dispatches().await?, call }))
+        station.run_timed(args, start).await
     }
 
     async fn submit(
@@ -231,6 +229,14 @@ impl Station {
 
     /// Uploads and submits: the arrays are free when this returns, and the results on their way.
     pub async fn start(&self, args: &Args<Array<'_>>) -> Result<Call> {
+        self.start_timed(args, None).await
+    }
+
+    async fn start_timed(
+        &self,
+        args: &Args<Array<'_>>,
+        timestamps: Option<&Timestamps>,
+    ) -> Result<Call> {
         let gpu = &self.gpu;
         let submit = || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -239,7 +245,11 @@ impl Station {
                 (Some(array), Some(tensor)) => upload.encode(gpu, &mut encoder, array, tensor),
                 _ => Ok(()),
             })?;
-            self.bound.encode(&mut encoder, None);
+            let writes = timestamps.map(Timestamps::writes);
+            self.bound.encode_timed(&mut encoder, None, writes);
+            if let Some(Timestamps { queries, resolved }) = timestamps {
+                encoder.resolve_query_set(queries, 0..2, resolved, 0);
+            }
             let results = self.output.clone().or_in_place(&self.args);
             let copies = results.map(|_, tensor| {
                 let staging = Readback::encode_tensor(gpu, &mut encoder, &tensor);
@@ -253,44 +263,73 @@ impl Station {
         Ok(Call { gpu: gpu.clone(), results })
     }
 
-    /// How long the dispatches take over the arguments of the last call.
+    /// A call, timed from `start`.
     #[cfg(not(target_arch = "wasm32"))]
-    async fn time_dispatches(&self) -> Result<Duration> {
+    async fn run_timed(
+        &self,
+        args: &Args<Array<'_>>,
+        start: Instant,
+    ) -> Result<(Output<Array<'static>>, Timing)> {
         let gpu = &self.gpu;
-        if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            gpu.idle().await;
-            let start = Instant::now();
-            let submit = || {
-                let mut encoder = gpu.device().create_command_encoder(&Default::default());
-                self.bound.encode(&mut encoder, None);
-                gpu.queue().submit([encoder.finish()]);
-            };
-            gpu.guarded(submit).await?;
-            gpu.idle().await;
-            return Ok(start.elapsed());
+        if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            let timestamps = gpu.guarded(|| Timestamps::new(gpu)).await?;
+            let output = self.start_timed(args, Some(&timestamps)).await?.finish().await?;
+            let call = start.elapsed();
+            return Ok((output, Timing { kernel: timestamps.elapsed(gpu).await?, call }));
         }
+        let output = self.start(args).await?.finish().await?;
+        gpu.idle().await;
+        let again = Instant::now();
         let submit = || {
-            let queries = gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("wgloss.timestamps"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2,
-            });
-            let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-            let resolved = gpu.buffer("wgloss.timestamps", 16, usage);
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            let writes = wgpu::ComputePassTimestampWrites {
-                query_set: &queries,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            };
-            self.bound.encode_timed(&mut encoder, None, Some(writes));
-            encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
-            let staging = Readback::encode(gpu, &mut encoder, &resolved, 0..16);
-            let submission = gpu.queue().submit([encoder.finish()]);
-            gpu.pool().give(resolved);
-            Ok(Readback::map(staging, &submission))
+            self.bound.encode(&mut encoder, None);
+            gpu.queue().submit([encoder.finish()]);
         };
-        let ticks = gpu.guarded(submit).await??;
+        gpu.guarded(submit).await?;
+        gpu.idle().await;
+        Ok((output, Timing { kernel: again.elapsed(), call: start.elapsed() }))
+    }
+}
+
+/// The times at which dispatches begin and end.
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+}
+
+#[cfg_attr(target_arch = "wasm32", expect(dead_code))]
+impl Timestamps {
+    fn new(gpu: &Gpu) -> Self {
+        let label = Some("wgloss.timestamps");
+        let ty = wgpu::QueryType::Timestamp;
+        let queries =
+            gpu.device().create_query_set(&wgpu::QuerySetDescriptor { label, ty, count: 2 });
+        let resolved = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label,
+            size: 16,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        Timestamps { queries, resolved }
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    /// Once they are submitted and resolved.
+    async fn elapsed(&self, gpu: &Gpu) -> Result<Duration> {
+        let submit = || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            let staging = Readback::encode(gpu, &mut encoder, &self.resolved, 0..16);
+            let submission = gpu.queue().submit([encoder.finish()]);
+            Readback::map(staging, &submission)
+        };
+        let ticks = gpu.guarded(submit).await?;
         ticks.arrived(gpu).await?;
         let ticks: Vec<u64> = ticks.take(gpu, bytemuck::pod_collect_to_vec)?;
         let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64

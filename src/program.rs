@@ -116,6 +116,10 @@ impl Binding {
 /// How many bindings there are at most, the uniform buffer among them.
 pub(crate) const BINDINGS: usize = 9;
 
+/// The bindings of the input and of the gradient.
+const INPUT: u32 = 1;
+const GRAD: u32 = 5;
+
 /// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
 pub(crate) type Places = [[u32; 4]; BINDINGS];
 
@@ -297,9 +301,9 @@ impl Program {
         for &Binding { binding, place: [first, stride], .. } in &bindings {
             places[binding as usize] = [first, stride, 0, 0];
         }
-        if bindings.iter().all(|binding| binding.binding != 1) {
+        if bindings.iter().all(|binding| binding.binding != INPUT) {
             // in place, the input lies where the gradient does
-            places[1] = places[5];
+            places[INPUT as usize] = places[GRAD as usize];
         }
         let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
         self.steps.push(Step { kernel, params, bindings, workgroups });

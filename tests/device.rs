@@ -256,6 +256,19 @@ fn assert_too_large<T: std::fmt::Debug>(gpu: &Gpu, result: Result<T, Error>, tex
 }
 
 #[test]
+fn inputs_beyond_what_can_be_bound() {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
+    let Some(gpu) = gpu_with_limits(limits, &GpuOptions::default()) else { return };
+    // rows are split over several bindings; one row cannot be
+    check(&gpu, &Rows::random(&mut Random::new(3), Logits::Normal, &[16_385, 16]));
+    let logits = vec![0.0_f32; 262_145];
+    let args = Args::new(Array::new(&logits, &[1, 262_145]).unwrap()).target((&[0]).into());
+    let text = "one row of input: expected at most 1048576 bytes \
+                (max_storage_buffer_binding_size of DEVICE), got 1048580";
+    assert_too_large(&gpu, gpu.block_on(gpu.forward(&CrossEntropy::default(), &args)), text);
+}
+
+#[test]
 fn inputs_beyond_what_a_buffer_holds() {
     let limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
     let Some(gpu) = gpu_with_limits(limits, &GpuOptions::default()) else { return };
