@@ -184,8 +184,9 @@ impl<T> Args<T> {
         self
     }
 
-    /// Device tensors: arguments and results may be ranges of one buffer, none of which overlap, as
-    /// frameworks hand them out that allocate from large buffers.
+    /// Device tensors: arguments and results may be ranges of one buffer, as frameworks hand them out
+    /// that allocate from large buffers. Results overlap nothing else, from their first element to
+    /// their last, what lies between rows included.
     pub fn one_buffer(mut self) -> Self {
         self.memory = Memory::OneBuffer;
         self

@@ -46,7 +46,7 @@ impl Copy {
     /// Every way to move so many bytes, read and written ones together.
     pub fn all(gpu: &Gpu, bytes: u64) -> Result<Vec<Copy>> {
         let device = gpu.device();
-        let limit = u64::from(device.limits().max_storage_buffer_binding_size);
+        let limit = device.limits().max_storage_buffer_binding_size;
         let size = (bytes / 2).next_multiple_of(16).clamp(16, limit / 16 * 16);
         let buffer = || {
             device.create_buffer(&wgpu::BufferDescriptor {
