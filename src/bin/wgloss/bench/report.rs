@@ -15,6 +15,7 @@ pub struct Times {
     pub kernel: Vec<Duration>,
     pub copy: Vec<Duration>,
     pub memcpy: Vec<Duration>,
+    pub cpu: Vec<Duration>,
     pub call: Vec<Duration>,
 }
 
@@ -38,6 +39,9 @@ pub struct Record {
     gbps: f64,
     copy_gbps: f64,
     fraction_of_copy: f64,
+    /// The CPU twin's, and a copy of as many bytes on the host, both by all threads.
+    cpu_ms: f64,
+    cpu_gbps: f64,
     memcpy_gbps: f64,
     /// In units of the error allowed.
     max_error: f64,
@@ -71,6 +75,8 @@ impl Record {
             gbps: own,
             copy_gbps,
             fraction_of_copy: own / copy_gbps,
+            cpu_ms: ms(median(&times.cpu)),
+            cpu_gbps: gbps(bytes, median(&times.cpu)),
             memcpy_gbps: gbps(bytes, median(&times.memcpy)),
             max_error,
         }
@@ -118,6 +124,8 @@ impl Report {
                 "copy",
                 "of copy",
                 "call ms",
+                "cpu ms",
+                "cpu",
                 "memcpy",
                 "error",
                 "kernel",
@@ -138,18 +146,20 @@ impl Report {
                 format!("{:.2}", record.copy_gbps),
                 format!("{:.2}", record.fraction_of_copy),
                 format!("{:.2}", record.call_ms),
+                format!("{:.3}", record.cpu_ms),
+                format!("{:.1}", record.cpu_gbps),
                 format!("{:.1}", record.memcpy_gbps),
                 format!("{:.2}", record.max_error),
                 record.kernel.clone(),
             ]
         }));
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: [usize; 13] = std::array::from_fn(|column| width(column).unwrap_or(0));
+        let widths: [usize; 15] = std::array::from_fn(|column| width(column).unwrap_or(0));
         let mut lines = vec![
             format!("device  {}", self.device),
             format!("times   medians of {} rounds; {}", self.rounds, self.times),
             "GB/s    every argument and result counted once; copy: the best on the device; \
-             memcpy: the host's, by all threads"
+             cpu: the CPU twin; memcpy: the host's, by all threads"
                 .into(),
             "error   of the results before they were timed, in units of the error allowed".into(),
             String::new(),
@@ -157,7 +167,7 @@ impl Report {
         lines.extend(rows.iter().map(|row| {
             let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
                 // numbers to the right
-                match (4..12).contains(&column) {
+                match (4..14).contains(&column) {
                     true => format!("{cell:>width$}"),
                     false => format!("{cell:width$}"),
                 }
