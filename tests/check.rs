@@ -414,11 +414,11 @@ fn a_device_tests_itself() {
     let folder = TempDir::new().unwrap();
     let check = |rest: &str| wgloss(folder.path(), &format!("check {rest}"), &[]);
     let report = check("--device cpu --only kl-div --only mse --json j.json").report();
-    assert_eq!(last(&report), "120 passed, 0 failed, 0 skipped", "{report}");
-    assert!(line(&report, "kl_div  log_target").starts_with("42"), "{report}");
+    assert_eq!(last(&report), "174 passed, 0 failed, 0 skipped", "{report}");
+    assert!(line(&report, "kl_div  log_target").starts_with("60"), "{report}");
     let json: Value =
         serde_json::from_slice(&fs::read(folder.path().join("j.json")).unwrap()).unwrap();
-    assert_eq!(json["cases"].as_array().unwrap().len(), 120);
+    assert_eq!(json["cases"].as_array().unwrap().len(), 174);
     assert_eq!(json["columns"], json!(["forward", "backward", "fused"]));
     if gpu().is_some() {
         let report = check("--only logsigmoid").report();

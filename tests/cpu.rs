@@ -6,7 +6,7 @@ mod common;
 use common::compare::{compare_moderate, compare_relative};
 use common::conformance::{self, Case, magnitude, values};
 use common::grid;
-use wgloss::{Array, Cpu, Op, Output, Pass};
+use wgloss::{Cpu, Op, Pass};
 
 #[test]
 fn every_op_keeps_the_promise() {

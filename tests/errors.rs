@@ -165,7 +165,7 @@ fn storage_types_that_an_argument_does_not_take() {
     let forward = Pass::Forward;
     let integers = Array::new(&[0; 6], &[2, 3]).unwrap();
     let input = Args::new(integers.clone()).target(Array::from(&TARGET));
-    let text = "input: expected storage type f32, got i32";
+    let text = "input: expected storage type f32 or f16 or bf16, got i32";
     refused(gpu, &cross_entropy(), forward, &input, text);
     let halves = [half::f16::ONE; 6];
     let target = logits().target(Array::new(&halves, &[2, 3]).unwrap());

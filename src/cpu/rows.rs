@@ -374,6 +374,7 @@ impl<T: Stored> Job<'_, T> {
     }
 
     /// Writes the gradient over the exponentials.
+    #[expect(clippy::too_many_arguments)] // the columns of a tile, each its own array
     #[inline(always)]
     fn gradient<S: Simd>(
         &self,

@@ -99,8 +99,8 @@ impl Tiling {
     ) -> Vec<Option<Piece<'a, T>>> {
         let ClassShape { classes, positions, .. } = self.shape;
         if !self.has_columns() {
-            let mut piece = |rows: &Range<usize>| take(&mut tensor, rows.len() * classes);
-            let lines = tasks.iter().map(|rows| piece(rows));
+            let piece = |rows: &Range<usize>| take(&mut tensor, rows.len() * classes);
+            let lines = tasks.iter().map(piece);
             return lines.map(|line| line.map(|line| Piece { lines: vec![line] })).collect();
         }
         let Some(tensor) = tensor else { return repeat_with(|| None).take(tasks.len()).collect() };
