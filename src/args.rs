@@ -165,7 +165,9 @@ args! {
     /// The weight of the positive term of BCE with logits. Always f32.
     pos_weight "pos_weight",
     /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
-    /// passes without one take 1.
+    /// passes without one take 1. A number becomes a tensor by
+    /// `gpu.upload(&Array::scalar(1024.0_f32))`: a loss scale, say, whose buffer may be written to
+    /// between steps.
     upstream "upstream",
     /// The row state that a forward pass kept: spares backward its first read of the input.
     state "state",
