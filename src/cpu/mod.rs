@@ -16,18 +16,16 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 pub(crate) use elements::{Point, elements};
-pub(crate) use fearless_simd::Simd;
-pub(crate) use math::Vector;
 pub(crate) use picked::picked;
 pub(crate) use row_maps::{log_softmax, softmax};
 pub(crate) use rows::cross_entropy;
 
 /// What the hooks of element-wise ops are written in.
 pub(crate) mod prelude {
-    pub(crate) use fearless_simd::prelude::*;
-
     pub(crate) use super::Point;
-    pub(crate) use super::math::*;
+    pub(crate) use super::math::{
+        Logistic, annihilating_product, exp, ln, log1p_unit, logistic, max, min, select, sign,
+    };
 }
 
 use crate::shape::Layout;
