@@ -83,7 +83,7 @@ fn milliseconds(run: impl FnOnce()) -> f64 {
 
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    times[if std::env::var("MIN").is_ok() { 0 } else { times.len() / 2 }]
 }
 
 fn main() -> wgloss::Result<()> {

@@ -1,26 +1,24 @@
 //! Element-wise losses and maps: blocks that fit the nearest cache, in tasks of many.
 
-use fearless_simd::{Level, Simd, SimdBase, dispatch};
 use rayon::prelude::*;
 
-use super::math::{LANES, Lanes, Vector, select, sum_lanes, times};
-use super::storage::{
-    Stored, as_lanes, slice, slice_mut, slice_of, take, with_stored, write_lanes,
-};
+use super::math::{LANES, Lanes, select, sum_lanes, times, vectorized};
+use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stored, write_f32};
 use crate::ops::{Elementwise, divisor, weight_dims};
 use crate::shape::Dim;
 use crate::{Args, Array, Output, Reduction, Result};
 
 /// Elements of a block: 4 KiB of each argument and result.
-const BLOCK: usize = 64 * LANES;
+const BLOCK: usize = 1024;
 
 /// Elements of a task. A sum is that of its tasks, in order, whatever the number of threads.
 const TASK: usize = 16 * BLOCK;
 
-/// A loss or its gradient at sixteen elements.
-pub struct Point<S: Simd> {
-    pub loss: Vector<S>,
-    pub grad: Vector<S>,
+/// A loss and its derivative at an element.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    pub loss: f32,
+    pub grad: f32,
 }
 
 /// A loss or map of the crate, over arrays that its checks have passed.
@@ -46,7 +44,6 @@ pub(crate) fn elements<E: Elementwise>(
 /// What all tasks read. `S` is how inputs are stored.
 struct Job<'a, E, S> {
     op: &'a E,
-    level: Level,
     input: &'a [S],
     target: Option<&'a [S]>,
     weight: Option<&'a [f32]>,
@@ -79,7 +76,6 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
     let scalar = if is_none { None } else { slice_of::<f32>(&args.upstream)? };
     let job = Job {
         op,
-        level: Level::new(),
         input,
         target: slice_of(&args.target)?,
         weight: slice_of(&args.weight)?,
@@ -116,26 +112,26 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
     Ok(())
 }
 
-/// A block's numbers, where they do not lie in memory as they are worked on.
+/// A block's numbers, where they do not lie in memory as f32.
 struct Buffers {
-    x: [Lanes; BLOCK / LANES],
-    t: [Lanes; BLOCK / LANES],
-    weight: [Lanes; BLOCK / LANES],
-    pos_weight: [Lanes; BLOCK / LANES],
-    upstream: [Lanes; BLOCK / LANES],
-    loss: [Lanes; BLOCK / LANES],
-    grad: [Lanes; BLOCK / LANES],
+    x: [f32; BLOCK],
+    t: [f32; BLOCK],
+    weight: [f32; BLOCK],
+    /// Ones, where there is none.
+    pos_weight: [f32; BLOCK],
+    upstream: [f32; BLOCK],
+    loss: [f32; BLOCK],
+    grad: [f32; BLOCK],
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        let zeros = [[0.0; LANES]; BLOCK / LANES];
-        let ones = [[1.0; LANES]; BLOCK / LANES];
+        let zeros = [0.0; BLOCK];
         Buffers {
             x: zeros,
             t: zeros,
-            weight: ones,
-            pos_weight: ones,
+            weight: zeros,
+            pos_weight: [1.0; BLOCK],
             upstream: zeros,
             loss: zeros,
             grad: zeros,
@@ -150,45 +146,34 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
         for first in (task.first..task.first + task.count).step_by(BLOCK) {
             let count = BLOCK.min(task.first + task.count - first);
             let elements = first..first + count;
-            let grad = take(&mut task.grad, count).unwrap_or_default();
-            let losses = take(&mut task.losses, count);
-            let Buffers { x, t, weight, pos_weight, upstream, loss, grad: to_grad } = buffers;
-            let vectors = count.div_ceil(LANES);
-
-            let x = as_lanes(&self.input[elements.clone()], x);
+            let Buffers { x, t, weight, pos_weight, upstream, loss, grad } = &mut *buffers;
+            let x = as_f32(&self.input[elements.clone()], x);
             // maps have no target, and look at none
-            let t = self.target.map_or(x, |target| as_lanes(&target[elements.clone()], t));
+            let t = self.target.map_or(x, |target| as_f32(&target[elements.clone()], t));
             if let Some(values) = self.weight {
-                broadcast(values, &self.dims, 0, first, &mut weight.as_flattened_mut()[..count]);
+                broadcast(values, &self.dims, 0, first, &mut weight[..count]);
             }
             if let Some(values) = self.pos_weight {
-                let to = &mut pos_weight.as_flattened_mut()[..count];
-                broadcast(values, &self.dims, 1, first, to);
+                broadcast(values, &self.dims, 1, first, &mut pos_weight[..count]);
             }
             let block = Block {
                 x,
                 t,
-                pos_weight: &pos_weight[..vectors],
-                weight: self.weight.map(|_| &weight[..vectors]),
-                upstream: self.upstream.map(|all| as_lanes(&all[elements], upstream)),
+                pos_weight: &pos_weight[..count],
+                weight: self.weight.map(|_| &weight[..count]),
+                upstream: self.upstream.map(|all| as_f32(&all[elements], upstream)),
                 scale: self.scale,
             };
-            let mut compute = |loss: &mut [Lanes]| {
-                if grad.is_empty() {
-                    block.compute(self.op, self.level, loss, &mut to_grad[..vectors]);
-                } else {
-                    write_lanes(grad, to_grad, |grad| {
-                        block.compute(self.op, self.level, loss, grad);
-                    });
-                }
+            let mut compute = |loss: &mut [f32]| match take(&mut task.grad, count) {
+                Some(to) => write_f32(to, grad, |grad| block.compute(self.op, loss, grad)),
+                None => block.compute(self.op, loss, &mut grad[..count]),
             };
-            match losses {
-                Some(losses) => write_lanes(losses, loss, compute),
+            match take(&mut task.losses, count) {
+                Some(losses) => write_f32(losses, loss, compute),
                 None => {
-                    let loss = &mut loss[..vectors];
+                    let loss = &mut loss[..count];
                     compute(loss);
-                    loss.as_flattened_mut()[count..].fill(0.0);
-                    sum += f64::from(dispatch!(self.level, simd => sum_of(simd, loss)));
+                    sum += f64::from(vectorized!(sum_of(loss)));
                 }
             }
         }
@@ -198,78 +183,67 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
 
 /// The numbers of a block.
 struct Block<'a> {
-    x: &'a [Lanes],
-    t: &'a [Lanes],
-    pos_weight: &'a [Lanes],
-    weight: Option<&'a [Lanes]>,
-    upstream: Option<&'a [Lanes]>,
+    x: &'a [f32],
+    t: &'a [f32],
+    pos_weight: &'a [f32],
+    weight: Option<&'a [f32]>,
+    upstream: Option<&'a [f32]>,
     scale: f32,
 }
 
 impl Block<'_> {
     /// Computes losses and gradients: both, since the one that is not asked for costs little, and
     /// stays in the nearest cache.
-    fn compute<E: Elementwise>(
-        &self,
-        op: &E,
-        level: Level,
-        loss: &mut [Lanes],
-        grad: &mut [Lanes],
-    ) {
-        dispatch!(level, simd => self.points(simd, op, loss, grad));
+    fn compute<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
+        vectorized!(self.points(op, loss, grad));
         if self.weight.is_some() || self.upstream.is_some() {
-            dispatch!(level, simd => self.weigh(simd, loss, grad));
+            vectorized!(self.weigh(loss, grad));
         }
     }
 
     #[inline(always)]
-    fn points<S: Simd, E: Elementwise>(
-        &self,
-        simd: S,
-        op: &E,
-        loss: &mut [Lanes],
-        grad: &mut [Lanes],
-    ) {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
+    fn points<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         let gradient_at_nan = if op.zero_gradient_at_nan() { 0.0 } else { f32::NAN };
         // a weight comes before the scale, so that its 0 annihilates
         let scale = if self.weight.is_some() { 1.0 } else { self.scale };
-        let scale = Vector::splat(simd, scale);
-        let results = loss.iter_mut().zip(grad);
+        let is_number = !scale.is_nan();
         let given = self.x.iter().zip(self.t).zip(self.pos_weight);
-        for ((loss, grad), ((x, t), pos_weight)) in results.zip(given) {
-            let (x, t) = (load(x), load(t));
-            let point = op.point(x, t, load(pos_weight));
+        for ((loss, grad), ((&x, &t), &pos_weight)) in loss.iter_mut().zip(grad).zip(given) {
+            let point = op.point(x, t, pos_weight);
             // NaN before all else
-            let is_number = x.simd_eq(x) & t.simd_eq(t);
-            *loss = select(is_number, point.loss, f32::NAN).into();
-            *grad = times(select(is_number, point.grad, gradient_at_nan), scale).into();
+            let is_nan = x.is_nan() | t.is_nan();
+            *loss = select(is_nan, f32::NAN, point.loss);
+            let g = select(is_nan, gradient_at_nan, point.grad);
+            *grad = select((g == 0.0) & is_number, 0.0, g * scale);
         }
     }
 
     /// Multiplies by weights and upstream gradients.
     #[inline(always)]
-    fn weigh<S: Simd>(&self, simd: S, loss: &mut [Lanes], grad: &mut [Lanes]) {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
+    fn weigh(&self, loss: &mut [f32], grad: &mut [f32]) {
         if let Some(weight) = self.weight {
-            let scale = Vector::splat(simd, self.scale);
-            for ((loss, grad), weight) in loss.iter_mut().zip(&mut *grad).zip(weight) {
-                let weight = load(weight);
-                *loss = times(weight, load(loss)).into();
-                *grad = times(times(weight, load(grad)), scale).into();
+            for ((loss, grad), &weight) in loss.iter_mut().zip(&mut *grad).zip(weight) {
+                *loss = times(weight, *loss);
+                *grad = times(times(weight, *grad), self.scale);
             }
         }
-        for (grad, upstream) in grad.iter_mut().zip(self.upstream.unwrap_or_default()) {
-            *grad = times(load(grad), load(upstream)).into();
+        for (grad, &upstream) in grad.iter_mut().zip(self.upstream.unwrap_or_default()) {
+            *grad = times(*grad, upstream);
         }
     }
 }
 
 /// The sum of a block.
 #[inline(always)]
-fn sum_of<S: Simd>(simd: S, values: &[Lanes]) -> f32 {
-    let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
-    sum_lanes(values.iter().fold(Vector::splat(simd, 0.0), |sum, lanes| sum + load(lanes)))
+fn sum_of(values: &[f32]) -> f32 {
+    let (vectors, rest) = values.as_chunks::<LANES>();
+    let mut sums: Lanes = [0.0; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            sums[lane] += vector[lane];
+        }
+    }
+    sum_lanes(sums) + rest.iter().sum::<f32>()
 }
 
 /// Lays the `k`-th of the tensors of `dims` over the elements from `first` on.

@@ -1,5 +1,8 @@
 //! The CPU twin: every op in f32, on all cores, with the widest vectors that the machine has.
 
+// several arrays of lanes are walked by one index
+#![allow(clippy::needless_range_loop)]
+
 mod math;
 mod storage;
 mod tiles;
@@ -16,18 +19,16 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 pub(crate) use elements::{Point, elements};
-pub(crate) use fearless_simd::Simd;
-pub(crate) use math::Vector;
 pub(crate) use picked::picked;
 pub(crate) use row_maps::{log_softmax, softmax};
 pub(crate) use rows::cross_entropy;
 
 /// What the hooks of element-wise ops are written in.
 pub(crate) mod prelude {
-    pub(crate) use fearless_simd::prelude::*;
-
     pub(crate) use super::Point;
-    pub(crate) use super::math::*;
+    pub(crate) use super::math::{
+        Logistic, annihilating_product, exp, ln, log1p_unit, logistic, max, min, select, sign,
+    };
 }
 
 use crate::shape::Layout;

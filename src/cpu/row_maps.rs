@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Level, Simd, SimdBase, dispatch};
 use rayon::prelude::*;
 
-use super::math::{LANES, Lanes, Vector, log1p, select, sum_lanes, times};
-use super::row_form::{Logits, first_at, peak, statistics};
+use super::math::{LANES, Lanes, log1p, select, sum_lanes, times, vectorized};
+use super::row_form::{IS_NAN, Logits, first_at, peak, statistics};
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::tiles::{Piece, Tiling};
 use crate::ops::rows_along;
@@ -39,7 +38,6 @@ enum Map {
 /// What all tasks read.
 struct Job<'a, T> {
     map: Map,
-    level: Level,
     tiling: Tiling,
     input: &'a [T],
     /// Ones, where there is none.
@@ -72,13 +70,8 @@ fn run<T: Stored>(
         return Ok(());
     }
     let tiling = Tiling::of(shape);
-    let job = Job {
-        map,
-        level: Level::new(),
-        tiling,
-        input: slice::<T>(&args.input)?,
-        upstream: slice_of(&args.upstream)?,
-    };
+    let job =
+        Job { map, tiling, input: slice::<T>(&args.input)?, upstream: slice_of(&args.upstream)? };
     let tasks = tiling.tasks();
     let outputs = tiling.pieces(slice_mut::<T>(&mut output.loss)?, &tasks);
     let grads = tiling.pieces(slice_mut::<T>(&mut output.grad)?, &tasks);
@@ -109,15 +102,7 @@ impl<T: Stored> Job<'_, T> {
                     None => scratch.upstream.fill([1.0; LANES]),
                 }
             }
-            let has_grad = task.grad.is_some();
-            match tiling.is_one_row {
-                true => {
-                    dispatch!(self.level, simd => self.tile::<_, true>(simd, scratch, has_grad))
-                }
-                false => {
-                    dispatch!(self.level, simd => self.tile::<_, false>(simd, scratch, has_grad));
-                }
-            }
+            self.map.work(tiling, scratch, task.grad.is_some());
             if let Some(output) = &mut task.output {
                 tiling.store(&scratch.output, &rows, row, output);
             }
@@ -126,79 +111,108 @@ impl<T: Stored> Job<'_, T> {
             }
         }
     }
+}
+
+impl Map {
+    /// The output of a tile's rows, and the gradient in place of the logits.
+    fn work(self, tiling: Tiling, scratch: &mut Scratch, has_grad: bool) {
+        match tiling.is_one_row {
+            true => vectorized!(self.tile::<true>(tiling, scratch, has_grad)),
+            false => vectorized!(self.tile::<false>(tiling, scratch, has_grad)),
+        }
+    }
 
     #[inline(always)]
-    fn tile<S: Simd, const ONE_ROW: bool>(&self, simd: S, scratch: &mut Scratch, has_grad: bool) {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
+    fn tile<const ONE_ROW: bool>(self, tiling: Tiling, scratch: &mut Scratch, has_grad: bool) {
+        const PLAIN: Logits = Logits::PLAIN;
         let Scratch { tile, upstream, output } = scratch;
-        if self.map == Map::LogSoftmax {
+        if self == Map::LogSoftmax {
             output.copy_from_slice(tile);
             // the gradient is that of a loss with these amounts
-            for amount in upstream.iter_mut() {
-                *amount = (-load(amount)).into();
+            for amount in upstream.as_flattened_mut() {
+                *amount = -*amount;
             }
         }
-        let peak = peak::<S, ONE_ROW>(simd, tile);
-        let k = first_at::<S, ONE_ROW>(simd, tile, peak.0);
-        let amounts = match self.map {
+        let peak = peak::<ONE_ROW>(tile);
+        let k = first_at::<ONE_ROW>(tile, &peak.0);
+        let amounts = match self {
             Map::LogSoftmax if has_grad => &upstream[..],
             _ => &[],
         };
-        let found = statistics::<S, ONE_ROW>(simd, &Logits::PLAIN, tile, amounts, peak);
-        let is_number = !found.is_nan;
-        let or_nan = |v: Vector<S>| -> Lanes { select(is_number, v, f32::NAN).into() };
-        match self.map {
+        let found = statistics::<ONE_ROW>(&PLAIN, tile, amounts, peak);
+        match self {
             Map::LogSoftmax => {
-                // two subtractions: a large maximum would swallow the logarithm
-                let log = log1p(found.s);
+                let mut log = [0.0; LANES];
+                for lane in 0..LANES {
+                    log[lane] = log1p(found.s[lane]);
+                }
                 for x in output.iter_mut() {
-                    *x = or_nan((load(x) - found.m) - log);
+                    for lane in 0..LANES {
+                        // two subtractions: a large maximum would swallow the logarithm
+                        x[lane] = or_nan(found.flags[lane], (x[lane] - found.m[lane]) - log[lane]);
+                    }
                 }
                 if has_grad {
-                    let form = found.gradient(&Logits::PLAIN);
+                    let form = found.gradient(&PLAIN);
                     for (x, a) in tile.iter_mut().zip(&*upstream) {
-                        *x = or_nan(form.at(load(x), load(a)));
+                        for lane in 0..LANES {
+                            x[lane] = or_nan(found.flags[lane], form.at(lane, x[lane], a[lane]));
+                        }
                     }
                 }
             }
             Map::Softmax => {
-                let inverse = Vector::splat(simd, 1.0) / (found.s + 1.0);
+                let mut inverse = [0.0; LANES];
+                for lane in 0..LANES {
+                    inverse[lane] = 1.0 / (1.0 + found.s[lane]);
+                }
                 for (p, e) in output.iter_mut().zip(&*tile) {
-                    *p = or_nan(load(e) * inverse);
+                    for lane in 0..LANES {
+                        p[lane] = or_nan(found.flags[lane], e[lane] * inverse[lane]);
+                    }
                 }
                 if has_grad {
                     // p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j])), which does not cancel
                     // where class k has nearly all of the mass
-                    let g_k = std::array::from_fn(|row| {
-                        let (vector, lane) = self.tiling.place(row, k[row]);
-                        upstream[vector][lane]
-                    });
-                    let g_k = load(&g_k);
-                    let mean = self.mean::<S, ONE_ROW>(simd, output, upstream, g_k);
+                    let mut g_k = [0.0; LANES];
+                    for row in 0..LANES {
+                        let (vector, lane) = tiling.place(row, k[row]);
+                        g_k[row] = upstream[vector][lane];
+                    }
+                    let mean = mean::<ONE_ROW>(output, upstream, &g_k);
                     for ((x, p), g) in tile.iter_mut().zip(&*output).zip(&*upstream) {
-                        *x = or_nan(load(p) * ((load(g) - g_k) + mean));
+                        for lane in 0..LANES {
+                            x[lane] = p[lane] * ((g[lane] - g_k[lane]) + mean[lane]);
+                        }
                     }
                 }
             }
         }
     }
+}
 
-    /// The sum of `p[j] (g[k] - g[j])`.
-    #[inline(always)]
-    fn mean<S: Simd, const ONE_ROW: bool>(
-        &self,
-        simd: S,
-        p: &[Lanes],
-        g: &[Lanes],
-        g_k: Vector<S>,
-    ) -> Vector<S> {
-        const BLOCK: usize = 64;
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
-        let mut sum = Vector::splat(simd, 0.0);
-        for (p, g) in p.chunks(BLOCK).zip(g.chunks(BLOCK)) {
-            let terms = p.iter().zip(g).map(|(p, g)| times(load(p), g_k - load(g)));
-            sum += terms.fold(Vector::splat(simd, 0.0), |sum, term| sum + term);
+/// NaN in rows that are, by their flags.
+#[inline(always)]
+fn or_nan(flags: u32, value: f32) -> f32 {
+    select(flags & IS_NAN != 0, f32::NAN, value)
+}
+
+/// The sum of `p[j] (g[k] - g[j])`.
+#[inline(always)]
+fn mean<const ONE_ROW: bool>(p: &[Lanes], g: &[Lanes], g_k: &Lanes) -> Lanes {
+    // no accumulator takes many additions
+    const BLOCK: usize = 64;
+    let mut sum = [0.0; LANES];
+    for (p, g) in p.chunks(BLOCK).zip(g.chunks(BLOCK)) {
+        let mut part = [0.0; LANES];
+        for (p, g) in p.iter().zip(g) {
+            for lane in 0..LANES {
+                part[lane] += times(p[lane], g_k[lane] - g[lane]);
+            }
         }
-        if ONE_ROW { Vector::splat(simd, sum_lanes(sum)) } else { sum }
+        for lane in 0..LANES {
+            sum[lane] += part[lane];
+        }
     }
+    if ONE_ROW { [sum_lanes(sum); LANES] } else { sum }
 }

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Level, Simd, SimdBase, SimdMask, dispatch};
 use rayon::prelude::*;
 
 use super::labels::Labels;
-use super::math::{LANES, Lanes, Mask, Vector, select, times};
-use super::row_form::{Logits, Statistics, cap, capped, exponentials, first_at, peak, statistics};
+use super::math::{LANES, Lanes, select, times, vectorized};
+use super::row_form::{
+    IS_NAN, Logits, RowGradients, Statistics, cap, capped, exponentials, first_at, peak, statistics,
+};
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
 use super::tiles::{Piece, Tiling};
 use crate::ops::{CrossEntropy, has_classes};
@@ -25,14 +26,24 @@ pub(crate) fn cross_entropy(
 
 /// What all tasks read. `T` is how inputs are stored.
 struct Job<'a, T> {
-    level: Level,
-    tiling: Tiling,
-    logits: Logits,
+    form: Form<'a>,
     input: &'a [T],
     /// Class targets; otherwise there are probabilities.
     labels: Option<Labels<'a>>,
     probabilities: Option<&'a [T]>,
     weight: Option<&'a [f32]>,
+    /// One value a row.
+    upstream: Option<&'a [T]>,
+    /// What gradients are multiplied by: the scalar upstream gradient over the divisor. NaN where
+    /// kept rows' weights sum to 0.
+    factor: f32,
+}
+
+/// What the work on a tile depends on.
+struct Form<'a> {
+    tiling: Tiling,
+    logits: Logits,
+    has_classes: bool,
     /// `1 - label smoothing`, and `label smoothing / classes`.
     confidence: f32,
     smoothing: f32,
@@ -40,11 +51,8 @@ struct Job<'a, T> {
     /// probabilities the weights.
     by_class: Vec<Lanes>,
     state: Option<&'a [f32]>,
-    /// One value a row.
-    upstream: Option<&'a [T]>,
-    /// What gradients are multiplied by: the scalar upstream gradient over the divisor. NaN where
-    /// kept rows' weights sum to 0.
-    factor: f32,
+    has_grad: bool,
+    has_row_outputs: bool,
 }
 
 /// The rows of a task, and what it writes of them.
@@ -110,26 +118,31 @@ fn run<T: Stored>(
     let tiling = Tiling::of(shape);
     let smoothing = (op.label_smoothing / shape.classes as f64) as f32;
     let weight_of = |class: usize| weight.map_or(1.0, |weight| weight[class]);
-    let job = Job {
-        level: Level::new(),
+    let form = Form {
         tiling,
         logits: Logits {
             scale: op.logit_scale as f32,
             softcap: op.softcap.map(|cap| cap as f32),
             z_loss: op.z_loss as f32,
         },
-        input: slice::<T>(&args.input)?,
+        has_classes: labels.is_some(),
+        confidence: (1.0 - op.label_smoothing) as f32,
+        smoothing,
         by_class: match &labels {
             Some(_) if smoothing == 0.0 => vec![],
             Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
             None => tiling.by_class(weight_of),
         },
+        state: slice_of(&args.state)?,
+        has_grad: output.grad.is_some(),
+        has_row_outputs: output.logsumexp.is_some(),
+    };
+    let job = Job {
+        form,
+        input: slice::<T>(&args.input)?,
         probabilities: if labels.is_none() { slice_of(&args.target)? } else { None },
         labels,
         weight,
-        confidence: (1.0 - op.label_smoothing) as f32,
-        smoothing,
-        state: slice_of(&args.state)?,
         upstream: if is_none { slice_of(&args.upstream)? } else { None },
         factor: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
     };
@@ -170,27 +183,24 @@ fn run<T: Stored>(
 
 impl<T: Stored> Job<'_, T> {
     fn scratch(&self) -> Scratch {
-        let tile = |is_needed| {
-            let vectors = if is_needed { self.tiling.vectors() } else { 0 };
-            vec![[0.0; LANES]; vectors]
-        };
+        let vectors = |is_needed| if is_needed { self.form.tiling.vectors() } else { 0 };
+        let tile = |is_needed| vec![[0.0; LANES]; vectors(is_needed)];
         Scratch {
             tile: tile(true),
             amounts: tile(self.probabilities.is_some()),
-            slopes: tile(self.logits.softcap.is_some()),
+            slopes: tile(self.form.logits.softcap.is_some()),
         }
     }
 
     /// Computes a task; the sum of its losses.
     fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) -> f64 {
-        let tiling = self.tiling;
-        let has_row_outputs = task.logsumexp.is_some();
+        let tiling = self.form.tiling;
         let mut sum = 0.0;
         for rows in tiling.tiles(task.rows.clone()) {
             let row = rows.start - task.rows.start;
             let within = row..row + rows.len();
             let marks = self.marks(&rows);
-            if tiling.is_one_row && marks.kept[0] == 0.0 && !has_row_outputs {
+            if tiling.is_one_row && marks.kept[0] == 0.0 && !self.form.has_row_outputs {
                 // neither the row nor its upstream is looked at
                 task.grad.iter_mut().for_each(|grad| tiling.fill(0.0, row, grad));
                 task.loss.iter_mut().for_each(|loss| loss[row] = 0.0);
@@ -202,34 +212,29 @@ impl<T: Stored> Job<'_, T> {
             if let Some(probabilities) = self.probabilities {
                 tiling.load(probabilities, &rows, 0.0, &mut scratch.amounts);
             }
-            let has_grad = task.grad.is_some();
-            let found = match tiling.is_one_row {
-                true => dispatch!(self.level, simd => {
-                    self.tile::<_, true>(simd, scratch, &rows, &marks, has_grad, has_row_outputs)
-                }),
-                false => dispatch!(self.level, simd => {
-                    self.tile::<_, false>(simd, scratch, &rows, &marks, has_grad, has_row_outputs)
-                }),
-            };
+            let found = self.form.work(scratch, &rows, &marks);
             if let Some(grad) = &mut task.grad {
                 tiling.store(&scratch.tile, &rows, row, grad);
             }
-            sum += found.loss[..rows.len()].iter().copied().map(f64::from).sum::<f64>();
+            let losses = &found.loss[..rows.len()];
+            sum += losses.iter().copied().map(f64::from).sum::<f64>();
             if let Some(loss) = &mut task.loss {
-                loss[within.clone()].copy_from_slice(&found.loss[..rows.len()]);
+                loss[within.clone()].copy_from_slice(losses);
             }
-            for (lane, row) in within.enumerate() {
-                if let Some(state) = &mut task.state {
+            if let Some(state) = &mut task.state {
+                for (lane, row) in within.clone().enumerate() {
                     let numbers = found.state.each_ref().map(|numbers| numbers[lane]);
                     state[4 * row..][..4].copy_from_slice(&numbers);
                 }
-                if let Some(logsumexp) = &mut task.logsumexp {
-                    logsumexp[row] = found.logsumexp[lane];
-                }
-                if let Some(argmax) = &mut task.argmax {
-                    argmax[row] = found.argmax[lane];
-                }
-                if let Some(correct) = &mut task.correct {
+            }
+            if let Some(logsumexp) = &mut task.logsumexp {
+                logsumexp[within.clone()].copy_from_slice(&found.logsumexp[..rows.len()]);
+            }
+            if let Some(argmax) = &mut task.argmax {
+                argmax[within.clone()].copy_from_slice(&found.argmax[..rows.len()]);
+            }
+            if let Some(correct) = &mut task.correct {
+                for (lane, row) in within.enumerate() {
                     let is_label = found.argmax[lane] == marks.label[lane] as i32;
                     correct[row] = i32::from(is_label && marks.kept[lane] != 0.0);
                 }
@@ -245,8 +250,7 @@ impl<T: Stored> Job<'_, T> {
             factor: [self.factor; LANES],
             kept: [1.0; LANES],
         };
-        for lane in 0..if self.tiling.is_one_row { LANES } else { rows.len() } {
-            let row = if self.tiling.is_one_row { rows.start } else { rows.start + lane };
+        for (lane, row) in rows.clone().enumerate() {
             if let Some(upstream) = self.upstream {
                 marks.factor[lane] = upstream[row].to_f32();
             }
@@ -256,168 +260,213 @@ impl<T: Stored> Job<'_, T> {
                 Some(Some(label)) => {
                     let weight = self.weight.map_or(1.0, |weight| weight[label]);
                     marks.label[lane] = label;
-                    marks.amount[lane] = self.confidence * weight;
+                    marks.amount[lane] = self.form.confidence * weight;
                 }
             }
         }
+        if self.form.tiling.is_one_row {
+            marks = Marks {
+                label: [marks.label[0]; LANES],
+                amount: [marks.amount[0]; LANES],
+                factor: [marks.factor[0]; LANES],
+                kept: [marks.kept[0]; LANES],
+            };
+        }
         marks
     }
+}
 
-    /// The numbers of a tile at the labels.
-    #[inline(always)]
-    fn at_labels(&self, tile: &[Lanes], label: &[usize; LANES]) -> Lanes {
-        std::array::from_fn(|row| {
-            let (vector, lane) = self.tiling.place(row, label[row]);
-            tile[vector][lane]
-        })
+impl Form<'_> {
+    /// What there is to know of a tile's rows; the gradient takes the place of the logits.
+    fn work(&self, scratch: &mut Scratch, rows: &Range<usize>, marks: &Marks) -> Found {
+        match self.tiling.is_one_row {
+            true => vectorized!(self.tile::<true>(scratch, rows, marks)),
+            false => vectorized!(self.tile::<false>(scratch, rows, marks)),
+        }
     }
 
-    /// What there is to know of a tile's rows; the gradient takes the place of the logits.
     #[inline(always)]
-    fn tile<S: Simd, const ONE_ROW: bool>(
+    fn tile<const ONE_ROW: bool>(
         &self,
-        simd: S,
         scratch: &mut Scratch,
         rows: &Range<usize>,
         marks: &Marks,
-        has_grad: bool,
-        has_row_outputs: bool,
     ) -> Found {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
         let Scratch { tile, amounts, slopes } = scratch;
         let logits = &self.logits;
-        let amounts = match self.probabilities {
-            Some(_) => {
-                self.smooth(simd, amounts);
+        let amounts = match self.has_classes {
+            true => &self.by_class[..],
+            false => {
+                self.smooth(amounts);
                 &amounts[..]
             }
-            None => &self.by_class[..],
         };
 
-        let mut picked = load(&self.at_labels(tile, &marks.label));
-        let (mut m, is_bad) = peak::<S, ONE_ROW>(simd, tile);
-        let argmax = match has_row_outputs {
+        let mut picked = self.at_labels(tile, marks);
+        let mut peak_of_input = peak::<ONE_ROW>(tile);
+        let argmax = match self.has_row_outputs {
             // of the input itself: a cap makes ties of large logits
-            true => first_at::<S, ONE_ROW>(simd, tile, m),
+            true => first_at::<ONE_ROW>(tile, &peak_of_input.0),
             false => [0; LANES],
         };
         if let Some(softcap) = logits.softcap {
-            cap(simd, logits, softcap, tile, slopes);
-            picked = capped(logits, softcap, picked);
-            m = peak::<S, ONE_ROW>(simd, tile).0;
+            cap(logits, softcap, tile, slopes);
+            picked = picked.map(
+                #[inline(always)]
+                |x| capped(logits, softcap, x),
+            );
+            peak_of_input.0 = peak::<ONE_ROW>(tile).0;
         }
         let statistics = match self.state {
             Some(state) => {
-                let kept = self.kept_statistics(simd, state, rows);
-                exponentials(simd, logits, tile, kept.m);
+                let kept = kept_statistics(state, rows);
+                exponentials(logits, tile, &kept.m);
                 kept
             }
             None => {
-                let mut found = statistics::<S, ONE_ROW>(simd, logits, tile, amounts, (m, is_bad));
-                if self.labels.is_some() {
-                    found.add_amount(logits, load(&marks.amount), picked);
+                let mut found = statistics::<ONE_ROW>(logits, tile, amounts, peak_of_input);
+                if self.has_classes {
+                    found.add_amounts(logits, &marks.amount, &picked);
                 }
                 found
             }
         };
-        let is_kept = load(&marks.kept).simd_eq(1.0);
-        if has_grad {
-            self.gradient(simd, &statistics, tile, amounts, slopes, marks, rows.len());
+        if self.has_grad {
+            self.gradient(&statistics, tile, amounts, slopes, marks, rows.len());
         }
 
-        let Statistics { s, rest, top, is_nan, .. } = statistics;
-        let is_nan_lane = is_nan.to_bitmask();
-        let argmax = std::array::from_fn(|lane| match is_nan_lane >> lane & 1 {
-            0 => argmax[lane] as i32,
-            _ => -1,
-        });
-        Found {
-            loss: select(is_kept, statistics.loss(logits), 0.0).into(),
-            state: [select(is_nan, f32::NAN, statistics.m), s, rest, top].map(Into::into),
-            logsumexp: statistics.logsumexp(logits).into(),
-            argmax,
+        let Statistics { m, s, rest, top, .. } = statistics;
+        let mut found = Found {
+            loss: [0.0; LANES],
+            state: [m, s, rest, top],
+            logsumexp: [0.0; LANES],
+            argmax: [-1; LANES],
+        };
+        for lane in 0..LANES {
+            let row = statistics.row(lane);
+            let is_nan = row.flags & IS_NAN != 0;
+            found.loss[lane] = select(marks.kept[lane] == 0.0, 0.0, row.loss(logits));
+            found.state[0][lane] = select(is_nan, f32::NAN, row.m);
         }
+        if self.has_row_outputs {
+            for lane in 0..LANES {
+                let row = statistics.row(lane);
+                found.logsumexp[lane] = row.logsumexp(logits);
+                found.argmax[lane] = if row.flags & IS_NAN != 0 { -1 } else { argmax[lane] as i32 };
+            }
+        }
+        found
+    }
+
+    /// The numbers of a tile at the labels.
+    #[inline(always)]
+    fn at_labels(&self, tile: &[Lanes], marks: &Marks) -> Lanes {
+        let mut numbers = [0.0; LANES];
+        for row in 0..LANES {
+            let (vector, lane) = self.tiling.place(row, marks.label[row]);
+            numbers[row] = tile[vector][lane];
+        }
+        numbers
     }
 
     /// `w[c] ((1 - label smoothing) t[c] + label smoothing / C)` in place of t.
     #[inline(always)]
-    fn smooth<S: Simd>(&self, simd: S, tile: &mut [Lanes]) {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
-        let confidence = Vector::splat(simd, self.confidence);
+    fn smooth(&self, tile: &mut [Lanes]) {
         for (t, weight) in tile.iter_mut().zip(&self.by_class) {
-            *t = times(load(weight), times(confidence, load(t)) + self.smoothing).into();
-        }
-    }
-
-    /// What a forward pass has kept.
-    #[inline(always)]
-    fn kept_statistics<S: Simd>(
-        &self,
-        simd: S,
-        state: &[f32],
-        rows: &Range<usize>,
-    ) -> Statistics<S> {
-        let number = |i: usize| {
-            let of_row = |lane: usize| state[4 * (rows.start + lane.min(rows.len() - 1)) + i];
-            Vector::load_array(simd, std::array::from_fn(of_row))
-        };
-        let m = number(0);
-        Statistics {
-            m,
-            s: number(1),
-            rest: number(2),
-            top: number(3),
-            gap: Vector::splat(simd, 0.0),
-            is_nan: !m.simd_eq(m),
-            costs: [Mask::splat(simd, false); 2],
+            for lane in 0..LANES {
+                let smoothed = times(self.confidence, t[lane]) + self.smoothing;
+                t[lane] = times(weight[lane], smoothed);
+            }
         }
     }
 
     /// Writes the gradient over the exponentials.
-    #[expect(clippy::too_many_arguments)] // the columns of a tile, each its own array
     #[inline(always)]
-    fn gradient<S: Simd>(
+    fn gradient(
         &self,
-        simd: S,
-        statistics: &Statistics<S>,
+        statistics: &Statistics,
         tile: &mut [Lanes],
         amounts: &[Lanes],
         slopes: &[Lanes],
         marks: &Marks,
         rows: usize,
     ) {
-        let load = |lanes: &Lanes| Vector::load_array_ref(simd, lanes);
-        let form = statistics.gradient(&self.logits);
-        let factor = load(&marks.factor);
-        let is_kept = load(&marks.kept).simd_eq(1.0);
-        let is_number = is_kept & factor.simd_eq(factor) & !statistics.is_nan;
-        let filling = select(is_kept, f32::NAN, 0.0);
-        let scaled = |g: Vector<S>, slope: Vector<S>| -> Lanes {
-            select(is_number, times(g * slope, factor), filling).into()
+        let mut scaled = ScaledGradients {
+            of_logits: statistics.gradient(&self.logits),
+            factor: marks.factor,
+            filling: [1.0; LANES],
         };
-        let zero = Vector::splat(simd, 0.0);
-        let slope = Vector::splat(simd, self.logits.scale);
+        for lane in 0..LANES {
+            let is_nan = (statistics.flags[lane] & IS_NAN != 0) | marks.factor[lane].is_nan();
+            let of_kept = select(is_nan, f32::NAN, 1.0);
+            scaled.filling[lane] = select(marks.kept[lane] == 0.0, 0.0, of_kept);
+        }
 
         // at labels the amounts are others
-        let label = &marks.label;
-        let at_labels = |tile: &[Lanes], otherwise: Vector<S>| match tile {
-            [] => otherwise,
-            tile => load(&self.at_labels(tile, label)),
-        };
-        let amount = at_labels(amounts, zero) + load(&marks.amount);
-        let picked = form.at(at_labels(tile, zero), amount);
-        let picked = scaled(picked, at_labels(slopes, slope));
-
-        for (i, x) in tile.iter_mut().enumerate() {
-            let a = amounts.get(i).map_or(zero, load);
-            let slope = slopes.get(i).map_or(slope, load);
-            *x = scaled(form.at(load(x), a), slope);
+        let zeros = [0.0; LANES];
+        let scales = [self.logits.scale; LANES];
+        let e = self.at_labels(tile, marks);
+        let spread = if amounts.is_empty() { zeros } else { self.at_labels(amounts, marks) };
+        let slope = if slopes.is_empty() { scales } else { self.at_labels(slopes, marks) };
+        let mut picked = zeros;
+        for lane in 0..LANES {
+            picked[lane] = scaled.at(lane, e[lane], spread[lane] + marks.amount[lane], slope[lane]);
         }
-        if self.labels.is_some() {
+
+        if amounts.is_empty() && slopes.is_empty() {
+            for x in tile.iter_mut() {
+                for lane in 0..LANES {
+                    x[lane] = scaled.at(lane, x[lane], 0.0, scales[lane]);
+                }
+            }
+        } else {
+            for (i, x) in tile.iter_mut().enumerate() {
+                let a = amounts.get(i).unwrap_or(&zeros);
+                let slope = slopes.get(i).unwrap_or(&scales);
+                for lane in 0..LANES {
+                    x[lane] = scaled.at(lane, x[lane], a[lane], slope[lane]);
+                }
+            }
+        }
+        if self.has_classes {
             for row in 0..rows {
-                let (vector, lane) = self.tiling.place(row, label[row]);
+                let (vector, lane) = self.tiling.place(row, marks.label[row]);
                 tile[vector][lane] = picked[row];
             }
         }
+    }
+}
+
+/// The gradients of a tile's rows by the input.
+struct ScaledGradients {
+    of_logits: RowGradients,
+    factor: Lanes,
+    /// What stands in rows that are ignored, or not numbers; 1 for others.
+    filling: Lanes,
+}
+
+impl ScaledGradients {
+    /// As [`RowGradients::at`], where the logit's derivative by the input is `slope`.
+    #[inline(always)]
+    fn at(&self, lane: usize, e: f32, a: f32, slope: f32) -> f32 {
+        let g = times(self.of_logits.at(lane, e, a) * slope, self.factor[lane]);
+        select(self.filling[lane] == 1.0, g, self.filling[lane])
+    }
+}
+
+/// What a forward pass has kept. Lanes past the rows repeat the last one.
+#[inline(always)]
+fn kept_statistics(state: &[f32], rows: &Range<usize>) -> Statistics {
+    let number = |i: usize| {
+        std::array::from_fn(|lane| state[4 * (rows.start + lane.min(rows.len() - 1)) + i])
+    };
+    let m: Lanes = number(0);
+    Statistics {
+        m,
+        s: number(1),
+        rest: number(2),
+        top: number(3),
+        gap: [0.0; LANES],
+        flags: m.map(|m| u32::from(m.is_nan()) * IS_NAN),
     }
 }

@@ -3,7 +3,6 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::math::{LANES, Lanes};
 use crate::array::{Data, Element};
 use crate::{Array, DType, Error, Result};
 
@@ -53,13 +52,13 @@ pub(super) trait Stored: Held {
     /// Writes a slice.
     fn write(from: &[f32], to: &mut [Self]);
 
-    /// The elements, if they lie in whole vectors as they are.
-    fn as_lanes(_from: &[Self]) -> Option<&[Lanes]> {
+    /// The elements, if they are f32.
+    fn as_f32(_from: &[Self]) -> Option<&[f32]> {
         None
     }
 
-    /// As [`Stored::as_lanes`], to be written.
-    fn as_lanes_mut(_to: &mut [Self]) -> Option<&mut [Lanes]> {
+    /// As [`Stored::as_f32`], to be written.
+    fn as_f32_mut(_to: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
 }
@@ -81,14 +80,12 @@ impl Stored for f32 {
         to.copy_from_slice(from);
     }
 
-    fn as_lanes(from: &[Self]) -> Option<&[Lanes]> {
-        let (lanes, rest) = from.as_chunks();
-        rest.is_empty().then_some(lanes)
+    fn as_f32(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
     }
 
-    fn as_lanes_mut(to: &mut [Self]) -> Option<&mut [Lanes]> {
-        let (lanes, rest) = to.as_chunks_mut();
-        rest.is_empty().then_some(lanes)
+    fn as_f32_mut(to: &mut [Self]) -> Option<&mut [f32]> {
+        Some(to)
     }
 }
 
@@ -151,31 +148,28 @@ macro_rules! with_stored {
 }
 pub(super) use with_stored;
 
-/// Numbers as vectors: those in memory where they lie so already, copies otherwise, of which the
-/// lanes past the end are 0.
-pub(super) fn as_lanes<'a, T: Stored>(from: &'a [T], copy: &'a mut [Lanes]) -> &'a [Lanes] {
-    if let Some(lanes) = T::as_lanes(from) {
-        return lanes;
+/// Numbers as f32: those in memory, or copies.
+pub(super) fn as_f32<'a, T: Stored>(from: &'a [T], copy: &'a mut [f32]) -> &'a [f32] {
+    if let Some(numbers) = T::as_f32(from) {
+        return numbers;
     }
-    let copy = &mut copy[..from.len().div_ceil(LANES)];
-    let (copied, rest) = copy.as_flattened_mut().split_at_mut(from.len());
-    T::read(from, copied);
-    rest.fill(0.0);
+    let copy = &mut copy[..from.len()];
+    T::read(from, copy);
     copy
 }
 
-/// Has vectors written into memory: directly where numbers lie so, else by way of a copy.
-pub(super) fn write_lanes<T: Stored, R>(
+/// Has f32 written into memory: directly, or by way of a copy.
+pub(super) fn write_f32<T: Stored, R>(
     to: &mut [T],
-    copy: &mut [Lanes],
-    write: impl FnOnce(&mut [Lanes]) -> R,
+    copy: &mut [f32],
+    write: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
-    if let Some(lanes) = T::as_lanes_mut(to) {
-        return write(lanes);
+    if let Some(numbers) = T::as_f32_mut(to) {
+        return write(numbers);
     }
-    let copy = &mut copy[..to.len().div_ceil(LANES)];
+    let copy = &mut copy[..to.len()];
     let result = write(copy);
-    T::write(&copy.as_flattened()[..to.len()], to);
+    T::write(copy, to);
     result
 }
 

@@ -84,18 +84,15 @@ impl Elementwise for Bce {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
-        // the logarithm of the complement: where that is rounded it is taken without it
-        let complement = -x + 1.0;
-        let of_small = -log1p_unit(x.min(0.5) / complement.max(0.5));
-        let ln_complement = select(x.simd_le(0.5), of_small, ln(complement));
-        let loss = times(t, ln(x).max(-100.0)) + times(-t + 1.0, ln_complement.max(-100.0));
-        Point { loss: -loss, grad: (x - t) / (x * complement).max(1e-12) }
+        let complement = 1.0 - x;
+        // below 1/2 the complement is rounded, so its logarithm is taken without it
+        let of_small = -log1p_unit(min(x, 0.5) / max(complement, 0.5));
+        let ln_complement = select(x <= 0.5, of_small, ln(complement));
+        let positive = annihilating_product(t, max(ln(x), -100.0));
+        let negative = annihilating_product(1.0 - t, max(ln_complement, -100.0));
+        Point { loss: -positive - negative, grad: (x - t) / max(x * complement, 1e-12) }
     }
 }

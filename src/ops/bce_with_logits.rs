@@ -84,18 +84,14 @@ impl Elementwise for BceWithLogits {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let Logistic { log1p_exp, sigmoid, complement } = logistic(x);
-        let (positive, negative) = (pos_weight * t, -t + 1.0);
+        let (positive, negative) = (pos_weight * t, 1.0 - t);
         Point {
-            loss: times(positive, log1p_exp + (-x).max(0.0))
-                + times(negative, log1p_exp + x.max(0.0)),
+            loss: annihilating_product(positive, log1p_exp + max(-x, 0.0))
+                + annihilating_product(negative, log1p_exp + max(x, 0.0)),
             grad: negative * sigmoid - positive * complement,
         }
     }

@@ -66,14 +66,10 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
 
-    /// The shader's two hooks for the CPU: loss and derivative at sixteen elements, likewise.
+    /// The shader's two hooks for the CPU: loss and derivative in f32, likewise; branch-free and
+    /// `#[inline(always)]`, so that loops over it become vector code.
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S>;
+    fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point;
 }
 
 /// What the losses' sum is divided by.

@@ -108,18 +108,14 @@ impl Elementwise for Huber {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let (d, delta) = (x - t, self.delta as f32);
-        let is_below = d.abs().simd_lt(delta);
+        let size = d.abs();
         Point {
-            loss: select(is_below, d * d * 0.5, (d.abs() - 0.5 * delta) * delta),
-            grad: select(is_below, d, sign(d) * delta),
+            loss: select(size < delta, 0.5 * d * d, delta * (size - 0.5 * delta)),
+            grad: select(size < delta, d, delta * sign(d)),
         }
     }
 }

@@ -93,19 +93,15 @@ impl Elementwise for KlDiv {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
-        // of an infinite target and input, the difference is NaN, which a factor of 0 annihilates too
         if self.log_target {
             let p = exp(t);
-            return Point { loss: select(p.simd_eq(0.0), 0.0, p * (t - x)), grad: -p };
+            return Point { loss: annihilating_product(p, t - x), grad: -p };
         }
-        let loss = select(t.simd_eq(0.0), 0.0, t * (ln(t) - x));
-        Point { loss: select(t.simd_lt(0.0), f32::NAN, loss), grad: -t }
+        // 0 ln 0 is 0; the logarithm of a negative number is NaN
+        let loss = annihilating_product(t, ln(t) - x);
+        Point { loss: select(t < 0.0, f32::NAN, loss), grad: -t }
     }
 }

@@ -54,14 +54,10 @@ impl Elementwise for LogSigmoid {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        _t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, _t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let Logistic { log1p_exp, complement, .. } = logistic(x);
-        Point { loss: -(log1p_exp + (-x).max(0.0)), grad: complement }
+        Point { loss: -(log1p_exp + max(-x, 0.0)), grad: complement }
     }
 }

@@ -70,14 +70,10 @@ impl Elementwise for Mse {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let d = x - t;
-        Point { loss: d * d, grad: d * 2.0 }
+        Point { loss: d * d, grad: 2.0 * d }
     }
 }

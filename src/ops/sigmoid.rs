@@ -54,12 +54,8 @@ impl Elementwise for Sigmoid {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        _t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, _t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let Logistic { sigmoid, complement, .. } = logistic(x);
         Point { loss: sigmoid, grad: sigmoid * complement }

@@ -137,34 +137,26 @@ impl Elementwise for SigmoidFocal {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let Logistic { log1p_exp, sigmoid: p, complement } = logistic(x);
-        let negative = -t + 1.0;
+        let negative = 1.0 - t;
         // 1 - p_t, without the subtraction that would cancel
         let q = p * negative + complement * t;
-        let q_slope = p * complement * (t * -2.0 + 1.0);
-        let bce = times(t, log1p_exp + (-x).max(0.0)) + times(negative, log1p_exp + x.max(0.0));
+        let q_slope = p * complement * (1.0 - 2.0 * t);
+        let bce = annihilating_product(t, log1p_exp + max(-x, 0.0))
+            + annihilating_product(negative, log1p_exp + max(x, 0.0));
         let bce_slope = negative * p - t * complement;
         let (alpha, gamma) = (self.alpha as f32, self.gamma as f32);
-        let alpha = match alpha < 0.0 {
-            true => Vector::splat(x.token(), 1.0),
-            false => t * alpha + negative * (1.0 - alpha),
-        };
-        if gamma == 0.0 {
-            return Point { loss: times(alpha, bce), grad: times(alpha, bce_slope) };
-        }
+        let alpha = select(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * negative);
         let ln_q = ln(q);
-        let (focus, less) = (exp(ln_q * gamma), exp(ln_q * (gamma - 1.0)));
-        let slope = times(q_slope, times(bce, less)) * gamma;
+        let focus = select(gamma == 0.0, 1.0, exp(gamma * ln_q));
+        let slope = annihilating_product(bce, exp((gamma - 1.0) * ln_q));
+        let slope = select(gamma == 0.0, 0.0, gamma * annihilating_product(q_slope, slope));
         Point {
-            loss: times(alpha, times(focus, bce)),
-            grad: times(alpha, focus * bce_slope + slope),
+            loss: annihilating_product(alpha, annihilating_product(focus, bce)),
+            grad: annihilating_product(alpha, focus * bce_slope + slope),
         }
     }
 }

@@ -109,21 +109,16 @@ impl Elementwise for SmoothL1 {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let (d, beta) = (x - t, self.beta as f32);
         let size = d.abs();
         // at 0 nothing lies below beta
-        let part = d / beta.max(f32::MIN_POSITIVE);
-        let is_below = size.simd_lt(beta);
+        let part = d / max(beta, f32::MIN_POSITIVE);
         Point {
-            loss: select(is_below, size * part.abs() * 0.5, size - 0.5 * beta),
-            grad: select(is_below, part, sign(d)),
+            loss: select(size < beta, 0.5 * size * part.abs(), size - 0.5 * beta),
+            grad: select(size < beta, part, sign(d)),
         }
     }
 }

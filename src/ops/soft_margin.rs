@@ -75,16 +75,12 @@ impl Elementwise for SoftMargin {
     }
 
     #[cfg(feature = "cpu")]
-    fn point<S: cpu::Simd>(
-        &self,
-        x: cpu::Vector<S>,
-        t: cpu::Vector<S>,
-        _pos_weight: cpu::Vector<S>,
-    ) -> cpu::Point<S> {
+    #[inline(always)]
+    fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         // softplus of -t x
-        let z = -times(t, x);
+        let z = -annihilating_product(t, x);
         let Logistic { log1p_exp, sigmoid, .. } = logistic(z);
-        Point { loss: z.max(0.0) + log1p_exp, grad: -times(t, sigmoid) }
+        Point { loss: max(z, 0.0) + log1p_exp, grad: -annihilating_product(t, sigmoid) }
     }
 }
