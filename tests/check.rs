@@ -422,7 +422,7 @@ fn a_device_tests_itself() {
     assert_eq!(json["columns"], json!(["forward", "backward", "fused"]));
     if gpu().is_some() {
         let report = check("--only logsigmoid").report();
-        assert_eq!(last(&report), "18 passed, 0 failed, 0 skipped", "{report}");
+        assert_eq!(last(&report), "24 passed, 0 failed, 0 skipped", "{report}");
     }
     let refusal = check("--only hinge").refusal();
     assert!(refusal.starts_with("--only hinge: expected one of cross_entropy, nll_loss, "));
