@@ -169,7 +169,7 @@ pub(crate) fn log1p_unit(u: f32) -> f32 {
     (u * u).mul_add(p, u)
 }
 
-/// ln(1 + u) for any u >= 0: 1.5 ULP.
+/// ln(1 + u) for any u >= 0: 2 ULP.
 #[inline(always)]
 pub(super) fn log1p(u: f32) -> f32 {
     select(u > 1.0, ln(u + 1.0), log1p_unit(min(u, 1.0)))
@@ -286,7 +286,7 @@ mod tests {
         hold(2.0, [1e-45, f32::MAX], ln, f64::ln);
         hold(2.0, [0.5, 2.0], ln, f64::ln);
         hold(1.5, [1e-38, 1.0], log1p_unit, f64::ln_1p);
-        hold(1.5, [1e-38, f32::MAX], log1p, f64::ln_1p);
+        hold(2.0, [1e-38, f32::MAX], log1p, f64::ln_1p);
         let (inf, nan) = (f32::INFINITY, f32::NAN);
         for (x, want) in [(0.0, -inf), (-0.0, -inf), (1.0, 0.0), (inf, inf), (-1.0, nan)] {
             assert_eq!(ln(x).to_bits(), want.to_bits(), "{x}");
