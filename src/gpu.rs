@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::kernel::Kernel;
 use crate::pool::Pool;
 use crate::program::BINDINGS;
-use crate::select::{Facts, Team};
+use crate::select::{DeviceClass, Facts, Team};
 use crate::shape::ALIGNMENT;
 use crate::{Error, Result};
 
@@ -239,7 +239,15 @@ impl Gpu {
         let info = device.adapter_info();
         let limits = device.limits();
         let facts = Facts {
-            software: info.device_type == wgpu::DeviceType::Cpu,
+            class: match info.device_type {
+                wgpu::DeviceType::Cpu => DeviceClass::Software,
+                wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => {
+                    DeviceClass::Discrete
+                }
+                wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => {
+                    DeviceClass::Integrated
+                }
+            },
             subgroup: device
                 .features()
                 .contains(wgpu::Features::SUBGROUP)
@@ -292,7 +300,7 @@ impl Gpu {
 
     /// Whether the adapter is a CPU.
     pub fn is_software(&self) -> bool {
-        self.inner.facts.software
+        self.inner.facts.is_software()
     }
 
     /// The first error that wgpu reported outside of any call of this crate and outside of any error

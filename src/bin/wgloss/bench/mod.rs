@@ -330,6 +330,8 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
             "classes", "invocation", "subgroup", "workgroup"
         ),
     ];
+    // for each team
+    let mut up_to = [0; 3];
     for classes in classes {
         bar.set_message(format!("{classes} classes"));
         let mut medians = Vec::new();
@@ -354,6 +356,12 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
             medians.push(report::median(&times).as_secs_f64() * 1e3);
         }
         let fastest = (0..3).min_by(|&a, &b| medians[a].total_cmp(&medians[b])).unwrap_or(0);
+        for (team, most) in up_to.iter_mut().enumerate() {
+            // where a faster one is less than a twentieth faster, that may be noise
+            if medians[team] <= 1.05 * medians[fastest] {
+                *most = classes;
+            }
+        }
         lines.push(format!(
             "{classes:>8}  {:>10.3}  {:>10.3}  {:>10.3}  {}",
             medians[0],
@@ -364,5 +372,13 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let [by_invocation, by_subgroup, _] = up_to;
+    lines.extend([
+        String::new(),
+        "thresholds for src/select.rs, each the most classes at which a team is within 5% of the fastest:"
+            .into(),
+        format!("    rows_by_invocation: {by_invocation},"),
+        format!("    rows_by_subgroup: {},", by_subgroup.max(by_invocation)),
+    ]);
     print(&lines)
 }
