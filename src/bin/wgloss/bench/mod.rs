@@ -265,7 +265,13 @@ fn time(
         let start = Instant::now();
         host()?;
         let whole = start.elapsed();
+        let start = Instant::now();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        call.bound.encode(&mut encoder, None);
+        drop(encoder.finish());
+        let encode = start.elapsed();
         if round > 0 {
+            times.encode.push(encode);
             times.kernel.push(kernel);
             times.copy.push(copy);
             times.copy_command.push(copy_command);

@@ -13,6 +13,7 @@ use super::workload::{Workload, has_rows};
 #[derive(Default)]
 pub struct Times {
     pub kernel: Vec<Duration>,
+    pub encode: Vec<Duration>,
     pub copy: Vec<Duration>,
     pub copy_command: Vec<Duration>,
     pub memcpy: Vec<Duration>,
@@ -33,6 +34,8 @@ pub struct Record {
     kernel_ms: f64,
     /// Half of all rounds lay within these.
     kernel_ms_quartiles: [f64; 2],
+    /// On the host: a bound plan into a command encoder of its own.
+    encode_us: f64,
     /// With upload and readback.
     call_ms: f64,
     /// Of every argument and result, each counted once.
@@ -73,6 +76,7 @@ impl Record {
             copy: copy.name.clone(),
             kernel_ms: ms(kernel_time),
             kernel_ms_quartiles: quartiles,
+            encode_us: ms(median(&times.encode)) * 1e3,
             call_ms: ms(median(&times.call)),
             bytes,
             gbps: own,
@@ -130,6 +134,7 @@ impl Report {
                 "copy",
                 "of copy",
                 "command",
+                "encode us",
                 "call ms",
                 "cpu ms",
                 "cpu",
@@ -153,6 +158,7 @@ impl Report {
                 format!("{:.2}", record.copy_gbps),
                 format!("{:.2}", record.fraction_of_copy),
                 format!("{:.2}", record.copy_command_gbps),
+                format!("{:.1}", record.encode_us),
                 format!("{:.2}", record.call_ms),
                 format!("{:.3}", record.cpu_ms),
                 format!("{:.1}", record.cpu_gbps),
@@ -162,7 +168,7 @@ impl Report {
             ]
         }));
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: [usize; 16] = std::array::from_fn(|column| width(column).unwrap_or(0));
+        let widths: [usize; 17] = std::array::from_fn(|column| width(column).unwrap_or(0));
         let mut lines = vec![
             format!("device  {}", self.device),
             format!("times   medians of {} rounds; {}", self.rounds, self.times),
@@ -175,7 +181,7 @@ impl Report {
         lines.extend(rows.iter().map(|row| {
             let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
                 // numbers to the right
-                match (4..15).contains(&column) {
+                match (4..16).contains(&column) {
                     true => format!("{cell:>width$}"),
                     false => format!("{cell:width$}"),
                 }
