@@ -46,7 +46,24 @@ pub struct Facts {
     pub forced: Option<Team>,
 }
 
-/// A team and the workgroups it comes in.
+/// In what portions a member of a team takes what is its own, in fours of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Blocks {
+    /// Fours held at a time.
+    pub held: u32,
+    /// Fours that lie side by side; the team's next member has the next ones. A divisor of `held`.
+    pub run: u32,
+    /// Whether the team holds all of a row at once, and so reads it once.
+    pub fits: bool,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Blocks { held: 1, run: 1, fits: false }
+    }
+}
+
+/// A team, the workgroups it comes in, and how its members walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub team: Team,
@@ -56,6 +73,7 @@ pub(crate) struct Choice {
     pub teams_per_workgroup: u32,
     /// The fewest members a team has.
     pub team_size: u32,
+    pub blocks: Blocks,
 }
 
 impl Facts {
@@ -65,6 +83,7 @@ impl Facts {
 
     /// The team and its workgroup; a team that the device cannot have becomes the next one it can.
     fn choice(&self, team: Team) -> Choice {
+        let blocks = self.blocks(4, false);
         match (team, self.subgroup) {
             (Team::Subgroup, Some((smallest, largest))) => {
                 // One subgroup a workgroup keeps lavapipe from switching between them; on GPUs a
@@ -76,12 +95,19 @@ impl Facts {
                     workgroup_size: size,
                     teams_per_workgroup: (size / largest).max(1),
                     team_size: smallest.min(size),
+                    blocks,
                 }
             }
             (Team::Invocation, _) => {
                 let wanted = if self.software { 8 } else { 64 };
                 let size = wanted.min(self.max_workgroup_size);
-                Choice { team, workgroup_size: size, teams_per_workgroup: size, team_size: 1 }
+                Choice {
+                    team,
+                    workgroup_size: size,
+                    teams_per_workgroup: size,
+                    team_size: 1,
+                    blocks,
+                }
             }
             (Team::Subgroup | Team::Workgroup, _) => {
                 let wanted = if self.software { 64 } else { 256 };
@@ -92,8 +118,30 @@ impl Facts {
                     workgroup_size: size,
                     teams_per_workgroup: 1,
                     team_size: size,
+                    blocks,
                 }
             }
+        }
+    }
+
+    /// On GPUs neighbours read neighbouring fours. On a CPU each member of a team is a lane of one
+    /// thread, and reads a line of its cache by itself: then eight lines are on their way at once.
+    fn blocks(&self, held: u32, fits: bool) -> Blocks {
+        let run = if self.software { held.min(4) } else { 1 };
+        Blocks { held, run, fits }
+    }
+
+    /// As much of a row as a member holds: all that is its own, where that is little enough.
+    fn blocks_of_row(&self, classes: u64, team_size: u32) -> Blocks {
+        let sizes: &[u32] = match self.software {
+            // 8 and 16 gain a tenth at 256 and 512 classes, and take minutes to compile for all ops
+            true => &[1, 2, 3, 4],
+            false => &[1, 2, 4, 8, 16],
+        };
+        let fours = classes.div_ceil(4 * u64::from(team_size));
+        match sizes.iter().find(|&&size| u64::from(size) >= fours) {
+            Some(&size) => self.blocks(size, true),
+            None => self.blocks(4, false),
         }
     }
 
@@ -101,6 +149,11 @@ impl Facts {
     ///
     /// Thresholds measured on lavapipe; those for GPUs are estimates until one has been measured.
     pub(crate) fn for_rows(&self, classes: u64, positions: u64) -> Choice {
+        let choice = self.team_for_rows(classes, positions);
+        Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice }
+    }
+
+    fn team_for_rows(&self, classes: u64, positions: u64) -> Choice {
         if let Some(team) = self.forced {
             return self.choice(team);
         }
@@ -118,8 +171,9 @@ impl Facts {
             _ => Team::Workgroup,
         };
         let choice = self.choice(preferred);
-        // one iteration for every 16 elements, then, for softmax, four times one for every 4
-        let most = Self::SOFTWARE_ITERATIONS * 8 / 9;
+        // Where no compiler unrolls them, loops over four elements: four of the statistics, and as many
+        // for an output and a gradient.
+        let most = Self::SOFTWARE_ITERATIONS / 2;
         if self.software && classes > most * u64::from(choice.team_size) {
             let members = classes.div_ceil(most).next_power_of_two().min(1 << 31) as u32;
             let choice = self.choice(Team::Workgroup);
