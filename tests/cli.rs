@@ -59,6 +59,7 @@ fn read_npy(path: &Path) -> Written {
     let (descr, data) = (between("'descr': '", "'"), &bytes[start..]);
     let values = match descr {
         "<f4" => data.as_chunks().0.iter().map(|&v| f32::from_le_bytes(v).into()).collect(),
+        "<i4" => data.as_chunks().0.iter().map(|&v| i32::from_le_bytes(v).into()).collect(),
         "<f8" => data.as_chunks().0.iter().map(|&v| f64::from_le_bytes(v)).collect(),
         other => panic!("{other}"),
     };

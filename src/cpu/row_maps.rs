@@ -88,13 +88,8 @@ fn run<T: Stored>(
 
 impl<T: Stored> Job<'_, T> {
     fn scratch(&self) -> Scratch {
-        let tile = || vec![0.0; self.tiling.numbers()];
-        Scratch {
-            logits: tile(),
-            output: tile(),
-            grad: tile(),
-            upstream: vec![1.0; self.tiling.numbers()],
-        }
+        let tile = || self.tiling.memory(0.0);
+        Scratch { logits: tile(), output: tile(), grad: tile(), upstream: self.tiling.memory(1.0) }
     }
 
     fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) {

@@ -182,8 +182,8 @@ fn run<T: Stored>(
 
 impl<T: Stored> Job<'_, T> {
     fn scratch(&self) -> Scratch {
-        let numbers = self.form.tiling.numbers();
-        let tile = |is_needed| vec![0.0; if is_needed { numbers } else { 0 }];
+        let tiling = self.form.tiling;
+        let tile = |is_needed| if is_needed { tiling.memory(0.0) } else { vec![] };
         let has_cap = self.form.logits.softcap.is_some();
         Scratch {
             logits: tile(true),

@@ -3,7 +3,7 @@
 use std::iter::repeat_with;
 use std::ops::Range;
 
-use super::math::{LANES, Lanes};
+use super::math::{LANES, Lanes, vectorized};
 use super::storage::{Stored, as_f32, take, write_f32};
 use crate::shape::ClassShape;
 
@@ -48,9 +48,11 @@ impl Tiling {
         self.shape.classes
     }
 
-    /// How many numbers a tile has at most.
-    pub fn numbers(&self) -> usize {
-        self.rows * self.shape.classes
+    /// Memory for a tile, and where its rows have to be transposed, for the rows as they lie in the
+    /// tensor.
+    pub fn memory(&self, fill: f32) -> Vec<f32> {
+        let tile = self.rows * self.shape.classes;
+        vec![fill; if self.is_transposed() { 2 * tile } else { tile }]
     }
 
     /// Where the number of a class stands, in the `row`-th row of a tile.
@@ -75,6 +77,11 @@ impl Tiling {
     /// Whether a tile's numbers lie in memory as they do in the tile.
     fn is_contiguous(&self) -> bool {
         !self.by_lane && self.shape.positions == 1
+    }
+
+    /// Whether a tile has rows in lanes that lie one after the other in memory.
+    fn is_transposed(&self) -> bool {
+        self.by_lane && self.shape.positions == 1
     }
 
     /// The rows of each task, in order. A task has whole tiles, and indices of the batch are divided
@@ -134,7 +141,7 @@ impl Tiling {
 
     /// How many numbers a tile of so many rows has. Lanes without a row are there too.
     fn numbers_of(&self, rows: usize) -> usize {
-        if self.by_lane { self.numbers() } else { rows * self.shape.classes }
+        self.shape.classes * if self.by_lane { LANES } else { rows }
     }
 
     /// The numbers of rows of a tensor: those in memory, or a copy. Lanes without a row have what was
@@ -149,7 +156,12 @@ impl Tiling {
         if self.is_contiguous() {
             return as_f32(&from[rows.start * classes..rows.end * classes], copy);
         }
-        let copy = &mut copy[..self.numbers_of(rows.len())];
+        let (copy, flat) = copy.split_at_mut(self.numbers_of(rows.len()));
+        if self.is_transposed() {
+            let rows = as_f32(&from[rows.start * classes..rows.end * classes], flat);
+            vectorized!(rows_to_lanes(classes, rows, copy));
+            return copy;
+        }
         if self.has_columns() {
             let (batch, position) = (rows.start / positions, rows.start % positions);
             let lines = from[batch * classes * positions + position..].chunks(positions);
@@ -190,8 +202,13 @@ impl Tiling {
             let to = &mut lines[0][rows.start * classes..rows.end * classes];
             return write_f32(to, copy, write);
         }
-        let copy = &mut copy[..count];
+        let (copy, flat) = copy.split_at_mut(count);
         let result = write(copy);
+        if self.is_transposed() {
+            let to = &mut lines[0][rows.start * classes..rows.end * classes];
+            write_f32(to, flat, |to| vectorized!(lanes_to_rows(classes, copy, to)));
+            return result;
+        }
         if self.has_columns() {
             for (line, from) in lines.iter_mut().zip(copy.as_chunks::<LANES>().0) {
                 T::write(&from[..rows.len()], &mut line[rows.clone()]);
@@ -221,6 +238,32 @@ impl Tiling {
     }
 }
 
+/// Puts up to [`LANES`] rows into lanes. Lanes without a row repeat the last one.
+#[inline(always)]
+fn rows_to_lanes(classes: usize, rows: &[f32], lanes: &mut [f32]) {
+    let last = rows.len() / classes - 1;
+    let mut by_lane = [rows; LANES];
+    for lane in 0..LANES {
+        by_lane[lane] = &rows[lane.min(last) * classes..][..classes];
+    }
+    for (class, to) in lanes.as_chunks_mut::<LANES>().0.iter_mut().enumerate().take(classes) {
+        let mut numbers = [0.0; LANES];
+        for lane in 0..LANES {
+            numbers[lane] = by_lane[lane][class];
+        }
+        *to = numbers;
+    }
+}
+
+/// Takes rows out of lanes.
+#[inline(always)]
+fn lanes_to_rows(classes: usize, lanes: &[f32], rows: &mut [f32]) {
+    let lanes = lanes.as_chunks::<LANES>().0;
+    for (lane, row) in rows.chunks_exact_mut(classes).enumerate().take(LANES) {
+        row.iter_mut().zip(lanes).for_each(|(to, from)| *to = from[lane]);
+    }
+}
+
 /// Maps the numbers of a tile, in place. The function is given what is known of the number's row, the
 /// number, and those at the same place in other tiles.
 ///
@@ -246,7 +289,7 @@ pub(super) fn map<const N: usize, const K: usize>(
         let of_row = of_rows.map(|lanes| [lanes[row]; LANES]);
         let last = to.last_chunk::<LANES>().copied();
         map_run(of_row, others, to, &function);
-        if let (true, Some(mut last)) = (classes % LANES > 0, last) {
+        if let (false, Some(mut last)) = (classes.is_multiple_of(LANES), last) {
             let others = others.map(|other| &other[classes - LANES..]);
             map_run(of_row, others, &mut last, &function);
             to.last_chunk_mut().into_iter().for_each(|to| *to = last);
