@@ -84,6 +84,28 @@ pub(super) fn sum_lanes(mut lanes: Lanes) -> f32 {
     lanes[0]
 }
 
+/// The largest of the lanes, none of which is NaN.
+#[inline(always)]
+pub(super) fn max_lanes(mut lanes: Lanes) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] = max(lanes[lane], lanes[lane + half]);
+        }
+    }
+    lanes[0]
+}
+
+/// The bits that any of the lanes has.
+#[inline(always)]
+pub(super) fn or_lanes(mut lanes: [u32; LANES]) -> u32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] |= lanes[lane + half];
+        }
+    }
+    lanes[0]
+}
+
 /// Added to a small number, leaves its nearest integer in the last bits.
 const TO_INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
 
@@ -329,6 +351,8 @@ mod tests {
         for (factor, value) in [(0.0, nan), (nan, 0.0), (nan, nan), (inf, 0.0)] {
             assert!(times(factor, value).is_nan());
         }
-        assert_eq!(sum_lanes(std::array::from_fn(|lane| lane as f32)), 120.0);
+        let counted = std::array::from_fn(|lane| lane as f32);
+        assert_eq!([sum_lanes(counted), max_lanes(counted)], [120.0, 15.0]);
+        assert_eq!(or_lanes(counted.map(|number| number as u32 & 5)), 5);
     }
 }
