@@ -97,15 +97,16 @@ def build(names):
                 missing.update({name: f"not built: {reason}" for name in users})
                 return
 
-    def cargo(feature, target):
-        return ["cargo", "build", "--locked", "--release", "--features", feature, "--bin", feature,
-                "--target-dir", str(BUILD / target)]
+    def cargo(target, *features):
+        command = ["cargo", "build", "--locked", "--release", "--target-dir", BUILD / target]
+        return command + ["--features", ",".join(features)] + [f"--bin={name}" for name in features]
 
     # wgloss as it is shipped; its peers for this very CPU, as candle's own settings have it
     native = {"RUSTFLAGS": "-C target-cpu=native"}
-    attempt(["wgloss GPU", "wgloss CPU"], "wgloss", [cargo("wgloss", "portable")])
-    attempt(["burn wgpu", "burn flex"], "burn (minutes)", [cargo("burn", "native")], native)
-    attempt(["candle CPU"], "candle", [cargo("candle", "native")], native)
+    attempt(["wgloss GPU", "wgloss CPU"], "wgloss", [cargo("portable", "wgloss")])
+    # together: apart, each would have their dependencies built with other features
+    attempt(["burn wgpu", "burn flex", "candle CPU"], "burn and candle (ten minutes)",
+            [cargo("native", "burn", "candle")], native)
 
     torch = [name for name in names if name.startswith(("PyTorch", "Liger"))]
     wanted = ["numpy", "torch"] + (["liger-kernel"] if "Liger CUDA" in names else [])
@@ -233,6 +234,12 @@ def summarise(answers):
             "grad_error": worst("grad_error"),
             "is_right": all(turn["is_right"] for turn in turns),
         })
+    for op, shape in {(r["op"], r["shape"]) for r in records}:
+        # by two implementations, in Rust and in Python, each of the inputs and of the loss
+        expected = [r["expected_loss"] for r in records
+                    if (r["op"], r["shape"]) == (op, shape) and "expected_loss" in r]
+        if expected and max(expected) - min(expected) > 1e-9:
+            sys.exit(f"{op} {shape}: the programs do not agree on what is right: {expected}")
     by_key = {(r["op"], r["shape"], r["peer"]): r for r in records}
     for record in records:
         for own, key in [("wgloss GPU", "times_of_gpu"), ("wgloss CPU", "times_of_cpu")]:

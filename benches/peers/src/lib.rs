@@ -178,8 +178,8 @@ pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
         let request = parse(&line).ok_or_else(|| format!("{line:?}: OP SHAPE ROUNDS [CALLS]"))?;
         let is_same = |data: &Data| (data.op, &data.shape[..]) == (request.op, &request.shape[..]);
         if !current.as_ref().is_some_and(|(data, ..)| is_same(data)) {
-            // memory of the last one first
-            current = None;
+            // the memory of the last one first
+            drop(current.take());
             let data = Data::new(request.op, &request.shape);
             let copies = data.copies();
             let mut inputs = peer.upload(&data, copies)?;
