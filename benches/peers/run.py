@@ -123,8 +123,7 @@ def build(names):
 class Program:
     """A running program, which answers a line with a line."""
 
-    def __init__(self, name, command, environment):
-        self.name = name
+    def __init__(self, command, environment):
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -188,7 +187,11 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                 print(f"\r\033[K{op} {shape}, turn {turn + 1} of {turns}: {name}", end="",
                       file=sys.stderr, flush=True)
                 if name not in programs:
-                    programs[name] = Program(name, command, environment)
+                    try:
+                        programs[name] = Program(command, environment)
+                    except OSError as error:
+                        got.append({"error": f"cannot be started: {error.strerror}"})
+                        continue
                 got.append(programs[name].ask(f"{op} {shape} {rounds} {calls}"))
                 if "error" in got[-1]:
                     programs.pop(name).stop()

@@ -95,7 +95,8 @@ impl Peer for Burn {
             Output::Rows(loss, grad) => (loss, grad.into_data()),
             Output::Elements(loss, grad) => (loss, grad.into_data()),
         };
-        let floats = |data: TensorData| data.to_vec::<f32>().map_err(|error| format!("{error:?}"));
+        let floats =
+            |data: TensorData| data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"));
         Ok((floats(loss.into_data())?[0], floats(grad)?))
     }
 }

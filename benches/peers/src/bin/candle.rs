@@ -20,7 +20,7 @@ impl Peer for Candle {
     }
 
     fn upload(&mut self, data: &Data, copies: usize) -> Result<Inputs> {
-        let copy = || {
+        let copy = || -> Result<(Var, Tensor)> {
             let (shape, device) = (&data.shape[..], &Device::Cpu);
             let target = match data.op {
                 Op::CrossEntropy => Tensor::from_slice(&data.target, &shape[..1], device)?,
