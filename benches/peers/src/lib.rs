@@ -1,0 +1,273 @@
+//! What every program here shares: the inputs, the float64 results that theirs are held to, the
+//! clock, and the lines that they read and write.
+//!
+//! A program reads requests from its standard input, `OP SHAPE ROUNDS [CALLS]` such as
+//! `cross_entropy 4096x1000 21`, and answers each with a line of JSON. So `run.py` keeps all
+//! programs running and gives them turns.
+
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A program under test, on one device.
+pub trait Peer {
+    /// Inputs on the device: so many copies of a workload's, each in memory of its own.
+    type Inputs;
+    /// Loss and gradient on the device.
+    type Output;
+
+    /// What is measured, which version of it, and where it computes.
+    fn describe(&self) -> [String; 3];
+
+    /// Brings `copies` copies of the inputs to the device, and waits until they are there.
+    fn upload(&mut self, data: &Data, copies: usize) -> Result<Self::Inputs>;
+
+    /// Computes the mean loss and the gradient of the logits of one copy: all that is timed,
+    /// together with [`Peer::wait`]. Need not wait for the device.
+    fn run(&mut self, inputs: &mut Self::Inputs, copy: usize) -> Result<Self::Output>;
+
+    /// Waits until everything that was run is complete.
+    fn wait(&mut self) -> Result<()>;
+
+    /// What was computed.
+    fn read(&mut self, inputs: &mut Self::Inputs, output: Self::Output) -> Result<(f32, Vec<f32>)>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    CrossEntropy,
+    BceWithLogits,
+}
+
+/// A workload's inputs and, in float64, what is to come of them.
+pub struct Data {
+    pub op: Op,
+    /// `[rows, classes]` or `[elements]`.
+    pub shape: Vec<usize>,
+    /// Multiples of 2^-21 in [-4, 4), exact in f32.
+    pub input: Vec<f32>,
+    /// A class a row, or 0 or 1 an element.
+    pub target: Vec<u32>,
+    pub loss: f64,
+    pub grad: Vec<f64>,
+}
+
+/// What may be wrong of a loss, relative to it, and of a gradient, relative to the largest one, for
+/// a result to count as right. Fifty times what wgloss promises: room for another order of
+/// summation, not for another result.
+const ALLOWED: f64 = 1e-4;
+
+/// All copies of the inputs together are larger than this, or there are `COPIES` of them.
+const FOOTPRINT: usize = 512 << 20;
+const COPIES: usize = 32;
+
+/// The number `index` of a splitmix64 sequence (Steele, Lea and Flood, 2014).
+fn random(seed: u64, index: u64) -> u64 {
+    let z = seed.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Data {
+    fn new(op: Op, shape: &[usize]) -> Data {
+        let count: usize = shape.iter().product();
+        let logit = |i| (random(1, i) >> 40) as f32 * 2_f32.powi(-21) - 4.0;
+        let input: Vec<f32> = (0..count as u64).map(logit).collect();
+        let target: Vec<u32> = match op {
+            Op::CrossEntropy => {
+                let class = |i| ((random(2, i) >> 33) % shape[1] as u64) as u32;
+                (0..shape[0] as u64).map(class).collect()
+            }
+            Op::BceWithLogits => (0..count as u64).map(|i| (random(2, i) >> 63) as u32).collect(),
+        };
+        let (loss, grad) = match op {
+            Op::CrossEntropy => cross_entropy(&input, &target),
+            Op::BceWithLogits => bce_with_logits(&input, &target),
+        };
+        Data { op, shape: shape.to_vec(), input, target, loss, grad }
+    }
+
+    /// The target as element-wise losses take it.
+    pub fn target_as_f32(&self) -> Vec<f32> {
+        self.target.iter().map(|&t| t as f32).collect()
+    }
+
+    fn copies(&self) -> usize {
+        let bytes = size_of::<f32>() * (self.input.len() + self.target.len());
+        FOOTPRINT.div_ceil(bytes).clamp(2, COPIES)
+    }
+
+    /// The error of a loss relative to it, and the largest of a gradient relative to the largest
+    /// gradient. NaN and infinities are infinite errors.
+    fn errors(&self, loss: f32, grad: &[f32]) -> Result<[f64; 2]> {
+        if grad.len() != self.grad.len() {
+            return Err(format!("{} gradients of {}", grad.len(), self.grad.len()).into());
+        }
+        let error = |got: f32, want: f64| match got.is_finite() {
+            true => (f64::from(got) - want).abs(),
+            false => f64::INFINITY,
+        };
+        let largest = self.grad.iter().fold(0.0_f64, |most, g| most.max(g.abs()));
+        let worst =
+            grad.iter().zip(&self.grad).fold(0.0_f64, |most, (&g, &w)| most.max(error(g, w)));
+        Ok([error(loss, self.loss) / self.loss, worst / largest])
+    }
+}
+
+fn cross_entropy(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
+    let rows = target.len();
+    let (mut loss, mut grad) = (0.0, Vec::with_capacity(input.len()));
+    for (row, &target) in input.chunks(input.len() / rows).zip(target) {
+        let first = grad.len();
+        // logits are below 4: no maximum is needed
+        grad.extend(row.iter().map(|&x| f64::from(x).exp()));
+        let row_grad = &mut grad[first..];
+        let sum: f64 = row_grad.iter().sum();
+        loss += sum.ln() - f64::from(row[target as usize]);
+        row_grad.iter_mut().for_each(|g| *g /= sum * rows as f64);
+        row_grad[target as usize] -= 1.0 / rows as f64;
+    }
+    (loss / rows as f64, grad)
+}
+
+fn bce_with_logits(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
+    let count = input.len() as f64;
+    let (mut loss, mut grad) = (0.0, Vec::with_capacity(input.len()));
+    for (&x, &y) in input.iter().zip(target) {
+        let (x, y) = (f64::from(x), f64::from(y));
+        loss += x.exp().ln_1p() - x * y;
+        grad.push((1.0 / (1.0 + (-x).exp()) - y) / count);
+    }
+    (loss / count, grad)
+}
+
+struct Request {
+    op: Op,
+    shape: Vec<usize>,
+    rounds: usize,
+    /// How many calls are timed together, and waited for once.
+    calls: usize,
+}
+
+fn parse(line: &str) -> Option<Request> {
+    let mut words = line.split_whitespace();
+    let op = match words.next()? {
+        "cross_entropy" => Op::CrossEntropy,
+        "bce_with_logits" => Op::BceWithLogits,
+        _ => return None,
+    };
+    let sizes = words.next()?.split('x').map(|size| size.parse().ok().filter(|&size| size > 0));
+    let shape = sizes.collect::<Option<Vec<usize>>>()?;
+    let rounds = words.next()?.parse().ok()?;
+    let calls = words.next().map_or(Some(1), |word| word.parse().ok())?;
+    let dimensions = if op == Op::CrossEntropy { 2 } else { 1 };
+    let is_right = shape.len() == dimensions && rounds > 0 && calls > 0;
+    is_right.then_some(Request { op, shape, rounds, calls })
+}
+
+/// Answers requests until there are no more.
+pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
+    let mut current: Option<(Data, P::Inputs, usize)> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let request = parse(&line).ok_or_else(|| format!("{line:?}: OP SHAPE ROUNDS [CALLS]"))?;
+        let is_same = |data: &Data| (data.op, &data.shape[..]) == (request.op, &request.shape[..]);
+        if !current.as_ref().is_some_and(|(data, ..)| is_same(data)) {
+            // the memory of the last one first
+            drop(current.take());
+            let data = Data::new(request.op, &request.shape);
+            let copies = data.copies();
+            let mut inputs = peer.upload(&data, copies)?;
+            // every copy once: memory is mapped, kernels are compiled and tuned
+            for copy in 0..copies {
+                let output = peer.run(&mut inputs, copy)?;
+                peer.wait()?;
+                drop(output);
+            }
+            current = Some((data, inputs, 0));
+        }
+        if let Some((data, inputs, next)) = &mut current {
+            let answer = turn(&mut peer, &request, data, inputs, next)?;
+            let mut stdout = std::io::stdout().lock();
+            writeln!(stdout, "{answer}")?;
+            stdout.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn turn<P: Peer>(
+    peer: &mut P,
+    request: &Request,
+    data: &Data,
+    inputs: &mut P::Inputs,
+    next: &mut usize,
+) -> Result<Value> {
+    let copies = data.copies();
+    let mut times = Vec::with_capacity(request.rounds);
+    let mut last = None;
+    // the first round warms up: others had their turns
+    for round in 0..=request.rounds {
+        // as a training loop would, before the next step
+        last = None;
+        let start = Instant::now();
+        for _ in 0..request.calls {
+            last = Some(peer.run(inputs, *next % copies)?);
+            *next += 1;
+        }
+        peer.wait()?;
+        let time = start.elapsed().as_secs_f64() * 1e3 / request.calls as f64;
+        if round > 0 {
+            times.push(time);
+        }
+    }
+    // of what was timed, not of a call made for this
+    let (loss, grad) = peer.read(inputs, last.ok_or("nothing was run")?)?;
+    let [loss_error, grad_error] = data.errors(loss, &grad)?;
+    let [name, version, device] = peer.describe();
+    let shape: Vec<_> = data.shape.iter().map(usize::to_string).collect();
+    let mut sorted = times.clone();
+    sorted.sort_by(f64::total_cmp);
+    let quantile = |part: usize| sorted[(sorted.len() - 1) * part / 10];
+    Ok(json!({
+        "peer": name,
+        "version": version,
+        "device": device,
+        "op": match data.op {
+            Op::CrossEntropy => "cross_entropy",
+            Op::BceWithLogits => "bce_with_logits",
+        },
+        "shape": shape.join("x"),
+        "dtype": "f32",
+        "pass": "forward_backward",
+        "median_ms": quantile(5),
+        "p10_ms": quantile(1),
+        "p90_ms": quantile(9),
+        "rounds": request.rounds,
+        "calls": request.calls,
+        "times_ms": times,
+        // JSON has no NaN: null
+        "loss": loss,
+        "expected_loss": data.loss,
+        "loss_error": loss_error,
+        "grad_error": grad_error,
+        "is_right": loss_error <= ALLOWED && grad_error <= ALLOWED,
+    }))
+}
+
+/// The version of a package that this was built with.
+pub fn version(package: &str) -> String {
+    let lock = include_str!("../Cargo.lock");
+    let entry = lock.split_once(&format!("name = \"{package}\"\nversion = \""));
+    entry.and_then(|(_, rest)| rest.split('"').next()).unwrap_or("unknown").into()
+}
+
+/// How many threads a program takes that takes as many as there are.
+pub fn threads() -> String {
+    format!("CPU, {} threads", std::thread::available_parallelism().map_or(1, usize::from))
+}

@@ -1,0 +1,194 @@
+"""PyTorch's losses and its automatic differentiation, by the protocol of src/lib.rs:
+
+    torch_peer.py cpu|cuda eager|compile|liger
+
+Inputs and their float64 results are the same as there, to the bit and to rounding.
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ALLOWED = 1e-4
+FOOTPRINT, COPIES = 512 << 20, 32
+
+
+def random(seed, count):
+    """The first numbers of a splitmix64 sequence (Steele, Lea and Flood, 2014)."""
+    z = np.arange(1, count + 1, dtype=np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(seed)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+class Data:
+    """A workload's inputs and, in float64, what is to come of them."""
+
+    def __init__(self, op, shape):
+        self.op, self.shape = op, shape
+        count = int(np.prod(shape))
+        bits = (random(1, count) >> np.uint64(40)).astype(np.float32)
+        self.input = (bits * np.float32(2**-21) - np.float32(4)).reshape(shape)
+        x = self.input.astype(np.float64)
+        if op == "cross_entropy":
+            rows, classes = shape
+            classes_of = (random(2, rows) >> np.uint64(33)) % np.uint64(classes)
+            self.target = classes_of.astype(np.int64)
+            at_target = np.arange(rows), self.target
+            chosen = x[at_target]
+            np.exp(x, out=x)
+            sums = x.sum(axis=1)
+            self.loss = float(np.mean(np.log(sums) - chosen))
+            x /= sums[:, None] * rows
+            x[at_target] -= 1 / rows
+        else:
+            self.target = (random(2, count) >> np.uint64(63)).astype(np.float32)
+            # logits are within -4 and 4: nothing overflows
+            self.loss = float(np.mean(np.log1p(np.exp(x)) - x * self.target))
+            x = (1 / (1 + np.exp(-x)) - self.target) / count
+        self.grad = x
+        self.largest = np.abs(x).max()
+        size = self.input.nbytes + 4 * self.target.size
+        self.copies = min(max(-(-FOOTPRINT // size), 2), COPIES)
+
+    def errors(self, loss, grad):
+        """The loss's relative to it, and the gradient's relative to the largest one."""
+        with np.errstate(invalid="ignore"):
+            worst = np.abs(grad - self.grad).max()
+            errors = abs(loss - self.loss) / self.loss, worst / self.largest
+        return [float(e) if np.isfinite(e) else None for e in errors]
+
+
+class Peer:
+    def __init__(self, device, how):
+        self.device, self.how = device, how
+        self.version = torch.__version__
+        if device == "cuda":
+            if not torch.cuda.is_available():
+                sys.exit("no CUDA device")
+            self.on = torch.cuda.get_device_name()
+        else:
+            self.on = f"CPU, {torch.get_num_threads()} threads"
+        self.name = f"PyTorch {device.upper()} {how}"
+        if how == "liger":
+            import importlib.metadata
+
+            self.name = "Liger CUDA"
+            self.version = importlib.metadata.version("liger-kernel")
+
+    def loss(self, op):
+        """The loss as a user would write it."""
+        if self.how == "liger":
+            if op != "cross_entropy":
+                sys.exit(f"Liger has no {op}")
+            from liger_kernel.transformers import LigerCrossEntropyLoss
+
+            return LigerCrossEntropyLoss()
+        loss = {
+            "cross_entropy": F.cross_entropy,
+            "bce_with_logits": F.binary_cross_entropy_with_logits,
+        }[op]
+        if self.how == "compile":
+            # each workload on its own, for its own shape
+            torch._dynamo.reset()
+            return torch.compile(loss, dynamic=False)
+        return loss
+
+    def prepare(self, data):
+        def copy(array):
+            return torch.from_numpy(array).to(self.device, copy=True)
+
+        self.function = self.loss(data.op)
+        self.inputs = [
+            (copy(data.input).requires_grad_(), copy(data.target)) for _ in range(data.copies)
+        ]
+        self.turn = 0
+        self.wait()
+        for _ in self.inputs:
+            self.run()
+            self.wait()
+
+    def run(self):
+        x, target = self.inputs[self.turn % len(self.inputs)]
+        self.turn += 1
+        loss = self.function(x, target)
+        (grad,) = torch.autograd.grad(loss, x)
+        return loss.detach(), grad
+
+    def judged(self, data, last):
+        """The results to judge: of what was timed, not of a call made for this."""
+        if self.how == "liger":
+            # it writes the gradient over its input, and was timed on what that left
+            with torch.no_grad():
+                for x, _ in self.inputs:
+                    x.copy_(torch.from_numpy(data.input))
+            last = self.run()
+        return last[0].item(), last[1].cpu().numpy()
+
+    def wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def turn(peer, data, rounds, calls):
+    times = []
+    # the first round warms up: others had their turns
+    for _ in range(rounds + 1):
+        # as a training loop would, before the next step
+        last = None
+        start = time.perf_counter()
+        for _ in range(calls):
+            last = peer.run()
+        peer.wait()
+        times.append((time.perf_counter() - start) * 1e3 / calls)
+    times = times[1:]
+    loss, grad = peer.judged(data, last)
+    errors = data.errors(loss, grad)
+    ordered = sorted(times)
+    return {
+        "peer": peer.name,
+        "version": peer.version,
+        "device": peer.on,
+        "op": data.op,
+        "shape": "x".join(map(str, data.shape)),
+        "dtype": "f32",
+        "pass": "forward_backward",
+        "median_ms": statistics.median(times),
+        "p10_ms": ordered[(rounds - 1) // 10],
+        "p90_ms": ordered[(rounds - 1) * 9 // 10],
+        "rounds": rounds,
+        "calls": calls,
+        "times_ms": times,
+        "loss": loss if np.isfinite(loss) else None,
+        "expected_loss": data.loss,
+        "loss_error": errors[0],
+        "grad_error": errors[1],
+        "is_right": all(error is not None and error <= ALLOWED for error in errors),
+    }
+
+
+def main():
+    peer = Peer(*sys.argv[1:3])
+    data = None
+    for line in sys.stdin:
+        op, shape, rounds, *calls = line.split()
+        shape = tuple(map(int, shape.split("x")))
+        if data is None or (data.op, data.shape) != (op, shape):
+            data = peer.inputs = None
+            data = Data(op, shape)
+            peer.prepare(data)
+        print(json.dumps(turn(peer, data, int(rounds), int(*calls or [1]))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
