@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::kernel::{self, File, Kernel};
-use crate::select::{Choice, Facts};
+use crate::select::{Blocks, Choice, Facts};
 use crate::shape::{ALIGNMENT, Layout, MAX_DIMS};
 use crate::{DType, Error, Result};
 
@@ -295,6 +295,7 @@ impl Program {
         })?;
         kernel.files.extend([kernel::team(choice.team), kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
+        kernel.blocks = choice.blocks;
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {
@@ -360,6 +361,7 @@ impl Program {
                     files: [&[kernel::SUM, kernel::CONTROL], &terms.files[..]].concat(),
                     entry_point: "sum",
                     constants: [&constants[..], &terms.constants].concat(),
+                    blocks: Blocks::default(),
                     shares_buffers: false,
                 };
                 let (part, stretch) = ([first, count, 0], [done, teams, 0]);

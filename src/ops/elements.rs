@@ -12,7 +12,7 @@ use crate::program::{
     Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
 };
 use crate::reference::{self, Values};
-use crate::select::Facts;
+use crate::select::{Blocks, Facts};
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
 
@@ -174,7 +174,7 @@ impl<E: Elementwise> Op for E {
                     E::SHADER,
                     kernel::CONTROL,
                     kernel::check_elements(E::UNIT_INTERVAL),
-                    kernel::upstream(upstream_is_tensor),
+                    kernel::upstream(args.upstream.is_some(), !upstream_is_tensor),
                     kernel::results(E::TARGET),
                 ][..],
                 &kernel::storage(input.dtype(), vec4, args.memory),
@@ -194,6 +194,7 @@ impl<E: Elementwise> Op for E {
                 self.constants(),
             ]
             .concat(),
+            blocks: Blocks::default(),
             shares_buffers: args.memory != Memory::Apart,
         };
 
@@ -244,8 +245,11 @@ impl<E: Elementwise> Op for E {
                 let stretch = [done, teams, 0];
                 bindings.push(Binding::part(6, sums, &program.scratch[i], stretch));
             }
-            if pass.has_grad() && !upstream_is_tensor {
-                bindings.push(Binding::all_or_one(4, Slot::Upstream, args.upstream.as_ref()));
+            if let Some(upstream) = &args.upstream
+                && pass.has_grad()
+                && !upstream_is_tensor
+            {
+                bindings.push(Binding::all(4, Slot::Upstream, upstream));
             }
             if E::UNIT_INTERVAL {
                 bindings.push(Binding::control());
