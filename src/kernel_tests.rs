@@ -269,7 +269,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: quads, per_team, teams, line, dims, scale, settings, first, unused, own, dim
+            ElementParams: quads, per_team, teams, line, dims, scale, own, settings, first, dim
         ),
         other => panic!("no params known for {other:?}"),
     }

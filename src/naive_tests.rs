@@ -215,10 +215,16 @@ const NAIVE: &[Naive] = &[
         what: "what focal loss misses as 1 - p_t",
         path: "ops/sigmoid_focal.wgsl",
         replacements: &[(
-            "p * (1.0 - e.t) + p_of_negative * e.t,",
-            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t)),",
+            "p * (1.0 - e.t) + p_of_negative * e.t;",
+            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t));",
         )],
         by: By::Table("sigmoid_focal", "", "none confident"),
+    },
+    Naive {
+        what: "1 - alpha in f32",
+        path: "ops/sigmoid_focal.wgsl",
+        replacements: &[("params.settings.y * (1.0 - e.t)", "(1.0 - alpha) * (1.0 - e.t)")],
+        by: By::Table("sigmoid_focal", "alpha 0.999, gamma 5", "none random"),
     },
     Naive {
         what: "soft margin as log(1 + exp(-t x))",

@@ -196,10 +196,9 @@ pub(crate) struct ElementParams {
     pub line: u32,
     pub dims: u32,
     pub scale: f32,
-    pub settings: [f32; 2],
-    pub first: u32,
-    pub unused: u32,
     pub own: [u32; 2],
+    pub settings: [f32; 3],
+    pub first: u32,
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 

@@ -25,13 +25,12 @@ struct Params {
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
     scale: f32,
-    // the op's options
-    settings: vec2<f32>,
-    // the first element of this dispatch, among all
-    first: u32,
-    unused: u32,
     // 1 where each element has a weight of its own, and a pos_weight; else 0
     own: vec2<u32>,
+    // the op's options
+    settings: vec3<f32>,
+    // the first element of this dispatch, among all
+    first: u32,
     // innermost first: size, stride of weight, stride of pos_weight, index of the first element
     dim: array<vec4<u32>, 8>,
 }
@@ -48,6 +47,8 @@ struct Elements {
 
 // Whether there are targets: maps have none.
 override HAS_TARGET: bool = true;
+// Whether it is a loss of x - t, which is NaN where both are the same infinity.
+override OF_DIFFERENCE: bool = false;
 // Whether the gradient at NaN is 0.
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
@@ -107,7 +108,7 @@ fn load_weights(quad: Quad) -> Weights {
 struct Loaded {
     elements: Elements,
     weight: vec4<f32>,
-    // NaN was read
+    // NaN was read, or is the difference that the loss is of
     is_nan: vec4<bool>,
     // the op does not take these
     is_bad: vec4<bool>,
@@ -120,10 +121,14 @@ fn load_elements(quad: Quad) -> Loaded {
         t = load_targets(place(TARGETS, quad.line, quad.column), 1u, quad.last);
     }
     let weights = load_weights(quad);
+    var is_nan = is_nan4(x) | is_nan4(t);
+    if OF_DIFFERENCE {
+        is_nan |= is_same_infinity4(x, t);
+    }
     return Loaded(
         Elements(x, t, weights.pos_weight),
         weights.weight,
-        is_nan4(x) | is_nan4(t),
+        is_nan,
         unacceptable(quad, x, t),
     );
 }

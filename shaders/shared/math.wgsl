@@ -33,6 +33,11 @@ fn is_negative_infinity4(x: vec4<f32>) -> vec4<bool> {
     return bitcast<vec4<u32>>(x) == vec4(0xff800000u);
 }
 
+fn is_same_infinity4(x: vec4<f32>, y: vec4<f32>) -> vec4<bool> {
+    let bits = bitcast<vec4<u32>>(x);
+    return (bits == bitcast<vec4<u32>>(y)) & ((bits & vec4(0x7fffffffu)) == vec4(0x7f800000u));
+}
+
 // Finds +inf, and NaN of either sign, in many numbers, in integer arithmetic: as integers they are
 // the largest of their sign.
 struct Extremes {
@@ -67,10 +72,11 @@ const TO_EXPONENT: f32 = 12583039.0; // 1.5 * 2^23 + 127
 fn exp_parts(y: vec4<f32>) -> Exp {
     let n = bitcast<vec4<i32>>(fma(y, vec4(1.44269504), vec4(TO_EXPONENT)));
     // as integers: a compiler may cancel what was added as a float
-    let whole = vec4<f32>(n - vec4(bitcast<i32>(TO_EXPONENT)));
-    // fma: some back ends fold a separate product and difference into something else
-    var r = fma(whole, vec4(-0.693359375), y);
-    r = fma(whole, vec4(2.12194440e-4), r);
+    let whole = n - vec4(bitcast<i32>(TO_EXPONENT));
+    // fma: some back ends fold a separate product and difference into something else. And 16 whole in
+    // integers: Mesa would join `whole a + whole b` to `whole (a + b)`, and be off by 2^-24 |y|.
+    var r = fma(vec4<f32>(whole), vec4(-0.693359375), y);
+    r = fma(vec4<f32>(whole << vec4(4u)), vec4(2.12194440e-4 / 16.0), r);
     var p = fma(r, vec4(1.9875691500e-4), vec4(1.3981999507e-3));
     p = fma(r, p, vec4(8.3334519073e-3));
     p = fma(r, p, vec4(4.1665795894e-2));
@@ -102,9 +108,14 @@ fn exp4(x: vec4<f32>) -> vec4<f32> {
     return select(bounded, vec4(positive_infinity()), x > vec4(88.72283));
 }
 
-// ln x; -inf at 0, NaN below. x = f * 2^n with f in [sqrt(1/2), sqrt(2)), so that near 1, where
-// ln x is small, nothing is added to the series of 2 atanh((f - 1) / (f + 1)).
-fn ln4(x: vec4<f32>) -> vec4<f32> {
+// x = f * 2^n with f in [sqrt(1/2), sqrt(2)), so that near 1, where ln x is small, nothing is added
+// to the series of ln f = 2 atanh((f - 1) / (f + 1)).
+struct Log {
+    ln_f: vec4<f32>,
+    n: vec4<f32>,
+}
+
+fn ln_parts(x: vec4<f32>) -> Log {
     let given = bitcast<vec4<u32>>(x);
     // subnormals by their integer: drivers may read them as 0
     let is_subnormal = given < vec4(0x00800000u);
@@ -117,13 +128,30 @@ fn ln4(x: vec4<f32>) -> vec4<f32> {
     p = fma(z, p, vec4(0.285714286));
     p = fma(z, p, vec4(0.4));
     p = fma(z, p, vec4(0.666666667));
-    let series = fma(s * z, p, s + s);
     let exponent = vec4<f32>(n) - select(vec4(0.0), vec4(149.0), is_subnormal);
-    var value = fma(exponent, vec4(0.693359375), fma(exponent, vec4(-2.12194440e-4), series));
+    return Log(fma(s * z, p, s + s), exponent);
+}
+
+// ln x; -inf at 0, NaN below.
+fn ln4(x: vec4<f32>) -> vec4<f32> {
+    let given = bitcast<vec4<u32>>(x);
+    let log = ln_parts(x);
+    var value = fma(log.n, vec4(0.693359375), fma(log.n, vec4(-2.12194440e-4), log.ln_f));
     value = select(value, x, given == vec4(0x7f800000u));
     value = select(value, vec4(-positive_infinity()), (given << vec4(1u)) == vec4(0u));
     // the sign bit: everything below zero, and -inf
     return select(value, vec4(nan()), (given > vec4(0x80000000u)));
+}
+
+// x^y for x > 0. The whole part of y log2 x is an exponent; only the rest of it is rounded, while
+// e^(y ln x) is off by that of y ln x.
+fn power4(x: vec4<f32>, y: f32) -> vec4<f32> {
+    let log = ln_parts(x);
+    let whole = round(clamp(y * fma(log.ln_f, vec4(1.44269504), log.n), vec4(-252.0), vec4(252.0)));
+    let rest = fma(fma(vec4(y), log.n, -whole), vec4(0.693147181), y * log.ln_f);
+    let n = vec4<i32>(whole);
+    let half = n >> vec4(1u);
+    return (exp4(rest) * power_of_two(half)) * power_of_two(n - half);
 }
 
 // 1 / (1 + e^-x), to its last digit however small.

@@ -188,6 +188,9 @@ pub fn table() -> Vec<Row> {
         row("no alpha, gamma 0.5", Kind::Logits, none, |r| {
             SigmoidFocal::default().alpha(-1.0).gamma(0.5).reduction(r)
         }),
+        row("alpha 0.999, gamma 5", Kind::Logits, none, |r| {
+            SigmoidFocal::default().alpha(0.999).gamma(5.0).reduction(r)
+        }),
         row("gamma 0", Kind::Logits, none, |r| SigmoidFocal::default().gamma(0.0).reduction(r)),
         row("", Kind::RowMap(-1), none, |_| Softmax::default()),
         row("dim 0", Kind::RowMap(0), none, |_| Softmax::default().dim(0)),
@@ -408,6 +411,10 @@ impl Case<'_> {
                 match self.nature {
                     Nature::Of(Logits::Normal | Logits::Confident | Logits::Masked) => {
                         (t.iter().map(near).collect(), Some(t))
+                    }
+                    // the same infinity in both, among others
+                    Nature::Broken => {
+                        (self.numbers(&mut random, count), Some(self.numbers(&mut random, count)))
                     }
                     _ => (self.numbers(&mut random, count), Some(t)),
                 }
