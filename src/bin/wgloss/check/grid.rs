@@ -119,14 +119,14 @@ const ROWS: &[&[usize]] = &[
     &[7, 12],      // a row per invocation, whole groups of four
     &[5, 9],       // a remainder in every row
     &[2, 3, 4, 5], // classes that lie apart
-    &[3, 33],      // a row per subgroup begins at 17 on GPUs, at 33 on software devices
+    &[3, 65],      // a row per subgroup begins at 17 on GPUs, at 65 on software devices
     &[2, 257],     // one more than a chunk of 16 blocks of 16
     &[3, 1025],    // a row per workgroup begins here on GPUs
     &[2, 4099],    // many chunks for every team, and a remainder
 ];
 
 /// More rows than a dispatch has workgroups along one dimension.
-const MANY_ROWS: &[&[usize]] = &[&[66_000, 33]];
+const MANY_ROWS: &[&[usize]] = &[&[66_000, 65]];
 
 /// The table.
 pub fn table() -> Vec<Row> {
