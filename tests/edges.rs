@@ -67,8 +67,7 @@ fn class_counts_at_the_seams() {
         &[3, 4, 5],             // fours are loaded together: too few, whole, one over
         &[15, 16, 17],          // sixteen are rescaled together by one invocation
         &[31, 32, 33],          // eight lanes with a four each
-        &[63, 64, 65],          // where rows go to subgroups
-        &[63, 64, 65],          // more classes than a small workgroup has invocations
+        &[63, 64, 65],          // a small workgroup's invocations; where rows go to subgroups
         &[127, 128, 129],       // eight lanes with sixteen each
         &[255, 256, 257],       // sixteen times sixteen, 64 lanes with a four each
         &[1023, 1024, 1025],    // 64 lanes with sixteen each; where rows go to workgroups
