@@ -285,7 +285,8 @@ impl Row {
         let loss = select(self.flags & GAINS != 0, f32::NEG_INFINITY, loss);
         // infinities of both signs have no sum
         let has_both = self.flags & (COSTS | GAINS) == COSTS | GAINS;
-        select((self.flags & IS_NAN != 0) | has_both, f32::NAN, loss)
+        let is_nan = (self.flags & IS_NAN != 0) | (self.rest + self.top).is_nan();
+        select(is_nan | has_both, f32::NAN, loss)
     }
 }
 

@@ -40,8 +40,9 @@ struct Job<'a, T> {
     map: Map,
     tiling: Tiling,
     input: &'a [T],
-    /// Ones, where there is none.
     upstream: Option<&'a [T]>,
+    /// What stands for it where there is none: 1 for each class.
+    ones: Vec<Lanes>,
 }
 
 /// The rows of a task, and what it writes of them.
@@ -70,8 +71,13 @@ fn run<T: Stored>(
         return Ok(());
     }
     let tiling = Tiling::of(shape);
-    let job =
-        Job { map, tiling, input: slice::<T>(&args.input)?, upstream: slice_of(&args.upstream)? };
+    let job = Job {
+        map,
+        tiling,
+        input: slice::<T>(&args.input)?,
+        upstream: slice_of(&args.upstream)?,
+        ones: tiling.by_class(|_| 1.0),
+    };
     let tasks = tiling.tasks();
     let outputs = tiling.pieces(slice_mut::<T>(&mut output.loss)?, &tasks);
     let grads = tiling.pieces(slice_mut::<T>(&mut output.grad)?, &tasks);
@@ -99,7 +105,7 @@ impl<T: Stored> Job<'_, T> {
             if task.grad.is_some() {
                 match self.upstream {
                     Some(upstream) => tiling.load(upstream, &rows, 0.0, &mut scratch.upstream),
-                    None => scratch.upstream.fill([1.0; LANES]),
+                    None => scratch.upstream.copy_from_slice(&self.ones),
                 }
             }
             self.map.work(tiling, scratch, task.grad.is_some());
