@@ -405,7 +405,8 @@ impl Statistics {
             let loss = select(flags & GAINS != 0, f32::NEG_INFINITY, loss);
             // infinities of both signs have no sum
             let has_both = flags & (COSTS | GAINS) == COSTS | GAINS;
-            let loss = select(is_nan | has_both, f32::NAN, loss);
+            let has_nan = is_nan | (rest + top).is_nan();
+            let loss = select(has_nan | has_both, f32::NAN, loss);
             let is_ignored = marks.kept[lane] == 0.0;
             losses[lane] = select(is_ignored, 0.0, loss);
             logsumexps[lane] = select(is_nan, f32::NAN, logsumexp);
