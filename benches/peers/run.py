@@ -41,10 +41,11 @@ WORKLOADS = [
 # What a program may take for one turn, its first one with compilation and tuning included.
 LIMIT_SECONDS = 180
 
-# glibc keeps freed memory instead of giving it back and mapping it anew at every step: otherwise
-# page faults are most of what is timed of programs that allocate their results. One arena, since
-# only the main one can hold large arrays.
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
+# For programs on the CPU glibc keeps freed memory instead of giving it back and mapping it anew at
+# every step: otherwise page faults are most of what is timed of those that allocate their results.
+# Not for those on a GPU, whose driver may be software: lavapipe is slower with this.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+ON_CPU = ("CPU", "flex")
 
 
 def peers():
@@ -161,7 +162,8 @@ class Program:
         lines = [text.strip() for text in self.errors if text.strip()]
         # a panic's message comes first, what it leads to and how to trace it afterwards
         panics = [after for text, after in zip(lines, lines[1:]) if "panicked at" in text]
-        reason = (panics or lines[-1:] or [f"exit status {status}"])[0]
+        ended = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+        reason = (panics or (lines[-1:] if status >= 0 else []) or [ended])[0]
         return {"error": reason[:200]}
 
     def stop(self):
@@ -187,8 +189,9 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                 print(f"\r\033[K{op} {shape}, turn {turn + 1} of {turns}: {name}", end="",
                       file=sys.stderr, flush=True)
                 if name not in programs:
+                    malloc = MALLOC if any(word in name for word in ON_CPU) else {}
                     try:
-                        programs[name] = Program(command, environment)
+                        programs[name] = Program(command, {**environment, **malloc})
                     except OSError as error:
                         got.append({"error": f"cannot be started: {error.strerror}"})
                         continue
@@ -345,8 +348,7 @@ def main():
     commands = {name: commands[name] for name in names if name not in skipped}
 
     BUILD.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **MALLOC}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(BUILD / "inductor")
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor")}
     runtime = None
     if not environment.get("XDG_RUNTIME_DIR"):
         # Mesa complains without
@@ -378,8 +380,8 @@ def main():
     }
     print(f"{report['date']}, wgloss at {report['revision']}; {report['cpu']}, "
           f"{report['cores']} cores; {report['system']}\n")
-    print(f"`{report['command']}`: {turns} turns of {flags.rounds} rounds of {flags.calls} calls, "
-          f"{report['seconds']} s\n")
+    print(f"`{report['command']}`: {turns} turns of {flags.rounds} rounds of {flags.calls} call"
+          f"{'s' if flags.calls > 1 else ''}; {report['seconds']} s\n")
     for name, (version, device) in versions.items():
         print(f"- {name} {version}: {device}")
     for name, reason in skipped.items():
