@@ -7,7 +7,7 @@ use crate::{Error, Result};
 pub enum Reduction {
     /// One loss per row or element.
     None,
-    /// Their sum over the op's divisor (see each op).
+    /// Their sum over the op's divisor (see each op). Infinite where the sum is beyond f32.
     #[default]
     Mean,
     /// Their sum.

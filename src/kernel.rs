@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use crate::DType;
 use crate::args::Memory;
+use crate::select::Blocks;
 
 /// A WGSL file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,9 +77,14 @@ pub(crate) fn storage(dtype: DType, vec4: bool, memory: Memory) -> Vec<File> {
     vec![words, access, encoding]
 }
 
-/// The shader of an upstream gradient: a tensor of the losses' shape, or one value.
-pub(crate) fn upstream(tensor: bool) -> File {
-    if tensor { shader!("upstream/tensor.wgsl") } else { shader!("upstream/scalar.wgsl") }
+/// The shader of an upstream gradient: a tensor of the losses' shape where they are not reduced, one
+/// value where they are, or none.
+pub(crate) fn upstream(is_given: bool, is_reduced: bool) -> File {
+    match (is_given, is_reduced) {
+        (false, _) => shader!("upstream/none.wgsl"),
+        (true, false) => shader!("upstream/tensor.wgsl"),
+        (true, true) => shader!("upstream/scalar.wgsl"),
+    }
 }
 
 /// The shader of what element-wise ops write: losses, or a map's output.
@@ -100,6 +106,8 @@ pub(crate) struct Kernel {
     pub entry_point: &'static str,
     /// Values of `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
+    /// How a member walks: sizes of arrays, which no `override` can be.
+    pub blocks: Blocks,
     /// Whether arguments may lie in buffers that results are written to.
     pub shares_buffers: bool,
 }
@@ -107,7 +115,10 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// The joined text. Each part's start is marked, so that a compiler's line can be found.
     pub fn source(&self) -> String {
-        let mut source = String::new();
+        let Blocks { held, run, fits } = self.blocks;
+        let mut source = format!(
+            "const HELD: u32 = {held}u;\nconst RUN: u32 = {run}u;\nconst FITS: bool = {fits};\n"
+        );
         for file in &self.files {
             let _ = writeln!(source, "// ---- shaders/{}\n{}", file.path, file.text);
         }

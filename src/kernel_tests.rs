@@ -8,7 +8,7 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 use crate::args::Memory;
 use crate::kernel::Kernel;
 use crate::program::{ElementParams, Places, Program, RowParams, Step, SumParams};
-use crate::select::Facts;
+use crate::select::{DeviceClass, Facts};
 use crate::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
     LogSoftmax, Mse, NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
@@ -18,7 +18,7 @@ use crate::{
 /// Devices that differ in what the choice of kernels looks at.
 fn devices() -> Vec<Facts> {
     let lavapipe = Facts {
-        software: true,
+        class: DeviceClass::Software,
         subgroup: Some((8, 8)),
         max_workgroup_size: 1024,
         max_workgroups: 65_535,
@@ -27,7 +27,8 @@ fn devices() -> Vec<Facts> {
         device: "test".into(),
         forced: None,
     };
-    let discrete = Facts { software: false, subgroup: Some((32, 32)), ..lavapipe.clone() };
+    let discrete =
+        Facts { class: DeviceClass::Discrete, subgroup: Some((32, 32)), ..lavapipe.clone() };
     let browser = Facts { subgroup: None, max_workgroup_size: 256, ..discrete.clone() };
     let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
     let forced = forced.map(|team| Facts { forced: Some(team), ..lavapipe.clone() });
@@ -268,7 +269,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: quads, per_team, teams, line, dims, scale, settings, first, unused, own, dim
+            ElementParams: quads, per_team, teams, line, dims, scale, own, settings, first, dim
         ),
         other => panic!("no params known for {other:?}"),
     }

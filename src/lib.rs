@@ -36,6 +36,10 @@
 //! changes its loss only by what rounding the logits did. On the same device, driver and settings,
 //! results are the same to the bit on every run and in every process.
 //!
+//! Where f32 ends: a loss or gradient beyond 3.4e38 is infinite; so is a mean whose sum is, though the
+//! mean itself may not be (as in PyTorch). Inputs and factors below 1.2e-38 may count as 0, as drivers
+//! choose.
+//!
 //! # Features
 //! `cli` adds the command line program `wgloss`; libraries have no use for it.
 

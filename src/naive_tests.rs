@@ -85,8 +85,8 @@ const NAIVE: &[Naive] = &[
         what: "logits scaled before their maximum is subtracted",
         path: "shared/row_form.wgsl",
         replacements: &[(
-            "return (m - x) * params.scale;",
-            "return vec4(m * params.scale) - x * params.scale;",
+            "return (x - m) * params.scale;",
+            "return x * params.scale - vec4(m * params.scale);",
         )],
         by: By::Table("cross_entropy", "classes, scale, z-loss, row outputs", "sum extreme"),
     },
@@ -121,7 +121,7 @@ const NAIVE: &[Naive] = &[
     Naive {
         what: "partial maxima from -inf on",
         path: "shared/row_form.wgsl",
-        replacements: &[("        LOWEST, vec4(0.0)", "        -positive_infinity(), vec4(0.0)")],
+        replacements: &[("most = vec4(LOWEST);", "most = vec4(-positive_infinity());")],
         by: By::Table("cross_entropy", "classes", "sum broken"),
     },
     Naive {
@@ -215,10 +215,16 @@ const NAIVE: &[Naive] = &[
         what: "what focal loss misses as 1 - p_t",
         path: "ops/sigmoid_focal.wgsl",
         replacements: &[(
-            "p * (1.0 - e.t) + p_of_negative * e.t,",
-            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t)),",
+            "p * (1.0 - e.t) + p_of_negative * e.t;",
+            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t));",
         )],
         by: By::Table("sigmoid_focal", "", "none confident"),
+    },
+    Naive {
+        what: "1 - alpha in f32",
+        path: "ops/sigmoid_focal.wgsl",
+        replacements: &[("params.settings.y * (1.0 - e.t)", "(1.0 - alpha) * (1.0 - e.t)")],
+        by: By::Table("sigmoid_focal", "alpha 0.999, gamma 5", "none random"),
     },
     Naive {
         what: "soft margin as log(1 + exp(-t x))",
@@ -239,10 +245,11 @@ const NAIVE: &[Naive] = &[
         what: "one running sum for a member's losses",
         path: "family/elements.wgsl",
         replacements: &[
-            ("const BLOCK: u32 = 16u;", "const BLOCK: u32 = 65536u;"),
+            ("fn store_team_sum(", "var<private> running: f32;\n\nfn store_team_sum("),
+            ("vec4(add_up(total))", "vec4(running)"),
             (
-                "(*accumulator).part += select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(last));",
-                "for (var i = 0u; i <= last; i += 1u) {\n        (*accumulator).part.x += value[i];\n    }",
+                "return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));",
+                "for (var i = 0u; i <= quad.last; i += 1u) {\n            running += value[i];\n        }\n        return value;",
             ),
         ],
         by: By::EqualLosses,

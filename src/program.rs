@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::kernel::{self, File, Kernel};
-use crate::select::{Choice, Facts};
+use crate::select::{Blocks, Choice, Facts};
 use crate::shape::{ALIGNMENT, Layout, MAX_DIMS};
 use crate::{DType, Error, Result};
 
@@ -196,10 +196,9 @@ pub(crate) struct ElementParams {
     pub line: u32,
     pub dims: u32,
     pub scale: f32,
-    pub settings: [f32; 2],
-    pub first: u32,
-    pub unused: u32,
     pub own: [u32; 2],
+    pub settings: [f32; 3],
+    pub first: u32,
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
@@ -296,6 +295,7 @@ impl Program {
         })?;
         kernel.files.extend([kernel::team(choice.team), kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
+        kernel.blocks = choice.blocks;
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {
@@ -361,6 +361,7 @@ impl Program {
                     files: [&[kernel::SUM, kernel::CONTROL], &terms.files[..]].concat(),
                     entry_point: "sum",
                     constants: [&constants[..], &terms.constants].concat(),
+                    blocks: Blocks::default(),
                     shares_buffers: false,
                 };
                 let (part, stretch) = ([first, count, 0], [done, teams, 0]);

@@ -10,7 +10,7 @@ use crate::args::Memory;
 use crate::program::{
     Binding, ElementParams, Places, Program, RowParams, Slot, Step, SumParams, first_place,
 };
-use crate::select::Facts;
+use crate::select::{DeviceClass, Facts};
 use crate::shape::{ALIGNMENT, ClassShape};
 use crate::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Error, Layout, Mse, NllLoss, Op, Output, Pass,
@@ -22,7 +22,7 @@ const BUDGET: u64 = 1 << 30;
 
 fn large_gpu() -> Facts {
     Facts {
-        software: false,
+        class: DeviceClass::Discrete,
         subgroup: Some((32, 32)),
         max_workgroup_size: 1024,
         max_workgroups: 65_535,
@@ -35,7 +35,7 @@ fn large_gpu() -> Facts {
 
 fn lavapipe() -> Facts {
     let subgroup = Some((8, 8));
-    Facts { software: true, subgroup, max_binding: 1 << 27, ..large_gpu() }
+    Facts { class: DeviceClass::Software, subgroup, max_binding: 1 << 27, ..large_gpu() }
 }
 
 fn f32(shape: &[usize]) -> Layout {

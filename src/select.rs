@@ -25,11 +25,87 @@ impl Team {
     }
 }
 
+/// What kinds of devices there are for the choice of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceClass {
+    /// With memory of its own.
+    Discrete,
+    /// With the host's memory.
+    Integrated,
+    /// The host's own cores.
+    Software,
+}
+
+/// What a class of devices does best.
+struct Table {
+    /// Up to so many classes, one invocation takes a row.
+    rows_by_invocation: u64,
+    /// The same of classes that lie apart: neighbours then read neighbouring positions.
+    strided_rows_by_invocation: u64,
+    /// Up to so many classes, one subgroup takes a row; from there on, a workgroup.
+    rows_by_subgroup: u64,
+    /// How many fours of a row's elements a member can hold: one of these, or the row is read in
+    /// blocks of four fours, and again for its gradient.
+    held: &'static [u32],
+    /// How many fours side by side one member reads.
+    run: u32,
+    /// Who takes a stretch of elements or of terms of a sum.
+    elements_by: Team,
+    /// Elements for each member of such a team.
+    elements_each: u32,
+    /// Invocations of a workgroup, by team. Subgroups: at least one.
+    by_invocation: u32,
+    by_subgroup: u32,
+    by_workgroup: u32,
+}
+
+/// Estimates: no such device has been measured. A member reads neighbours of its neighbours' fours,
+/// holds at most 64 numbers, and a workgroup of 256 so up to 16,384 classes.
+const DISCRETE: Table = Table {
+    rows_by_invocation: 16,
+    strided_rows_by_invocation: 1024,
+    rows_by_subgroup: 1024,
+    held: &[1, 2, 4, 8, 16],
+    run: 1,
+    elements_by: Team::Workgroup,
+    elements_each: 32,
+    by_invocation: 64,
+    by_subgroup: 128,
+    by_workgroup: 256,
+};
+
+/// Estimates, as for discrete ones, with fewer registers.
+const INTEGRATED: Table = Table { held: &[1, 2, 4, 8], ..DISCRETE };
+
+/// Measured on lavapipe 22.3 (2 cores): cross entropy, forward and backward, f32.
+const SOFTWARE: Table = Table {
+    // 65536 x 64: 12 ms by invocation, 18 by subgroup. At 128 they draw level; and smoothed ramps of 128
+    // classes and more miss the promise when one invocation sums them.
+    rows_by_invocation: 64,
+    // so that eight positions share each cache line
+    strided_rows_by_invocation: 1024,
+    // barriers cost a factor of up to 80
+    rows_by_subgroup: u64::MAX,
+    // 8 and 16 gain a tenth at 256 and 512 classes, 32 loses as much at 1000 (spills), and all of them
+    // take minutes to compile for all ops
+    held: &[1, 2, 3, 4],
+    // A cache line a lane, eight on their way at once: 512 x 32000 read in 7 ms, 13 with neighbours on
+    // neighbouring fours.
+    run: 4,
+    elements_by: Team::Subgroup,
+    // contiguous 32 KiB a subgroup copy fastest
+    elements_each: 1024,
+    by_invocation: 8,
+    // one a workgroup: lavapipe switches between several
+    by_subgroup: 1,
+    by_workgroup: 64,
+};
+
 /// What the choice of kernels depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// Whether the adapter is a CPU: barriers are slow there, and loops may be cut short.
-    pub software: bool,
+    /// What kind of device it is. On software barriers are slow, and loops may be cut short.
+    pub class: DeviceClass,
     /// The smallest and largest subgroup, where the device has subgroup operations.
     pub subgroup: Option<(u32, u32)>,
     /// The most invocations of a workgroup.
@@ -46,7 +122,24 @@ pub struct Facts {
     pub forced: Option<Team>,
 }
 
-/// A team and the workgroups it comes in.
+/// In what portions a member of a team takes what is its own, in fours of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Blocks {
+    /// Fours held at a time.
+    pub held: u32,
+    /// Fours that lie side by side; the team's next member has the next ones. A divisor of `held`.
+    pub run: u32,
+    /// Whether the team holds all of a row at once, and so reads it once.
+    pub fits: bool,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Blocks { held: 1, run: 1, fits: false }
+    }
+}
+
+/// A team, the workgroups it comes in, and how its members walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub team: Team,
@@ -56,6 +149,7 @@ pub(crate) struct Choice {
     pub teams_per_workgroup: u32,
     /// The fewest members a team has.
     pub team_size: u32,
+    pub blocks: Blocks,
 }
 
 impl Facts {
@@ -63,64 +157,96 @@ impl Facts {
     /// software devices no invocation is given more than this.
     const SOFTWARE_ITERATIONS: u64 = 60_000;
 
+    fn table(&self) -> &'static Table {
+        match self.class {
+            DeviceClass::Discrete => &DISCRETE,
+            DeviceClass::Integrated => &INTEGRATED,
+            DeviceClass::Software => &SOFTWARE,
+        }
+    }
+
+    /// Whether the adapter is a CPU.
+    pub fn is_software(&self) -> bool {
+        self.class == DeviceClass::Software
+    }
+
     /// The team and its workgroup; a team that the device cannot have becomes the next one it can.
     fn choice(&self, team: Team) -> Choice {
+        let blocks = self.blocks(4, false);
         match (team, self.subgroup) {
             (Team::Subgroup, Some((smallest, largest))) => {
-                // One subgroup a workgroup keeps lavapipe from switching between them; on GPUs a
-                // workgroup of several hides latency.
-                let wanted = if self.software { largest } else { largest.max(128) };
-                let size = wanted.min(self.max_workgroup_size);
+                let size = largest.max(self.table().by_subgroup).min(self.max_workgroup_size);
                 Choice {
                     team,
                     workgroup_size: size,
                     teams_per_workgroup: (size / largest).max(1),
                     team_size: smallest.min(size),
+                    blocks,
                 }
             }
             (Team::Invocation, _) => {
-                let wanted = if self.software { 8 } else { 64 };
-                let size = wanted.min(self.max_workgroup_size);
-                Choice { team, workgroup_size: size, teams_per_workgroup: size, team_size: 1 }
+                let size = self.table().by_invocation.min(self.max_workgroup_size);
+                Choice {
+                    team,
+                    workgroup_size: size,
+                    teams_per_workgroup: size,
+                    team_size: 1,
+                    blocks,
+                }
             }
             (Team::Subgroup | Team::Workgroup, _) => {
-                let wanted = if self.software { 64 } else { 256 };
                 // the tree needs a power of two
-                let size = 1 << wanted.min(self.max_workgroup_size).ilog2();
+                let most = self.table().by_workgroup.min(self.max_workgroup_size);
+                let size = 1 << most.ilog2();
                 Choice {
                     team: Team::Workgroup,
                     workgroup_size: size,
                     teams_per_workgroup: 1,
                     team_size: size,
+                    blocks,
                 }
             }
         }
     }
 
+    fn blocks(&self, held: u32, fits: bool) -> Blocks {
+        Blocks { held, run: held.min(self.table().run), fits }
+    }
+
+    /// As much of a row as a member holds: all that is its own, where that is little enough.
+    fn blocks_of_row(&self, classes: u64, team_size: u32) -> Blocks {
+        let fours = classes.div_ceil(4 * u64::from(team_size));
+        match self.table().held.iter().find(|&&held| u64::from(held) >= fours) {
+            Some(&held) => self.blocks(held, true),
+            None => self.blocks(4, false),
+        }
+    }
+
     /// Rows of `classes` classes that lie `positions` elements apart.
-    ///
-    /// Thresholds measured on lavapipe; those for GPUs are estimates until one has been measured.
     pub(crate) fn for_rows(&self, classes: u64, positions: u64) -> Choice {
+        let choice = self.team_for_rows(classes, positions);
+        Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice }
+    }
+
+    fn team_for_rows(&self, classes: u64, positions: u64) -> Choice {
         if let Some(team) = self.forced {
             return self.choice(team);
         }
-        // Strided classes are read by neighbouring invocations at neighbouring positions.
-        let by_invocation = match (self.software, positions > 1) {
-            (true, false) => 32,
-            (true, true) => 1024,
-            (false, false) => 16,
-            (false, true) => 1024,
+        let table = self.table();
+        let by_invocation = match positions {
+            0 | 1 => table.rows_by_invocation,
+            _ => table.strided_rows_by_invocation,
         };
-        let by_subgroup = if self.software { u64::MAX } else { 1024 };
         let preferred = match classes {
             c if c <= by_invocation => Team::Invocation,
-            c if c <= by_subgroup => Team::Subgroup,
+            c if c <= table.rows_by_subgroup => Team::Subgroup,
             _ => Team::Workgroup,
         };
         let choice = self.choice(preferred);
-        // one iteration for every 16 elements, then, for softmax, four times one for every 4
-        let most = Self::SOFTWARE_ITERATIONS * 8 / 9;
-        if self.software && classes > most * u64::from(choice.team_size) {
+        // Where no compiler unrolls them, loops over four elements: four of the statistics, and as many
+        // for an output and a gradient.
+        let most = Self::SOFTWARE_ITERATIONS / 2;
+        if self.is_software() && classes > most * u64::from(choice.team_size) {
             let members = classes.div_ceil(most).next_power_of_two().min(1 << 31) as u32;
             let choice = self.choice(Team::Workgroup);
             let size = members.clamp(choice.team_size, 1 << self.max_workgroup_size.ilog2());
@@ -130,19 +256,14 @@ impl Facts {
     }
 
     /// Elements in a stretch per team: the choice and the elements each team takes.
-    ///
-    /// On lavapipe a subgroup that walks through a contiguous 32 KiB copies fastest.
     pub(crate) fn for_elements(&self) -> (Choice, u32) {
-        let preferred = if self.software { Team::Subgroup } else { Team::Workgroup };
-        let choice = self.choice(self.forced.unwrap_or(preferred));
-        let per_member = if self.software { 1024 } else { 32 };
-        (choice, per_member * choice.team_size)
+        let choice = self.choice(self.forced.unwrap_or(self.table().elements_by));
+        (choice, self.table().elements_each * choice.team_size)
     }
 
     /// Terms of a sum: the choice and the terms each team sums.
     pub(crate) fn for_sum(&self) -> (Choice, u32) {
-        let preferred = if self.software { Team::Subgroup } else { Team::Workgroup };
-        let choice = self.choice(self.forced.unwrap_or(preferred));
+        let choice = self.choice(self.forced.unwrap_or(self.table().elements_by));
         (choice, 2048 * choice.team_size)
     }
 

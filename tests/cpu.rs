@@ -3,9 +3,13 @@
 
 mod common;
 
+use common::any::{self, AnyCall};
+use common::call::{Call, PASSES, judge, reference};
 use common::compare::{compare_moderate, compare_relative};
 use common::conformance::{self, Case, magnitude, values};
 use common::grid;
+use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::{Cpu, Op, Pass};
 
 #[test]
@@ -21,6 +25,47 @@ fn every_op_keeps_the_promise() {
             }
         }
     }
+}
+
+/// The calls that `tests/properties.rs` makes of the GPU.
+fn random_calls_keep_the_promise(calls: impl Strategy<Value = AnyCall>) {
+    let cpu = Cpu::default();
+    let config = ProptestConfig {
+        cases: 1000,
+        rng_seed: RngSeed::Fixed(0),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let result = TestRunner::new(config).run(&calls, |call| {
+        let mut state = None;
+        for pass in PASSES {
+            let mut args = call.args(pass);
+            if let (Pass::Backward, Some(state)) = (pass, state.take()) {
+                args = args.state(state);
+            }
+            let fail = |error: String| TestCaseError::fail(format!("{}: {error}", pass.name()));
+            let got = cpu.run(&*call.op(), pass, &args).map_err(|error| fail(error.to_string()))?;
+            judge(&call, &got, &reference(&call, pass)).map_err(fail)?;
+            state = got.state;
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn calls_of_cross_entropy_keep_the_promise() {
+    random_calls_keep_the_promise(any::cross_entropy());
+}
+
+#[test]
+fn calls_of_ops_over_rows_keep_the_promise() {
+    random_calls_keep_the_promise(any::rows());
+}
+
+#[test]
+fn calls_of_element_wise_ops_keep_the_promise() {
+    random_calls_keep_the_promise(any::elements());
 }
 
 /// A folder's cases, less those that compose two ops: `wgloss check` computes those too.

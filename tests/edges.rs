@@ -4,13 +4,19 @@
 
 mod common;
 
+use std::sync::Arc;
+
+use common::any::AnyCall;
 use common::call::{
     Call, Elements, PASSES, REDUCTIONS, Rows, check, check_pass, judge, reference, run,
 };
 use common::gpu::{devices, gpu, on_every_device};
 use common::random::{Logits, Random};
 use wgloss::reference::Values;
-use wgloss::{Args, Array, CrossEntropy, Gpu, Output, Pass, Reduction};
+use wgloss::{
+    Args, Array, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass, Reduction,
+    SigmoidFocal, SmoothL1,
+};
 
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
@@ -60,8 +66,8 @@ fn class_counts_at_the_seams() {
         &[1, 2],                // no rival, one rival
         &[3, 4, 5],             // fours are loaded together: too few, whole, one over
         &[15, 16, 17],          // sixteen are rescaled together by one invocation
-        &[31, 32, 33],          // eight lanes with a four each; where rows go to subgroups
-        &[63, 64, 65],          // more classes than a small workgroup has invocations
+        &[31, 32, 33],          // eight lanes with a four each
+        &[63, 64, 65],          // a small workgroup's invocations; where rows go to subgroups
         &[127, 128, 129],       // eight lanes with sixteen each
         &[255, 256, 257],       // sixteen times sixteen, 64 lanes with a four each
         &[1023, 1024, 1025],    // 64 lanes with sixteen each; where rows go to workgroups
@@ -921,6 +927,89 @@ fn overflow_becomes_an_infinity() {
         let rows = Rows::new(&[0.0, 3e38, 0.0, 3e38], &[0, 0]);
         let out = run(gpu, &rows.reduced(Reduction::Sum), Pass::Forward);
         assert_eq!(loss(&out), [INF]);
+    });
+}
+
+// ---- other element-wise losses ----
+
+/// One loss for every input with every target.
+fn pairs(op: &Arc<dyn Op>, inputs: &[f32], targets: &[f32]) -> AnyCall {
+    let Elements { logits, target, .. } = all_pairs(inputs, targets);
+    let shape = [target.len()];
+    let [input, target] = [logits, target].map(|all| Array::from_vec(all, &shape).unwrap());
+    AnyCall::new(op.clone(), input, target)
+}
+
+#[test]
+fn infinities_of_one_sign_have_no_difference() {
+    let none = Reduction::None;
+    // and whether the gradient is NaN there
+    let losses: [(Arc<dyn Op>, bool); 5] = [
+        (Arc::new(Mse::default().reduction(none)), true),
+        (Arc::new(Huber::default().reduction(none)), true),
+        (Arc::new(SmoothL1::default().reduction(none)), true),
+        (Arc::new(SmoothL1::default().beta(0.0).reduction(none)), false),
+        (Arc::new(L1::default().reduction(none)), false),
+    ];
+    on_every_device(|gpu| {
+        for (op, has_nan_gradient) in &losses {
+            check(gpu, &pairs(op, &[INF, -INF, 1.0, NAN], &[INF, -INF, 0.5, NAN]));
+            for infinity in [INF, -INF] {
+                let out = check(gpu, &pairs(op, &[infinity], &[infinity]));
+                assert_nan(&loss(&out));
+                assert_eq!(grad(&out)[0].is_nan(), *has_nan_gradient, "{op:?}");
+                let out = check(gpu, &pairs(op, &[infinity], &[-infinity]));
+                assert_eq!(loss(&out), [INF]);
+            }
+        }
+    });
+}
+
+#[test]
+fn divergence_from_targets_whose_exponentials_underflow() {
+    // e^t is 0 in f32 from -104 on, but a factor of 0 only at -inf
+    let inputs = [-INF, -1e38, -1e30, -1e12, -95.0, -1.0, 0.0];
+    let targets = [-INF, -1e38, -1e4, -300.0, -174.5, -110.0, -100.0, -87.5, -80.0, -1.0, 0.0];
+    let op = KlDiv::default().log_target(true).reduction(Reduction::None);
+    let op: Arc<dyn Op> = Arc::new(op);
+    on_every_device(|gpu| {
+        check(gpu, &pairs(&op, &inputs, &targets));
+        let out = check(gpu, &pairs(&op, &[-INF], &targets));
+        assert_eq!(loss(&out)[0], 0.0);
+        assert!(loss(&out)[1..].iter().all(|&loss| loss == INF), "{:?}", loss(&out));
+    });
+}
+
+#[test]
+fn focal_loss_of_targets_whose_powers_underflow() {
+    // q is the target where the logit is far below 0, and 1 - target where it is far above
+    let logits = [-INF, -3e38, -1e30, -1e15, -1e4, -100.0, -60.0, -3.0, 0.5, 60.0, 1e30, INF];
+    let targets = [0.0, 1e-37, 1e-30, 1e-20, 1e-10, 0.3, 1.0 - 1e-6, 1.0];
+    on_every_device(|gpu| {
+        for gamma in [0.0, 0.5, 1.0, 2.0, 5.0] {
+            let op = SigmoidFocal::default().gamma(gamma).reduction(Reduction::None);
+            let op: Arc<dyn Op> = Arc::new(op);
+            check(gpu, &pairs(&op, &logits, &targets));
+            let out = check(gpu, &pairs(&op, &[-INF], &targets));
+            assert_eq!(loss(&out)[0], 0.0);
+            assert!(loss(&out)[1..].iter().all(|&loss| loss == INF), "{:?}", loss(&out));
+            // where q is negative its power is NaN
+            let out = check(gpu, &pairs(&op, &[3.0, INF], &[2.0]));
+            assert_eq!(loss(&out)[0].is_nan(), gamma != 0.0);
+            assert_eq!(grad(&out)[0].is_nan(), gamma != 0.0);
+        }
+    });
+}
+
+#[test]
+fn focal_loss_with_alpha_near_one() {
+    // 1 - alpha has digits that f32 loses, or all of them
+    on_every_device(|gpu| {
+        for alpha in [0.999, 1.0 - 1e-6, 1.0 - 1e-9, 1.0, 1e-9, 0.0] {
+            let op = SigmoidFocal::default().alpha(alpha).reduction(Reduction::None);
+            let op: Arc<dyn Op> = Arc::new(op);
+            check(gpu, &pairs(&op, &[-8.0, -1.0, 0.5, 30.0, INF], &[0.0, 1.0, 0.5, 1e-6]));
+        }
     });
 }
 

@@ -25,13 +25,12 @@ struct Params {
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
     scale: f32,
-    // the op's options
-    settings: vec2<f32>,
-    // the first element of this dispatch, among all
-    first: u32,
-    unused: u32,
     // 1 where each element has a weight of its own, and a pos_weight; else 0
     own: vec2<u32>,
+    // the op's options
+    settings: vec3<f32>,
+    // the first element of this dispatch, among all
+    first: u32,
     // innermost first: size, stride of weight, stride of pos_weight, index of the first element
     dim: array<vec4<u32>, 8>,
 }
@@ -48,6 +47,8 @@ struct Elements {
 
 // Whether there are targets: maps have none.
 override HAS_TARGET: bool = true;
+// Whether it is a loss of x - t, which is NaN where both are the same infinity.
+override OF_DIFFERENCE: bool = false;
 // Whether the gradient at NaN is 0.
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
@@ -65,21 +66,22 @@ fn quad_at(q: u32) -> Quad {
         line = q / per_line;
         column = 4u * (q - line * per_line);
     }
-    return Quad(line, column, min(params.line - 1u - column, 3u), line * params.line + column);
+    let last = select(min(params.line - 1u - column, 3u), 3u, WHOLE_FOURS);
+    return Quad(line, column, last, line * params.line + column);
 }
 
 // The places of an element's weight and pos_weight, for the i-th of this dispatch.
 fn weight_places(i: u32) -> vec2<u32> {
     var rest = i;
-    var places = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u)) + i * params.own;
+    var at = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u)) + i * params.own;
     for (var d = 0u; d < params.dims; d += 1u) {
         let dim = params.dim[d];
         let index = rest % dim.x + dim.w;
         let carry = select(0u, 1u, index >= dim.x);
-        places += (index - carry * dim.x) * dim.yz;
+        at += (index - carry * dim.x) * dim.yz;
         rest = rest / dim.x + carry;
     }
-    return places;
+    return at;
 }
 
 struct Weights {
@@ -91,12 +93,12 @@ fn load_weights(quad: Quad) -> Weights {
     var weights = Weights(vec4(1.0), vec4(1.0));
     if WEIGHTED || POS_WEIGHTED {
         for (var i = 0u; i <= quad.last; i += 1u) {
-            let places = weight_places(quad.index + i);
+            let at = weight_places(quad.index + i);
             if WEIGHTED {
-                weights.weight[i] = weight[places.x];
+                weights.weight[i] = weight[at.x];
             }
             if POS_WEIGHTED {
-                weights.pos_weight[i] = pos_weight[places.y];
+                weights.pos_weight[i] = pos_weight[at.y];
             }
         }
     }
@@ -106,7 +108,7 @@ fn load_weights(quad: Quad) -> Weights {
 struct Loaded {
     elements: Elements,
     weight: vec4<f32>,
-    // NaN was read
+    // NaN was read, or is the difference that the loss is of
     is_nan: vec4<bool>,
     // the op does not take these
     is_bad: vec4<bool>,
@@ -119,10 +121,14 @@ fn load_elements(quad: Quad) -> Loaded {
         t = load_targets(place(TARGETS, quad.line, quad.column), 1u, quad.last);
     }
     let weights = load_weights(quad);
+    var is_nan = is_nan4(x) | is_nan4(t);
+    if OF_DIFFERENCE {
+        is_nan |= is_same_infinity4(x, t);
+    }
     return Loaded(
         Elements(x, t, weights.pos_weight),
         weights.weight,
-        is_nan4(x) | is_nan4(t),
+        is_nan,
         unacceptable(quad, x, t),
     );
 }
@@ -132,8 +138,8 @@ fn weighted_loss(loaded: Loaded) -> vec4<f32> {
     return select(value, vec4(nan()), loaded.is_nan | loaded.is_bad);
 }
 
-fn store_weighted_gradient(quad: Quad, loaded: Loaded) {
-    let scale = upstream_of_elements(quad) * params.scale;
+fn store_weighted_gradient(quad: Quad, loaded: Loaded, divided: f32) {
+    let scale = upstream_of_elements(quad) * divided;
     let value = annihilating_product(loaded.weight, gradient(loaded.elements));
     var scaled = annihilating_product(value, scale);
     if ZERO_GRADIENT_AT_NAN {
@@ -145,38 +151,35 @@ fn store_weighted_gradient(quad: Quad, loaded: Loaded) {
     store_grad(place(GRAD, quad.line, quad.column), 1u, quad.last, stored);
 }
 
-// One member's part of its team's stretch, in quads.
+// What a team works on: quads from the first one on. In each block a member takes HELD of them, RUN
+// side by side.
 struct Stretch {
     first: u32,
     end: u32,
+    block: u32,
 }
 
 fn stretch_of(team: Team) -> Stretch {
     let first = team.index * params.per_team;
-    return Stretch(first + team.member, min(first + params.per_team, params.quads));
+    return Stretch(first, min(first + params.per_team, params.quads), HELD * team.size);
 }
 
-// Sixteen additions apart, so that no accumulator takes many.
-const BLOCK: u32 = 16u;
-
-struct Accumulator {
-    total: vec4<f32>,
-    part: vec4<f32>,
-    count: u32,
+// The k-th quad that a member takes of a block.
+fn quad_of_block(team: Team, block: u32, k: u32) -> u32 {
+    return block + (k / RUN * team.size + team.member) * RUN + k % RUN;
 }
 
-fn accumulate(accumulator: ptr<function, Accumulator>, value: vec4<f32>, last: u32) {
-    (*accumulator).part += select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(last));
-    (*accumulator).count += 1u;
-    if (*accumulator).count == BLOCK {
-        (*accumulator).total += (*accumulator).part;
-        (*accumulator).part = vec4(0.0);
-        (*accumulator).count = 0u;
+// Stores losses, or returns them to be summed.
+fn take_loss(quad: Quad, value: vec4<f32>) -> vec4<f32> {
+    if REDUCED {
+        return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));
     }
+    store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
+    return vec4(0.0);
 }
 
-fn store_team_sum(team: Team, accumulator: Accumulator) {
-    let sum = team_sum(team, vec4(add_up(accumulator.total + accumulator.part))).x;
+fn store_team_sum(team: Team, total: vec4<f32>) {
+    let sum = team_sum(team, vec4(add_up(total))).x;
     if team.member == 0u {
         store_sum(place(RESULTS, 0u, team.index), sum);
     }
@@ -184,59 +187,75 @@ fn store_team_sum(team: Team, accumulator: Accumulator) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
     let stretch = stretch_of(team);
-    var accumulator = Accumulator(vec4(0.0), vec4(0.0), 0u);
-    for (var q = stretch.first; q < stretch.end; q += team.size) {
-        let quad = quad_at(q);
-        let value = weighted_loss(load_elements(quad));
-        if REDUCED {
-            accumulate(&accumulator, value, quad.last);
-        } else {
-            store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
+    // a block's sum is added to the total: no accumulator takes many additions
+    var total = vec4(0.0);
+    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
+        var part = vec4(0.0);
+        for (var k = 0u; k < HELD; k += 1u) {
+            let q = quad_of_block(team, block, k);
+            if q < stretch.end {
+                let quad = quad_at(q);
+                part += take_loss(quad, weighted_loss(load_elements(quad)));
+            }
         }
+        total += part;
     }
     if REDUCED {
-        store_team_sum(team, accumulator);
+        store_team_sum(team, total);
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
     let stretch = stretch_of(team);
-    for (var q = stretch.first; q < stretch.end; q += team.size) {
-        let quad = quad_at(q);
-        store_weighted_gradient(quad, load_elements(quad));
+    let scale = params.scale;
+    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
+        for (var k = 0u; k < HELD; k += 1u) {
+            let q = quad_of_block(team, block, k);
+            if q < stretch.end {
+                let quad = quad_at(q);
+                store_weighted_gradient(quad, load_elements(quad), scale);
+            }
+        }
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
     let stretch = stretch_of(team);
-    var accumulator = Accumulator(vec4(0.0), vec4(0.0), 0u);
-    for (var q = stretch.first; q < stretch.end; q += team.size) {
-        let quad = quad_at(q);
-        let loaded = load_elements(quad);
-        let value = weighted_loss(loaded);
-        if REDUCED {
-            accumulate(&accumulator, value, quad.last);
-        } else {
-            store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
+    let scale = params.scale;
+    // a block's sum is added to the total: no accumulator takes many additions
+    var total = vec4(0.0);
+    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
+        var part = vec4(0.0);
+        for (var k = 0u; k < HELD; k += 1u) {
+            let q = quad_of_block(team, block, k);
+            if q < stretch.end {
+                let quad = quad_at(q);
+                let loaded = load_elements(quad);
+                part += take_loss(quad, weighted_loss(loaded));
+                store_weighted_gradient(quad, loaded, scale);
+            }
         }
-        store_weighted_gradient(quad, loaded);
+        total += part;
     }
     if REDUCED {
-        store_team_sum(team, accumulator);
+        store_team_sum(team, total);
     }
 }

@@ -15,7 +15,7 @@ fn store_picked_loss(team: Team, row: Row) {
         loss = nan();
     }
     if row.kind == ROW_KEPT {
-        let x = load_input_element(element_of(row, INPUT, row.label));
+        let x = load_input_element(element_of(row.input, row.label));
         loss = select(-row.amount * x, 0.0, row.amount == 0.0);
         if is_nan(x) {
             loss = nan();
@@ -30,6 +30,7 @@ fn store_picked_gradient(team: Team, row: Row) {
     if scale.undefined || is_nan(scale.value) {
         picked = nan();
     }
+    let grad = span_of(row.line, row.position, GRAD);
     for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
         var g = vec4(0.0);
         if row.kind == ROW_BAD {
@@ -39,12 +40,13 @@ fn store_picked_gradient(team: Team, row: Row) {
             let is_picked = vec4(c, c + 1u, c + 2u, c + 3u) == vec4(row.label);
             g = select(vec4(0.0), vec4(picked), is_picked);
         }
-        store_grad(element_of(row, GRAD, c), params.positions, last_of_four(c), g);
+        store_grad(element_of(grad, c), grad.step, last_of_four(c), g);
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
@@ -54,6 +56,7 @@ fn forward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
@@ -63,6 +66,7 @@ fn backward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;

@@ -23,38 +23,41 @@ fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
 
 fn load_row_upstream(row: Row, c: u32) -> vec4<f32> {
     if HAS_UPSTREAM {
-        return load_upstream(element_of(row, UPSTREAM, c), params.positions, last_of_four(c));
+        return load_upstream(element_of(row.beside, c), row.beside.step, last_of_four(c));
     }
     return vec4(1.0);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
     }
-    let row = row_at(team.index);
+    let row = row_at(team.index, UPSTREAM);
     store_outputs(team, row, row_statistics(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
     }
-    let row = row_at(team.index);
+    let row = row_at(team.index, UPSTREAM);
     store_map_gradient(team, row, row_statistics(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
     }
-    let row = row_at(team.index);
+    let row = row_at(team.index, UPSTREAM);
     let statistics = row_statistics(team, row);
     store_outputs(team, row, statistics);
     store_map_gradient(team, row, statistics);
@@ -62,21 +65,36 @@ fn forward_backward(builtins: Builtins) {
 
 fn store_outputs(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & HAS_NAN_LOGIT) != 0u;
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let last = last_of_four(c);
-        let x = load_input(element_of(row, INPUT, c), params.positions, last);
-        let value = output_of_four(statistics, x);
-        store_output(element_of(row, RESULTS, c), params.positions, last, select(value, vec4(nan()), is_nan_row));
+    let output = span_of(row.line, row.position, RESULTS);
+    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
+        if !FITS {
+            hold_block(team, row, block);
+        }
+        for (var k = 0u; k < HELD; k += 1u) {
+            let c = class_held(team, block, k);
+            if c < params.classes {
+                let value = select(output_of_four(statistics, held[k]), vec4(nan()), is_nan_row);
+                store_output(element_of(output, c), output.step, last_of_four(c), value);
+            }
+        }
     }
 }
 
 fn store_map_gradient(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & (HAS_NAN_LOGIT | HAS_NAN_AMOUNT)) != 0u;
     let prepared = prepare(team, row, statistics);
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let last = last_of_four(c);
-        let x = load_input(element_of(row, INPUT, c), params.positions, last);
-        let g = map_gradient(statistics, prepared, x, load_row_upstream(row, c));
-        store_grad(element_of(row, GRAD, c), params.positions, last, select(g, vec4(nan()), is_nan_row));
+    let grad = span_of(row.line, row.position, GRAD);
+    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
+        if !FITS {
+            hold_block(team, row, block);
+        }
+        for (var k = 0u; k < HELD; k += 1u) {
+            let c = class_held(team, block, k);
+            if c < params.classes {
+                let g = map_gradient(statistics, prepared, held[k], load_row_upstream(row, c));
+                let value = select(g, vec4(nan()), is_nan_row);
+                store_grad(element_of(grad, c), grad.step, last_of_four(c), value);
+            }
+        }
     }
 }

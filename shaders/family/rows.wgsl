@@ -1,8 +1,8 @@
 // Losses of rows of classes: one team a row, its statistics (shared/row_form.wgsl) and then its
 // gradient.
 //
-// Reads `input` (twice where the pass computes a gradient; once from a kept state), and what the
-// op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element by one member of one
+// Reads `input` (twice where the pass computes a gradient of a row that is not held; once from a
+// kept state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element by one member of one
 // team: rows never share a word.
 //
 // Hooks, from the op's file, beside that of shared/row_form.wgsl:
@@ -24,7 +24,7 @@ override FROM_STATE: bool = false;
 // The statistics of a row whose only amount is at its target.
 fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
     var statistics = bare;
-    let x = logits_of(vec4(load_input_element(element_of(row, INPUT, row.label)))).x;
+    let x = logits_of(vec4(load_input_element(element_of(row.input, row.label)))).x;
     statistics.top = select(0.0, row.amount, x == statistics.m);
     statistics.rest = select(row.amount, 0.0, x == statistics.m);
     if row.amount != 0.0 {
@@ -114,21 +114,26 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
     let filled = is_undefined || row.kind == ROW_IGNORED;
     let filling = vec4(select(nan(), 0.0, row.kind == ROW_IGNORED));
     let gradient = row_gradient(statistics);
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
-        let last = last_of_four(c);
-        var g = filling;
-        if !filled {
-            let x = load_input(element_of(row, INPUT, c), params.positions, last);
-            let a = amount(row, c, valid_classes(c));
-            g = gradient_of_four(statistics, gradient, x, a);
-            g = annihilating_product(g, vec4(scale.value));
+    let grad = span_of(row.line, row.position, GRAD);
+    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
+        if !filled && (!FITS || FROM_STATE) {
+            hold_block(team, row, block);
         }
-        store_grad(element_of(row, GRAD, c), params.positions, last, g);
+        for (var k = 0u; k < HELD; k += 1u) {
+            let c = class_held(team, block, k);
+            if c < params.classes {
+                let a = amount(row, c, valid_classes(c));
+                let g = gradient_of_four(statistics, gradient, held[k], a);
+                let scaled = select(annihilating_product(g, vec4(scale.value)), filling, filled);
+                store_grad(element_of(grad, c), grad.step, last_of_four(c), scaled);
+            }
+        }
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
@@ -139,6 +144,7 @@ fn forward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;
@@ -149,6 +155,7 @@ fn backward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.rows {
         return;

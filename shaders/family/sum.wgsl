@@ -38,6 +38,7 @@ fn term_or_zero(i: u32) -> f32 {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sum(builtins: Builtins) {
+    read_places();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;

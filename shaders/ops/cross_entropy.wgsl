@@ -14,7 +14,7 @@ fn row_of(index: u32) -> Row {
     if label.kind == ROW_KEPT {
         amount = params.confidence * class_weight(u32(label.index));
     }
-    var row = row_at(index);
+    var row = row_at(index, INPUT);
     row.kind = label.kind;
     row.label = u32(label.index);
     row.amount = amount;
@@ -22,7 +22,7 @@ fn row_of(index: u32) -> Row {
 }
 
 fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
-    var a = select(vec4(0.0), vec4(row.amount), vec4(c, c + 1u, c + 2u, c + 3u) == vec4(row.label));
+    var a = select(vec4(0.0), vec4(row.amount), vec4(row.label - c) == vec4(0u, 1u, 2u, 3u));
     if SPREAD {
         a += select(vec4(0.0), params.smoothing * class_weights(c), valid);
     }

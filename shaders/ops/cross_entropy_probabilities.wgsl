@@ -2,14 +2,14 @@
 // a[c] = w[c] ((1 - label smoothing) t[c] + label smoothing / C).
 
 fn row_of(index: u32) -> Row {
-    return row_at(index);
+    return row_at(index, TARGETS);
 }
 
 fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(0.0);
     }
-    let t = load_targets(element_of(row, TARGETS, c), params.positions, last_of_four(c));
+    let t = load_targets(element_of(row.beside, c), row.beside.step, last_of_four(c));
     let smoothed = annihilating_product(vec4(params.confidence), t) + params.smoothing;
     let a = annihilating_product(class_weights(c), smoothed);
     // a NaN comes before a factor of 0

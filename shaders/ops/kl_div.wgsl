@@ -5,7 +5,10 @@ override LOG_TARGET: bool = false;
 
 fn loss(e: Elements) -> vec4<f32> {
     if LOG_TARGET {
-        return annihilating_product(exp4(e.t), e.t - e.x);
+        // e^t as a square, since it may underflow where the loss does not; 0 at -inf alone
+        let t = max(e.t, vec4(-174.0));
+        let root = select(exp4(0.5 * t), vec4(0.0), is_negative_infinity4(e.t));
+        return annihilating_product(root, root * (t - e.x));
     }
     // 0 ln 0 is 0; the logarithm of a negative number is NaN
     let value = annihilating_product(e.t, ln4(e.t) - e.x);

@@ -1,5 +1,5 @@
 // Sigmoid focal loss: the hooks of family/elements.wgsl. settings.x is alpha (below 0: none),
-// settings.y gamma.
+// settings.y 1 - alpha, whose digits f32 may lose, settings.z gamma.
 //
 // q = 1 - p_t = p (1 - t) + (1 - p) t, without the subtraction that would cancel.
 
@@ -11,20 +11,25 @@ struct Focal {
     q: vec4<f32>,
     q_gradient: vec4<f32>,
     alpha: vec4<f32>,
+    // the square root of q^gamma, which may underflow where the loss does not; 0 at q = 0 alone
+    root: vec4<f32>,
 }
 
 fn focal(e: Elements) -> Focal {
     let alpha = params.settings.x;
     let p = sigmoid4(e.x);
     let p_of_negative = sigmoid4(-e.x);
+    let q = p * (1.0 - e.t) + p_of_negative * e.t;
+    let root = max(power(q, 0.5 * params.settings.z), vec4(SMALLEST));
     let log1p_exp = log1p_unit(exp_nonpositive(-abs(e.x)));
     return Focal(
         annihilating_product(e.t, log1p_exp + max(-e.x, vec4(0.0)))
             + annihilating_product(1.0 - e.t, log1p_exp + max(e.x, vec4(0.0))),
         (1.0 - e.t) * p - e.t * p_of_negative,
-        p * (1.0 - e.t) + p_of_negative * e.t,
+        q,
         p * p_of_negative * (1.0 - 2.0 * e.t),
-        select(alpha * e.t + (1.0 - alpha) * (1.0 - e.t), vec4(1.0), vec4(alpha < 0.0)),
+        select(alpha * e.t + params.settings.y * (1.0 - e.t), vec4(1.0), vec4(alpha < 0.0)),
+        select(root, vec4(0.0), (q == vec4(0.0)) & vec4(params.settings.z != 0.0)),
     );
 }
 
@@ -33,21 +38,27 @@ fn power(q: vec4<f32>, gamma: f32) -> vec4<f32> {
     if gamma == 0.0 {
         return vec4(1.0);
     }
-    return exp4(gamma * ln4(q));
+    return power4(q, gamma);
+}
+
+// The power of a negative number is NaN.
+fn defined(f: Focal, value: vec4<f32>) -> vec4<f32> {
+    return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(params.settings.z != 0.0));
 }
 
 fn loss(e: Elements) -> vec4<f32> {
     let f = focal(e);
-    return annihilating_product(f.alpha, annihilating_product(power(f.q, params.settings.y), f.bce));
+    let value = annihilating_product(f.root, f.root * f.bce);
+    return defined(f, annihilating_product(f.alpha, value));
 }
 
 fn gradient(e: Elements) -> vec4<f32> {
     let f = focal(e);
-    let gamma = params.settings.y;
-    var g = power(f.q, gamma) * f.bce_gradient;
+    let gamma = params.settings.z;
+    var g = f.root * f.root * f.bce_gradient;
     if gamma != 0.0 {
         let slope = annihilating_product(f.bce, power(f.q, gamma - 1.0));
         g += gamma * annihilating_product(f.q_gradient, slope);
     }
-    return annihilating_product(f.alpha, g);
+    return defined(f, annihilating_product(f.alpha, g));
 }

@@ -33,33 +33,56 @@ fn is_negative_infinity4(x: vec4<f32>) -> vec4<bool> {
     return bitcast<vec4<u32>>(x) == vec4(0xff800000u);
 }
 
-// The bits of x rotated so that the sign comes last, inverted: above 0xff000000 exactly for +inf
-// and NaN of either sign. A maximum over these keys finds them in a row, in integer arithmetic.
-fn nan_or_positive_infinity_key(x: vec4<f32>) -> vec4<u32> {
+fn is_same_infinity4(x: vec4<f32>, y: vec4<f32>) -> vec4<bool> {
     let bits = bitcast<vec4<u32>>(x);
-    return (bits << vec4(1u)) | (~bits >> vec4(31u));
+    return (bits == bitcast<vec4<u32>>(y)) & ((bits & vec4(0x7fffffffu)) == vec4(0x7f800000u));
 }
 
-const NAN_OR_POSITIVE_INFINITY: u32 = 0xff000000u;
+// Finds +inf, and NaN of either sign, in many numbers, in integer arithmetic: as integers they are
+// the largest of their sign.
+struct Extremes {
+    signed: vec4<i32>,
+    unsigned: vec4<u32>,
+}
+
+fn no_extremes() -> Extremes {
+    return Extremes(vec4(0), vec4(0u));
+}
+
+fn with_extremes(so_far: Extremes, x: vec4<f32>) -> Extremes {
+    return Extremes(
+        max(so_far.signed, bitcast<vec4<i32>>(x)), max(so_far.unsigned, bitcast<vec4<u32>>(x)));
+}
+
+fn has_nan_or_positive_infinity(e: Extremes) -> bool {
+    return any(e.signed >= vec4(0x7f800000)) || any(e.unsigned > vec4(0xff800000u));
+}
 
 // e^y as p * 2^n, for y from -88 to 89. p is exactly 1 at 0.
 // Cody-Waite reduction and a degree-6 polynomial (coefficients of Cephes' expf).
 struct Exp {
     p: vec4<f32>,
+    // n + 127 in the lowest bits
     n: vec4<i32>,
 }
 
+// Added to a small number, leaves its nearest integer plus 127 in the lowest bits.
+const TO_EXPONENT: f32 = 12583039.0; // 1.5 * 2^23 + 127
+
 fn exp_parts(y: vec4<f32>) -> Exp {
-    let n = round(y * 1.44269504);
-    // fma: some back ends fold a separate product and difference into something else
-    var r = fma(n, vec4(-0.693359375), y);
-    r = fma(n, vec4(2.12194440e-4), r);
+    let n = bitcast<vec4<i32>>(fma(y, vec4(1.44269504), vec4(TO_EXPONENT)));
+    // as integers: a compiler may cancel what was added as a float
+    let whole = n - vec4(bitcast<i32>(TO_EXPONENT));
+    // fma: some back ends fold a separate product and difference into something else. And 16 whole in
+    // integers: Mesa would join `whole a + whole b` to `whole (a + b)`, and be off by 2^-24 |y|.
+    var r = fma(vec4<f32>(whole), vec4(-0.693359375), y);
+    r = fma(vec4<f32>(whole << vec4(4u)), vec4(2.12194440e-4 / 16.0), r);
     var p = fma(r, vec4(1.9875691500e-4), vec4(1.3981999507e-3));
     p = fma(r, p, vec4(8.3334519073e-3));
     p = fma(r, p, vec4(4.1665795894e-2));
     p = fma(r, p, vec4(1.6666665459e-1));
     p = fma(r, p, vec4(5.0000001201e-1));
-    return Exp(fma(r * r, p, r) + 1.0, vec4<i32>(n));
+    return Exp(fma(r * r, p, r) + 1.0, n);
 }
 
 // 2^n for n from -126 to 127, and 0 for -127.
@@ -67,25 +90,32 @@ fn power_of_two(n: vec4<i32>) -> vec4<f32> {
     return bitcast<vec4<f32>>((n + vec4(127)) << vec4(23u));
 }
 
-// e^x for x <= 0, -inf included; 0 below -87.
+// e^x for x <= 0, -inf included; 0 below -87.7.
 fn exp_nonpositive(x: vec4<f32>) -> vec4<f32> {
     let e = exp_parts(max(x, vec4(-88.0)));
-    return select(e.p * power_of_two(e.n), vec4(0.0), x < vec4(-87.0));
+    // all but the exponent is shifted out
+    return e.p * bitcast<vec4<f32>>(e.n << vec4(23u));
 }
 
 // e^x; 0 below -87, infinite where f32 ends.
 fn exp4(x: vec4<f32>) -> vec4<f32> {
     let e = exp_parts(clamp(x, vec4(-88.0), vec4(89.0)));
     // in two factors, since 2^128 is infinite though e^x may not be yet
-    let half = e.n >> vec4(1u);
-    let value = (e.p * power_of_two(half)) * power_of_two(e.n - half);
+    let n = e.n - vec4(bitcast<i32>(TO_EXPONENT));
+    let half = n >> vec4(1u);
+    let value = (e.p * power_of_two(half)) * power_of_two(n - half);
     let bounded = select(value, vec4(0.0), x < vec4(-87.0));
     return select(bounded, vec4(positive_infinity()), x > vec4(88.72283));
 }
 
-// ln x; -inf at 0, NaN below. x = f * 2^n with f in [sqrt(1/2), sqrt(2)), so that near 1, where
-// ln x is small, nothing is added to the series of 2 atanh((f - 1) / (f + 1)).
-fn ln4(x: vec4<f32>) -> vec4<f32> {
+// x = f * 2^n with f in [sqrt(1/2), sqrt(2)), so that near 1, where ln x is small, nothing is added
+// to the series of ln f = 2 atanh((f - 1) / (f + 1)).
+struct Log {
+    ln_f: vec4<f32>,
+    n: vec4<f32>,
+}
+
+fn ln_parts(x: vec4<f32>) -> Log {
     let given = bitcast<vec4<u32>>(x);
     // subnormals by their integer: drivers may read them as 0
     let is_subnormal = given < vec4(0x00800000u);
@@ -98,13 +128,30 @@ fn ln4(x: vec4<f32>) -> vec4<f32> {
     p = fma(z, p, vec4(0.285714286));
     p = fma(z, p, vec4(0.4));
     p = fma(z, p, vec4(0.666666667));
-    let series = fma(s * z, p, s + s);
     let exponent = vec4<f32>(n) - select(vec4(0.0), vec4(149.0), is_subnormal);
-    var value = fma(exponent, vec4(0.693359375), fma(exponent, vec4(-2.12194440e-4), series));
+    return Log(fma(s * z, p, s + s), exponent);
+}
+
+// ln x; -inf at 0, NaN below.
+fn ln4(x: vec4<f32>) -> vec4<f32> {
+    let given = bitcast<vec4<u32>>(x);
+    let log = ln_parts(x);
+    var value = fma(log.n, vec4(0.693359375), fma(log.n, vec4(-2.12194440e-4), log.ln_f));
     value = select(value, x, given == vec4(0x7f800000u));
     value = select(value, vec4(-positive_infinity()), (given << vec4(1u)) == vec4(0u));
     // the sign bit: everything below zero, and -inf
     return select(value, vec4(nan()), (given > vec4(0x80000000u)));
+}
+
+// x^y for x > 0. The whole part of y log2 x is an exponent; only the rest of it is rounded, while
+// e^(y ln x) is off by that of y ln x.
+fn power4(x: vec4<f32>, y: f32) -> vec4<f32> {
+    let log = ln_parts(x);
+    let whole = round(clamp(y * fma(log.ln_f, vec4(1.44269504), log.n), vec4(-252.0), vec4(252.0)));
+    let rest = fma(fma(vec4(y), log.n, -whole), vec4(0.693147181), y * log.ln_f);
+    let n = vec4<i32>(whole);
+    let half = n >> vec4(1u);
+    return (exp4(rest) * power_of_two(half)) * power_of_two(n - half);
 }
 
 // 1 / (1 + e^-x), to its last digit however small.

@@ -22,7 +22,21 @@ struct Quad {
     index: u32,
 }
 
+// Read at the start of every kernel: software drivers read uniforms lane by lane, over and over where
+// that is done in a loop.
+var<private> places: array<vec2<u32>, 9>;
+
+fn read_places() {
+    places[INPUT] = params.places[INPUT].xy;
+    places[TARGETS] = params.places[TARGETS].xy;
+    places[WEIGHT] = params.places[WEIGHT].xy;
+    places[UPSTREAM] = params.places[UPSTREAM].xy;
+    places[GRAD] = params.places[GRAD].xy;
+    places[RESULTS] = params.places[RESULTS].xy;
+    places[STATE] = params.places[STATE].xy;
+}
+
 fn place(binding: u32, line: u32, column: u32) -> u32 {
-    let p = params.places[binding];
+    let p = places[binding];
     return p.x + line * p.y + column;
 }

@@ -38,6 +38,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 
+// Whether classes of a row lie apart: params.positions, of which there is more than one.
+override STRIDED: bool = false;
 // Whether there are amounts all over the row. Otherwise their sums stay 0 and cost nothing.
 override SPREAD: bool = false;
 // Whether logits are multiplied by params.scale. It is their distances that are: products of large
@@ -59,6 +61,15 @@ struct Row {
     label: u32,
     // the amount at that class, beyond what is spread over all classes
     amount: f32,
+    // where its logits lie, and what lies beside them: probabilities or an upstream gradient
+    input: Span,
+    beside: Span,
+}
+
+// Where the classes of a row lie in a binding: class 0, and from one to the next.
+struct Span {
+    first: u32,
+    step: u32,
 }
 
 // What a row's gradient is multiplied by.
@@ -87,14 +98,24 @@ const HAS_POSITIVE_COST: u32 = 2u;
 const HAS_NEGATIVE_COST: u32 = 4u;
 
 // A row of which the target says nothing.
-fn row_at(index: u32) -> Row {
-    let line = index / params.positions;
-    return Row(index, line, index - line * params.positions, 0u, 0u, 0.0);
+fn row_at(index: u32, beside: u32) -> Row {
+    var line = index;
+    var position = 0u;
+    if STRIDED {
+        line = index / params.positions;
+        position = index - line * params.positions;
+    }
+    return Row(
+        index, line, position, 0u, 0u, 0.0,
+        span_of(line, position, INPUT), span_of(line, position, beside));
 }
 
-// The element at class c of a row.
-fn element_of(row: Row, binding: u32, c: u32) -> u32 {
-    return place(binding, row.line, row.position + c * params.positions);
+fn span_of(line: u32, position: u32, binding: u32) -> Span {
+    return Span(place(binding, line, position), select(1u, params.positions, STRIDED));
+}
+
+fn element_of(span: Span, c: u32) -> u32 {
+    return span.first + c * span.step;
 }
 
 fn last_of_four(c: u32) -> u32 {
@@ -121,17 +142,17 @@ fn slopes_of(x: vec4<f32>) -> vec4<f32> {
     return vec4(1.0);
 }
 
-// How far logits x lie below m.
-fn distance4(m: f32, x: vec4<f32>) -> vec4<f32> {
+// Logits x relative to m: 0 or less.
+fn relative4(x: vec4<f32>, m: f32) -> vec4<f32> {
     if SCALED {
-        return (m - x) * params.scale;
+        return (x - m) * params.scale;
     }
-    return m - x;
+    return x - m;
 }
 
 // a (m - x), as logits: also where the distance alone is beyond f32.
 fn cost4(a: vec4<f32>, m: f32, x: vec4<f32>) -> vec4<f32> {
-    let cost = a * distance4(m, x);
+    let cost = -a * relative4(x, m);
     let is_beyond = bitcast<vec4<u32>>(m - x) == vec4(0x7f800000u);
     let scaled = select(a, a * params.scale, vec4(SCALED));
     // fused, so that no compiler factors the distance out again
@@ -143,7 +164,10 @@ fn load_row(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(-positive_infinity());
     }
-    let x = load_input(element_of(row, INPUT, c), params.positions, last_of_four(c));
+    let x = load_input(element_of(row.input, c), row.input.step, last_of_four(c));
+    if WHOLE_FOURS {
+        return x;
+    }
     return select(vec4(-positive_infinity()), x, valid);
 }
 
@@ -170,8 +194,7 @@ fn empty_partial() -> Partial {
 // Moves a partial's maximum up to m: what was at the maximum is below it now.
 fn raise(partial: ptr<function, Partial>, m: f32) {
     let moved = m > (*partial).m;
-    let distance = max(distance4(m, vec4((*partial).m)).x, 0.0);
-    let factor = exp_nonpositive(vec4(-distance)).x;
+    let factor = exp_nonpositive(min(relative4(vec4((*partial).m), m), vec4(0.0))).x;
     (*partial).below =
         select((*partial).below, ((*partial).below + (*partial).at) * factor, moved);
     (*partial).at = select((*partial).at, vec4(0.0), moved);
@@ -191,7 +214,7 @@ fn add_four(
     partial: ptr<function, Partial>, row: Row, x: vec4<f32>, c: u32, valid: vec4<bool>,
 ) {
     let is_max = x == vec4((*partial).m);
-    let below = exp_nonpositive(-distance4((*partial).m, x));
+    let below = exp_nonpositive(relative4(x, (*partial).m));
     (*partial).below += select(below, vec4(0.0), is_max);
     (*partial).at += select(vec4(0.0), vec4(1.0), is_max);
     if SPREAD {
@@ -222,58 +245,84 @@ fn merge(partial: ptr<function, Partial>, other: ptr<function, Partial>) {
     }
 }
 
-// Sixteen elements are rescaled together, and sixteen such blocks summed apart, so that no
-// accumulator takes many additions.
-const BLOCK: u32 = 16u;
-const CHUNK_BLOCKS: u32 = 16u;
+// A row is taken in blocks, of which each member holds HELD times four elements, RUN of them side by
+// side. Where FITS, the row is one block, and still held when the gradient asks for it: it is read
+// once. The host defines all three (src/kernel.rs).
+var<private> held: array<vec4<f32>, HELD>;
+
+fn block_size(team: Team) -> u32 {
+    return 4u * HELD * team.size;
+}
+
+// The first of the k-th four classes that a member holds of a block.
+fn class_held(team: Team, block: u32, k: u32) -> u32 {
+    return block + 4u * ((k / RUN * team.size + team.member) * RUN + k % RUN);
+}
+
+fn hold_block(team: Team, row: Row, block: u32) {
+    for (var k = 0u; k < HELD; k += 1u) {
+        let c = class_held(team, block, k);
+        held[k] = load_row(row, c, valid_classes(c));
+    }
+}
+
+// Whether the row ends before this block.
+fn is_past_row(block: u32) -> bool {
+    return (FITS && block > 0u) || block >= params.classes;
+}
+
+// Elements of one accumulator that are summed apart, so that none takes many additions.
+const CHUNK: u32 = 64u;
 
 fn row_statistics(team: Team, row: Row) -> Statistics {
-    // four loads of a member lie as far apart as the team is wide: neighbours read neighbours
-    let stride = 4u * team.size;
-    let block_stride = BLOCK * team.size;
     var total = empty_partial();
-    var key = vec4(0u);
-    for (var chunk = 0u; chunk < params.classes; chunk += CHUNK_BLOCKS * block_stride) {
+    var extremes = no_extremes();
+    var block = 0u;
+    loop {
         var partial = empty_partial();
-        let end = min(params.classes, chunk + CHUNK_BLOCKS * block_stride);
-        for (var c = chunk + 4u * team.member; c < end; c += block_stride) {
-            let c1 = c + stride;
-            let c2 = c1 + stride;
-            let c3 = c2 + stride;
-            let v0 = valid_classes(c);
-            let v1 = valid_classes(c1);
-            let v2 = valid_classes(c2);
-            let v3 = valid_classes(c3);
-            let read0 = load_row(row, c, v0);
-            let read1 = load_row(row, c1, v1);
-            let read2 = load_row(row, c2, v2);
-            let read3 = load_row(row, c3, v3);
-            key = max(key, max(
-                max(nan_or_positive_infinity_key(read0), nan_or_positive_infinity_key(read1)),
-                max(nan_or_positive_infinity_key(read2), nan_or_positive_infinity_key(read3))));
-            let x0 = logits_of(read0);
-            let x1 = logits_of(read1);
-            let x2 = logits_of(read2);
-            let x3 = logits_of(read3);
-            let most = max(max(x0, x1), max(x2, x3));
-            raise(&partial, max(max(most.x, most.y), max(most.z, most.w)));
-            add_four(&partial, row, x0, c, v0);
-            add_four(&partial, row, x1, c1, v1);
-            add_four(&partial, row, x2, c2, v2);
-            add_four(&partial, row, x3, c3, v3);
+        for (var i = 0u; i < max(CHUNK / HELD, 1u) && !is_past_row(block); i += 1u) {
+            hold_block(team, row, block);
+            var most = vec4(LOWEST);
+            for (var k = 0u; k < HELD; k += 1u) {
+                extremes = with_extremes(extremes, held[k]);
+                most = max(most, logits_of(held[k]));
+            }
+            var m = max(max(most.x, most.y), max(most.z, most.w));
+            if FITS {
+                partial.m = team_max(team, m);
+            } else {
+                raise(&partial, m);
+            }
+            for (var k = 0u; k < HELD; k += 1u) {
+                let c = class_held(team, block, k);
+                add_four(&partial, row, logits_of(held[k]), c, valid_classes(c));
+            }
+            block += block_size(team);
+        }
+        if FITS {
+            total = partial;
+            break;
         }
         merge(&total, &partial);
+        if is_past_row(block) {
+            break;
+        }
     }
 
-    let m = team_max(team, total.m);
-    raise(&total, m);
-    let masses = team_sum(team, vec4(
-        add_up(total.below), add_up(total.at), add_up(total.rest), add_up(total.top)));
+    var m = total.m;
+    if !FITS {
+        m = team_max(team, m);
+        raise(&total, m);
+    }
+    var masses = vec4(add_up(total.below), add_up(total.at), 0.0, 0.0);
     var gap = 0.0;
     if SPREAD {
+        masses = team_sum(team, vec4(masses.xy, add_up(total.rest), add_up(total.top)));
         gap = team_sum(team, vec4(add_up(total.gap))).x;
+    } else {
+        masses = vec4(team_sum_pair(team, masses.xy), 0.0, 0.0);
     }
-    let has_nan = max(max(key.x, key.y), max(key.z, key.w)) > NAN_OR_POSITIVE_INFINITY;
+    let has_nan = has_nan_or_positive_infinity(extremes);
     var flags = team_or(team, total.flags | select(0u, HAS_NAN_LOGIT, has_nan));
     // nothing at the maximum: nothing but -inf
     flags |= select(0u, HAS_NAN_LOGIT, masses.y == 0.0);
@@ -336,7 +385,7 @@ fn gradient_of_four(
     statistics: Statistics, gradient: RowGradient, x: vec4<f32>, a: vec4<f32>,
 ) -> vec4<f32> {
     let logits = logits_of(x);
-    let p = exp_nonpositive(-distance4(statistics.m, logits)) * gradient.inverse;
+    let p = exp_nonpositive(relative4(logits, statistics.m)) * gradient.inverse;
     let is_lone_max = vec4(gradient.is_alone) & (logits == vec4(statistics.m));
     let g = select(p * gradient.amounts - a, vec4(gradient.at_max), is_lone_max);
     if SCALED || SOFTCAP {

@@ -7,6 +7,9 @@
 
 alias Word = f32;
 
+// Whether every four elements are whole.
+const WHOLE_FOURS: bool = false;
+
 @group(0) @binding(2) var<storage, read> targets: array<f32>;
 @group(0) @binding(4) var<storage, read> upstream: array<f32>;
 @group(0) @binding(5) var<storage, read_write> grad: array<f32>;

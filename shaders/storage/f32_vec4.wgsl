@@ -3,6 +3,9 @@
 
 alias Word = vec4<f32>;
 
+// Whether every four elements are whole.
+const WHOLE_FOURS: bool = true;
+
 @group(0) @binding(2) var<storage, read> targets: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> upstream: array<vec4<f32>>;
 // the same buffer for kernels that read single elements of it

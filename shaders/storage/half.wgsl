@@ -7,6 +7,9 @@
 
 alias Word = u32;
 
+// Whether every four elements are whole.
+const WHOLE_FOURS: bool = false;
+
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(4) var<storage, read> upstream: array<u32>;
 @group(0) @binding(5) var<storage, read_write> grad: array<atomic<u32>>;

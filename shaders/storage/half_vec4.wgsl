@@ -5,6 +5,9 @@
 
 alias Word = vec2<u32>;
 
+// Whether every four elements are whole.
+const WHOLE_FOURS: bool = true;
+
 @group(0) @binding(2) var<storage, read> targets: array<vec2<u32>>;
 @group(0) @binding(4) var<storage, read> upstream: array<vec2<u32>>;
 // the same buffer for kernels that read single elements of it

@@ -39,6 +39,10 @@ fn team_or(team: Team, value: u32) -> u32 {
     return subgroupOr(value);
 }
 
+fn team_sum_pair(team: Team, value: vec2<f32>) -> vec2<f32> {
+    return subgroupAdd(value);
+}
+
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
     return subgroupAdd(value);
 }

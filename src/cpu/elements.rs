@@ -211,7 +211,7 @@ impl Block<'_> {
         for ((loss, grad), ((&x, &t), &pos_weight)) in loss.iter_mut().zip(grad).zip(given) {
             let point = op.point(x, t, pos_weight);
             // NaN before all else
-            let is_nan = x.is_nan() | t.is_nan();
+            let is_nan = x.is_nan() | t.is_nan() | (E::OF_DIFFERENCE & (x - t).is_nan());
             *loss = select(is_nan, f32::NAN, point.loss);
             let g = select(is_nan, gradient_at_nan, point.grad);
             *grad = select((g == 0.0) & is_number, 0.0, g * scale);

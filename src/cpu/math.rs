@@ -84,6 +84,28 @@ pub(super) fn sum_lanes(mut lanes: Lanes) -> f32 {
     lanes[0]
 }
 
+/// The largest of the lanes, none of which is NaN.
+#[inline(always)]
+pub(super) fn max_lanes(mut lanes: Lanes) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] = max(lanes[lane], lanes[lane + half]);
+        }
+    }
+    lanes[0]
+}
+
+/// The bits that any of the lanes has.
+#[inline(always)]
+pub(super) fn or_lanes(mut lanes: [u32; LANES]) -> u32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] |= lanes[lane + half];
+        }
+    }
+    lanes[0]
+}
+
 /// Added to a small number, leaves its nearest integer in the last bits.
 const TO_INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
 
@@ -129,12 +151,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     select(x > 88.722_83, f32::INFINITY, value)
 }
 
-/// ln x: 2 ULP; -inf at 0, NaN below.
-///
-/// `x = f 2^n` with f from sqrt(1/2) to sqrt(2), so that near 1, where ln x is small, nothing is
-/// added to the series of `2 atanh((f - 1) / (f + 1))`.
+/// `x = f 2^n`: ln f and n, with f from sqrt(1/2) to sqrt(2), so that near 1, where ln x is small,
+/// nothing is added to the series of `ln f = 2 atanh((f - 1) / (f + 1))`.
 #[inline(always)]
-pub(crate) fn ln(x: f32) -> f32 {
+fn ln_parts(x: f32) -> (f32, f32) {
     let is_subnormal = x < f32::MIN_POSITIVE;
     let normal = select(is_subnormal, x * 8_388_608.0, x); // 2^23
     let bits = normal.to_bits().cast_signed();
@@ -146,12 +166,34 @@ pub(crate) fn ln(x: f32) -> f32 {
     let p = z.mul_add(p, 0.285_714_3);
     let p = z.mul_add(p, 0.4);
     let p = z.mul_add(p, 0.666_666_7);
-    let series = (s * z).mul_add(p, s + s);
-    let n = n as f32 - select(is_subnormal, 23.0, 0.0);
-    let value = n.mul_add(0.693_359_4, n.mul_add(-2.121_944_4e-4, series));
+    ((s * z).mul_add(p, s + s), n as f32 - select(is_subnormal, 23.0, 0.0))
+}
+
+/// ln x: 2 ULP; -inf at 0, NaN below.
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    let (ln_f, n) = ln_parts(x);
+    let value = n.mul_add(0.693_359_4, n.mul_add(-2.121_944_4e-4, ln_f));
     let value = select(x == f32::INFINITY, x, value);
     let value = select(x == 0.0, f32::NEG_INFINITY, value);
     select(x < 0.0, f32::NAN, value)
+}
+
+/// x^y for x > 0: 6 ULP for y from 0 to 5.
+///
+/// The whole part of y log2 x is an exponent; only the rest of it is rounded, while e^(y ln x) is off
+/// by that of y ln x.
+#[inline(always)]
+pub(crate) fn power(x: f32, y: f32) -> f32 {
+    let (ln_f, n) = ln_parts(x);
+    let exponent = y * ln_f.mul_add(std::f32::consts::LOG2_E, n);
+    let shifted = max(min(exponent, 252.0), -252.0) + TO_INTEGER;
+    let whole = shifted - TO_INTEGER;
+    let rest = y.mul_add(n, -whole).mul_add(std::f32::consts::LN_2, y * ln_f);
+    let n = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits()).cast_signed();
+    let half = n >> 1;
+    let [first, second] = [half, n - half].map(|n| times_power_of_two(1.0, n.cast_unsigned()));
+    exp(rest) * first * second
 }
 
 /// ln(1 + u) for u from 0 to 1: 1.5 ULP.
@@ -295,6 +337,15 @@ mod tests {
     }
 
     #[test]
+    fn powers() {
+        for (y, least) in [(0.25, 1e-37), (1.0, 1e-37), (2.0, 1e-18), (2.7, 1e-13), (5.0, 1e-7)] {
+            hold(6.0, [least, 2.0], |x| power(x, y), |x| x.powf(y.into()));
+        }
+        hold(6.0, [1e-37, 2.0], |x| power(x, -0.5), |x| x.powf(-0.5));
+        assert_eq!([power(1e-30, 40.0), power(1e30, 40.0)], [0.0, f32::INFINITY]);
+    }
+
+    #[test]
     fn of_logits() {
         for range in [[1e-30, 87.0], [-1e-30, -87.0]] {
             hold(3.0, range, |x| logistic(x).sigmoid, |x| 1.0 / (1.0 + (-x).exp()));
@@ -329,6 +380,8 @@ mod tests {
         for (factor, value) in [(0.0, nan), (nan, 0.0), (nan, nan), (inf, 0.0)] {
             assert!(times(factor, value).is_nan());
         }
-        assert_eq!(sum_lanes(std::array::from_fn(|lane| lane as f32)), 120.0);
+        let counted = std::array::from_fn(|lane| lane as f32);
+        assert_eq!([sum_lanes(counted), max_lanes(counted)], [120.0, 15.0]);
+        assert_eq!(or_lanes(counted.map(|number| number as u32 & 5)), 5);
     }
 }

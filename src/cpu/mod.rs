@@ -27,7 +27,8 @@ pub(crate) use rows::cross_entropy;
 pub(crate) mod prelude {
     pub(crate) use super::Point;
     pub(crate) use super::math::{
-        Logistic, annihilating_product, exp, ln, log1p_unit, logistic, max, min, select, sign,
+        Logistic, annihilating_product, exp, ln, log1p_unit, logistic, max, min, power, select,
+        sign,
     };
 }
 

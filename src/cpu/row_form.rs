@@ -10,16 +10,20 @@
 //! ```
 //!
 //! Here a tile is read again for each step, since it fits a near cache: first for the maximum, then
-//! for the sums, which leave the exponentials in the tile, then for the gradient from those.
+//! for the sums, which leave the exponentials where the gradient will be, then for the gradient.
 //!
-//! `ONE_ROW` says whether a tile is one row. Its lanes then exchange what they have found, and every
-//! lane knows the same; otherwise each knows of a row of its own. Loops over lanes are what becomes
-//! vector code, so everything here is inlined into functions that
-//! [`vectorized`](super::math::vectorized) runs.
+//! What is known of a row stands in its lane. Where rows lie in lanes ([`Tiling::by_lane`]), that is
+//! what a run over all vectors finds. Otherwise each row is a run of its own, whose lanes are put
+//! together afterwards, all rows' at once: within the loop it would take registers of it apart.
+//!
+//! Each step is [`vectorized`] by itself. Inner loops work on arrays of their own, which nothing else
+//! can point into: that way they stay in registers.
 
 use super::math::{
-    LANES, LOWEST, Lanes, exp_nonpositive, log1p, max, select, sum_lanes, tanh, tanh_slope,
+    LANES, LOWEST, Lanes, exp_nonpositive, log1p, max, max_lanes, or_lanes, select, sum_lanes,
+    tanh, tanh_slope, times, vectorized,
 };
+use super::tiles::{Tiling, map};
 
 /// How many vectors are summed before the sum is added to the total: no accumulator takes many.
 const BLOCK: usize = 64;
@@ -49,18 +53,7 @@ pub(super) const IS_NAN: u32 = 1;
 const COSTS: u32 = 2;
 const GAINS: u32 = 4;
 
-/// What is known of a row.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
-    pub m: f32,
-    pub s: f32,
-    pub rest: f32,
-    pub top: f32,
-    pub gap: f32,
-    pub flags: u32,
-}
-
-/// The same of a tile's rows.
+/// What is known of a tile's rows, by lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Statistics {
     pub m: Lanes,
@@ -71,23 +64,59 @@ pub(super) struct Statistics {
     pub flags: [u32; LANES],
 }
 
-/// Every lane's sum; of one row, all lanes'.
+/// The last vector of a row that is no multiple of [`LANES`] long, and how many of its lanes overlap
+/// the vector before it.
 #[inline(always)]
-fn team_sum<const ONE_ROW: bool>(lanes: Lanes) -> Lanes {
-    if ONE_ROW { [sum_lanes(lanes); LANES] } else { lanes }
+fn overlapping(row: &[f32]) -> Option<(&Lanes, usize)> {
+    match row.len() % LANES {
+        0 => None,
+        rest => Some((row.last_chunk()?, LANES - rest)),
+    }
+}
+
+/// Puts the lanes of each row together.
+#[inline(always)]
+pub(super) fn by_row<T: Copy + Default>(
+    rows: [[T; LANES]; LANES],
+    together: impl Fn([T; LANES]) -> T,
+) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    for row in 0..LANES {
+        lanes[row] = together(rows[row]);
+    }
+    lanes
+}
+
+/// Each row's largest number, and [`IS_NAN`] where there is a NaN or +inf.
+pub(super) fn peaks(tiling: &Tiling, logits: &[f32]) -> (Lanes, [u32; LANES]) {
+    vectorized!(peaks_of(tiling, logits))
 }
 
 #[inline(always)]
-fn team_or<const ONE_ROW: bool>(flags: [u32; LANES]) -> [u32; LANES] {
-    if ONE_ROW { [flags.iter().fold(0, |all, flag| all | flag); LANES] } else { flags }
+fn peaks_of(tiling: &Tiling, logits: &[f32]) -> (Lanes, [u32; LANES]) {
+    const NOTHING: (Lanes, [u32; LANES]) = ([LOWEST; LANES], [0; LANES]);
+    if tiling.by_lane {
+        return peaks_of_run(logits.as_chunks().0, NOTHING);
+    }
+    let mut m = [[LOWEST; LANES]; LANES];
+    let mut flags = [[0; LANES]; LANES];
+    for (row, x) in logits.chunks_exact(tiling.classes()).enumerate() {
+        let mut found = peaks_of_run(x.as_chunks().0, NOTHING);
+        if let Some((x, _)) = overlapping(x) {
+            found = peaks_of_run(&[*x], found);
+        }
+        (m[row], flags[row]) = found;
+    }
+    (by_row(m, max_lanes), by_row(flags, or_lanes))
 }
 
-/// The largest number, and [`IS_NAN`] where there is a NaN or +inf.
+/// Of vectors, and of what was found before.
 #[inline(always)]
-pub(super) fn peak<const ONE_ROW: bool>(tile: &[Lanes]) -> (Lanes, [u32; LANES]) {
-    let mut m = [LOWEST; LANES];
-    let mut flags = [0; LANES];
-    for x in tile {
+fn peaks_of_run(
+    logits: &[Lanes],
+    (mut m, mut flags): (Lanes, [u32; LANES]),
+) -> (Lanes, [u32; LANES]) {
+    for x in logits {
         for lane in 0..LANES {
             m[lane] = max(x[lane], m[lane]);
             // NaN too
@@ -95,49 +124,57 @@ pub(super) fn peak<const ONE_ROW: bool>(tile: &[Lanes]) -> (Lanes, [u32; LANES])
             flags[lane] |= u32::from(!is_fine);
         }
     }
-    if ONE_ROW {
-        m = [m.into_iter().fold(LOWEST, max); LANES];
-    }
-    (m, team_or::<ONE_ROW>(flags))
+    (m, flags)
 }
 
-/// The first class at the maximum in each lane's row; 0 where none is.
-#[inline(always)]
-pub(super) fn first_at<const ONE_ROW: bool>(tile: &[Lanes], m: &Lanes) -> [usize; LANES] {
-    if ONE_ROW {
-        let first = tile.as_flattened().iter().position(|x| *x == m[0]);
-        return [first.unwrap_or(0); LANES];
+/// The first class at each row's maximum; 0 where none is.
+pub(super) fn first_at(tiling: &Tiling, logits: &[f32], m: &Lanes) -> [usize; LANES] {
+    let mut first = [0; LANES];
+    if tiling.by_lane {
+        let vectors = logits.as_chunks::<LANES>().0;
+        for lane in 0..LANES {
+            first[lane] = vectors.iter().position(|x| x[lane] == m[lane]).unwrap_or(0);
+        }
+    } else {
+        for (row, x) in logits.chunks_exact(tiling.classes()).enumerate() {
+            first[row] = x.iter().position(|x| *x == m[row]).unwrap_or(0);
+        }
     }
-    std::array::from_fn(|lane| tile.iter().position(|x| x[lane] == m[lane]).unwrap_or(0))
+    first
 }
 
 /// `softcap * tanh(scale * x / softcap)`; -inf stays.
 #[inline(always)]
-pub(super) fn capped(logits: &Logits, softcap: f32, x: f32) -> f32 {
-    select(x == f32::NEG_INFINITY, x, softcap * tanh(x * (logits.scale / softcap)))
+pub(super) fn capped(settings: &Logits, softcap: f32, x: f32) -> f32 {
+    select(x == f32::NEG_INFINITY, x, softcap * tanh(x * (settings.scale / softcap)))
 }
 
-/// Caps all numbers of a tile, and writes their derivatives by the input into `slopes`.
-#[inline(always)]
-pub(super) fn cap(logits: &Logits, softcap: f32, tile: &mut [Lanes], slopes: &mut [Lanes]) {
-    let numbers = tile.as_flattened_mut().iter_mut();
-    for (x, slope) in numbers.zip(slopes.as_flattened_mut()) {
+/// All numbers of a tile capped, and their derivatives by the input.
+pub(super) fn cap(
+    settings: &Logits,
+    softcap: f32,
+    input: &[f32],
+    to: &mut [f32],
+    slopes: &mut [f32],
+) {
+    vectorized!(for ((&x, to), slope) in input.iter().zip(to).zip(slopes) {
+        *to = capped(settings, softcap, x);
         // a class at -inf has a slope of 0 in a cap; its amount counts all the same
-        let factor = tanh_slope(*x * (logits.scale / softcap));
-        *slope = logits.scale * select(*x == f32::NEG_INFINITY, 1.0, factor);
-        *x = capped(logits, softcap, *x);
-    }
+        let factor = tanh_slope(x * (settings.scale / softcap));
+        *slope = settings.scale * select(x == f32::NEG_INFINITY, 1.0, factor);
+    });
 }
 
-/// `e^(x - m)` in place of the logits: all that a gradient needs where the statistics are known.
-#[inline(always)]
-pub(super) fn exponentials(logits: &Logits, tile: &mut [Lanes], m: &Lanes) {
-    let scale = logits.distance_scale();
-    for x in tile {
-        for lane in 0..LANES {
-            x[lane] = exp_nonpositive((x[lane] - m[lane]) * scale);
-        }
-    }
+/// `e^(x - m)`: all that a gradient needs where the statistics are known.
+pub(super) fn exponentials(
+    settings: &Logits,
+    tiling: &Tiling,
+    logits: &[f32],
+    to: &mut [f32],
+    m: &Lanes,
+) {
+    // their sums are known
+    vectorized!(sums_of(tiling, logits, to, m, settings.distance_scale()));
 }
 
 /// `a (m - x)`, also where the distance alone is beyond f32. Nothing of classes that are masked (a
@@ -157,150 +194,332 @@ fn cost_flags(a: f32, x: f32) -> u32 {
     (u32::from(is_masked & (a > 0.0)) * COSTS) | (u32::from(is_masked & (a < 0.0)) * GAINS)
 }
 
-/// The sums of a tile, of which the maximum is known; `e^(x - m)` is left in place of the logits.
-/// `amounts` are what multiplies `-ln p` of each class: empty where that is 0 but for single classes.
-#[inline(always)]
-pub(super) fn statistics<const ONE_ROW: bool>(
-    logits: &Logits,
-    tile: &mut [Lanes],
-    amounts: &[Lanes],
-    (m, mut flags): (Lanes, [u32; LANES]),
+/// The sums of a tile, of which the maximum is known. `e^(x - m)` is left in `to`. `amounts` are what
+/// multiplies `-ln p` of each class: empty where that is 0 but for single classes.
+pub(super) fn statistics(
+    settings: &Logits,
+    tiling: &Tiling,
+    logits: &[f32],
+    to: &mut [f32],
+    amounts: &[f32],
+    (m, flags): (Lanes, [u32; LANES]),
 ) -> Statistics {
-    const ZERO: Lanes = [0.0; LANES];
-    let scale = logits.distance_scale();
-    let [mut below, mut at, mut rest, mut top, mut gap] = [ZERO; 5];
-    for (block, tile) in tile.chunks_mut(BLOCK).enumerate() {
-        let [mut block_below, mut block_at, mut block_rest, mut block_top, mut block_gap] =
-            [ZERO; 5];
-        if !amounts.is_empty() {
-            for (x, a) in tile.iter().zip(&amounts[block * BLOCK..]) {
-                for lane in 0..LANES {
-                    let (x, a) = (x[lane], a[lane]);
-                    let is_max = x == m[lane];
-                    block_top[lane] += select(is_max, a, 0.0);
-                    block_rest[lane] += select(is_max, 0.0, a);
-                    block_gap[lane] += cost(a, m[lane], x, scale);
-                    flags[lane] |= cost_flags(a, x);
-                }
-            }
+    let scale = settings.distance_scale();
+    let s = vectorized!(sums_of(tiling, logits, to, &m, scale));
+    let zero = [0.0; LANES];
+    let mut found = Statistics { m, s, rest: zero, top: zero, gap: zero, flags };
+    if !amounts.is_empty() {
+        vectorized!(found.add_amounts(tiling, logits, amounts, scale));
+    }
+    found
+}
+
+/// Exponentials, and s: the sums of those below the maximum, and how many lie at it, less one.
+#[inline(always)]
+fn sums_of(tiling: &Tiling, logits: &[f32], to: &mut [f32], m: &Lanes, scale: f32) -> Lanes {
+    let (below, at) = match tiling.by_lane {
+        true => sums_of_run(logits.as_chunks().0, to.as_chunks_mut().0, m, scale),
+        false => sums_by_row(tiling.classes(), logits, to, m, scale),
+    };
+    let mut s = below;
+    for lane in 0..LANES {
+        s[lane] += at[lane] - 1.0;
+        // nothing at the maximum: nothing but -inf
+        s[lane] = select(at[lane] == 0.0, f32::NAN, s[lane]);
+    }
+    s
+}
+
+#[inline(always)]
+fn sums_by_row(
+    classes: usize,
+    logits: &[f32],
+    to: &mut [f32],
+    m: &Lanes,
+    scale: f32,
+) -> (Lanes, Lanes) {
+    let [mut below, mut at] = [[[0.0; LANES]; LANES]; 2];
+    let rows = logits.chunks_exact(classes).zip(to.chunks_exact_mut(classes));
+    for (row, (x, to)) in rows.enumerate() {
+        let m = [m[row]; LANES];
+        let (mut sum, mut count) = sums_of_run(x.as_chunks().0, to.as_chunks_mut().0, &m, scale);
+        if let (Some((x, skipped)), Some(to)) = (overlapping(x), to.last_chunk_mut()) {
+            add_exponentials(x, to, &m, scale, skipped, (&mut sum, &mut count));
         }
-        for x in tile {
-            for lane in 0..LANES {
-                let is_max = x[lane] == m[lane];
-                let e = exp_nonpositive((x[lane] - m[lane]) * scale);
-                block_below[lane] += select(is_max, 0.0, e);
-                block_at[lane] += select(is_max, 1.0, 0.0);
-                x[lane] = e;
-            }
+        (below[row], at[row]) = (sum, count);
+    }
+    (by_row(below, sum_lanes), by_row(at, sum_lanes))
+}
+
+#[inline(always)]
+fn sums_of_run(logits: &[Lanes], to: &mut [Lanes], m: &Lanes, scale: f32) -> (Lanes, Lanes) {
+    let m = *m;
+    let [mut below, mut at] = [[0.0; LANES]; 2];
+    for (logits, to) in logits.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+        let [mut block_below, mut block_at] = [[0.0; LANES]; 2];
+        for (x, to) in logits.iter().zip(to) {
+            add_exponentials(x, to, &m, scale, 0, (&mut block_below, &mut block_at));
         }
         for lane in 0..LANES {
             below[lane] += block_below[lane];
             at[lane] += block_at[lane];
-            rest[lane] += block_rest[lane];
-            top[lane] += block_top[lane];
-            gap[lane] += block_gap[lane];
         }
     }
-    let (below, at) = (team_sum::<ONE_ROW>(below), team_sum::<ONE_ROW>(at));
-    let mut flags = team_or::<ONE_ROW>(flags);
+    (below, at)
+}
+
+/// Of lanes from `skipped` on, the exponential below the maximum is added to the sum, and one at it
+/// is counted.
+#[inline(always)]
+fn add_exponentials(
+    x: &Lanes,
+    to: &mut Lanes,
+    m: &Lanes,
+    scale: f32,
+    skipped: usize,
+    (below, at): (&mut Lanes, &mut Lanes),
+) {
+    let mut e = *x;
     for lane in 0..LANES {
-        // nothing at the maximum: nothing but -inf
-        flags[lane] |= u32::from(at[lane] == 0.0) * IS_NAN;
+        let is_counted = lane >= skipped;
+        let is_max = e[lane] == m[lane];
+        e[lane] = exp_nonpositive((e[lane] - m[lane]) * scale);
+        below[lane] = select(is_counted & !is_max, below[lane] + e[lane], below[lane]);
+        at[lane] = select(is_counted & is_max, at[lane] + 1.0, at[lane]);
     }
-    Statistics {
-        m,
-        s: std::array::from_fn(|lane| below[lane] + (at[lane] - 1.0)),
-        rest: team_sum::<ONE_ROW>(rest),
-        top: team_sum::<ONE_ROW>(top),
-        gap: team_sum::<ONE_ROW>(gap),
-        flags,
-    }
+    *to = e;
+}
+
+/// What targets and upstream say of a tile's rows, by lane.
+#[derive(Clone, Copy)]
+pub(super) struct Marks {
+    pub label: [usize; LANES],
+    /// What multiplies `-ln p` at the label, beyond what is spread over all classes.
+    pub amount: Lanes,
+    pub factor: Lanes,
+    /// 1 where the row is kept, 0 where it is ignored.
+    pub kept: Lanes,
+}
+
+impl Marks {
+    /// Nothing.
+    pub const NONE: Marks =
+        Marks { label: [0; LANES], amount: [0.0; LANES], factor: [1.0; LANES], kept: [1.0; LANES] };
+}
+
+/// What follows from the statistics of rows, by lane.
+pub(super) struct Results {
+    pub loss: Lanes,
+    /// `ln` of the sum of `e^x`.
+    pub logsumexp: Lanes,
+    /// `-ln p`, and p, of a class at the maximum; NaN in rows that are.
+    pub log: Lanes,
+    pub inverse: Lanes,
+    pub gradients: Gradients,
 }
 
 impl Statistics {
-    /// A lane's row.
+    /// Adds what amounts come to.
     #[inline(always)]
-    pub fn row(&self, lane: usize) -> Row {
-        Row {
-            m: self.m[lane],
-            s: self.s[lane],
-            rest: self.rest[lane],
-            top: self.top[lane],
-            gap: self.gap[lane],
-            flags: self.flags[lane],
+    fn add_amounts(&mut self, tiling: &Tiling, logits: &[f32], amounts: &[f32], scale: f32) {
+        if tiling.by_lane {
+            return self.add_run(logits.as_chunks().0, amounts.as_chunks().0, scale);
         }
-    }
-
-    /// Adds an amount at one class of each row, with logit `x`.
-    #[inline(always)]
-    pub fn add_amounts(&mut self, logits: &Logits, amount: &Lanes, x: &Lanes) {
-        for lane in 0..LANES {
-            let (a, x, m) = (amount[lane], x[lane], self.m[lane]);
-            self.top[lane] += select(x == m, a, 0.0);
-            self.rest[lane] += select(x == m, 0.0, a);
-            self.gap[lane] += cost(a, m, x, logits.distance_scale());
-            self.flags[lane] |= cost_flags(a, x);
-        }
-    }
-
-    /// What each row's gradient needs.
-    #[inline(always)]
-    pub fn gradient(&self, logits: &Logits) -> RowGradients {
-        let mut gradients =
-            RowGradients { amounts: [0.0; LANES], at_max: [0.0; LANES], threshold: [0.0; LANES] };
-        for lane in 0..LANES {
-            let row = self.row(lane);
-            let inverse = 1.0 / (1.0 + row.s);
-            let z = match logits.z_loss {
-                0.0 => 0.0,
-                z_loss => 2.0 * z_loss * row.logsumexp(logits),
+        let classes = tiling.classes();
+        let zero = [0.0; LANES];
+        for (row, x) in logits.chunks_exact(classes).enumerate() {
+            // the same for every row, or those of this one
+            let a = match amounts.len() == classes {
+                true => amounts,
+                false => &amounts[row * classes..][..classes],
             };
-            gradients.amounts[lane] = inverse * (row.rest + row.top + z);
-            gradients.at_max[lane] = ((row.rest + z) - row.s * row.top) * inverse;
+            let m = [self.m[row]; LANES];
+            let nothing =
+                Statistics { m, s: zero, rest: zero, top: zero, gap: zero, flags: [0; LANES] };
+            let mut found = nothing;
+            found.add_run(x.as_chunks().0, a.as_chunks().0, scale);
+            if let (Some((x, skipped)), Some((a, _))) = (overlapping(x), overlapping(a)) {
+                let mut a = *a;
+                a[..skipped].fill(0.0);
+                found.add_run(&[*x], &[a], scale);
+            }
+            self.rest[row] = sum_lanes(found.rest);
+            self.top[row] = sum_lanes(found.top);
+            self.gap[row] = sum_lanes(found.gap);
+            self.flags[row] |= or_lanes(found.flags);
+        }
+    }
+
+    /// Adds what the amounts of vectors come to.
+    #[inline(always)]
+    fn add_run(&mut self, logits: &[Lanes], amounts: &[Lanes], scale: f32) {
+        let m = self.m;
+        for (logits, amounts) in logits.chunks(BLOCK).zip(amounts.chunks(BLOCK)) {
+            let [mut rest, mut top, mut gap] = [[0.0; LANES]; 3];
+            let mut flags = [0; LANES];
+            for (x, a) in logits.iter().zip(amounts) {
+                for lane in 0..LANES {
+                    let (x, a) = (x[lane], a[lane]);
+                    let is_max = x == m[lane];
+                    top[lane] += select(is_max, a, 0.0);
+                    rest[lane] += select(is_max, 0.0, a);
+                    gap[lane] += cost(a, m[lane], x, scale);
+                    flags[lane] |= cost_flags(a, x);
+                }
+            }
+            for lane in 0..LANES {
+                self.rest[lane] += rest[lane];
+                self.top[lane] += top[lane];
+                self.gap[lane] += gap[lane];
+                self.flags[lane] |= flags[lane];
+            }
+        }
+    }
+
+    /// Adds an amount at one class of each row, with logit `x`, and draws the conclusions.
+    pub fn conclude(&mut self, settings: &Logits, marks: &Marks, x: &Lanes) -> Results {
+        vectorized!(self.conclude_lanes(settings, marks, x))
+    }
+
+    #[inline(always)]
+    fn conclude_lanes(&mut self, settings: &Logits, marks: &Marks, x: &Lanes) -> Results {
+        const ZERO: Lanes = [0.0; LANES];
+        let (scale, z_loss) = (settings.distance_scale(), settings.z_loss);
+        let [mut losses, mut logsumexps, mut logs, mut inverses] = [ZERO; 4];
+        let [mut amounts, mut at_max, mut threshold, mut filling] = [ZERO; 4];
+        for lane in 0..LANES {
+            let (m, s, a, x) = (self.m[lane], self.s[lane], marks.amount[lane], x[lane]);
+            let top = self.top[lane] + select(x == m, a, 0.0);
+            let rest = self.rest[lane] + select(x == m, 0.0, a);
+            let gap = self.gap[lane] + cost(a, m, x, scale);
+            let flags = self.flags[lane] | cost_flags(a, x);
+            let is_nan = (flags & IS_NAN != 0) | s.is_nan();
+            let log = log1p(s);
+            let inverse = 1.0 / (1.0 + s);
+            let logsumexp = m * scale + log;
+            let z = select(z_loss == 0.0, 0.0, z_loss * logsumexp);
+
+            let of_z = select(z_loss == 0.0, 0.0, z * logsumexp);
+            let loss = (rest + top) * log + gap + of_z;
+            let loss = select(flags & COSTS != 0, f32::INFINITY, loss);
+            let loss = select(flags & GAINS != 0, f32::NEG_INFINITY, loss);
+            // infinities of both signs have no sum
+            let has_both = flags & (COSTS | GAINS) == COSTS | GAINS;
+            let loss = select(is_nan | has_both, f32::NAN, loss);
+            let is_ignored = marks.kept[lane] == 0.0;
+            losses[lane] = select(is_ignored, 0.0, loss);
+            logsumexps[lane] = select(is_nan, f32::NAN, logsumexp);
+            logs[lane] = select(is_nan, f32::NAN, log);
+            inverses[lane] = select(is_nan, f32::NAN, inverse);
+
+            amounts[lane] = inverse * (rest + top + 2.0 * z);
+            at_max[lane] = inverse * ((rest + 2.0 * z) - s * top);
             // Where rivals have less than half of the maximum's mass together, its exponential of 1
             // is the only one above a half. With a nearer rival the general form does not cancel,
             // and ties stay equal.
-            gradients.threshold[lane] = select(row.s < 0.5, 0.5, f32::INFINITY);
+            threshold[lane] = select(s < 0.5, 0.5, f32::INFINITY);
+            let of_kept = select(is_nan | marks.factor[lane].is_nan(), f32::NAN, 1.0);
+            filling[lane] = select(is_ignored, 0.0, of_kept);
+
+            self.m[lane] = select(is_nan, f32::NAN, m);
+            self.rest[lane] = rest;
+            self.top[lane] = top;
         }
-        gradients
+        let gradients = Gradients { amounts, at_max, threshold, factor: marks.factor, filling };
+        Results { loss: losses, logsumexp: logsumexps, log: logs, inverse: inverses, gradients }
     }
 }
 
-impl Row {
-    /// `ln` of the sum of `e^x`.
-    #[inline(always)]
-    pub fn logsumexp(&self, logits: &Logits) -> f32 {
-        let value = self.m * logits.distance_scale() + log1p(self.s);
-        select(self.flags & IS_NAN != 0, f32::NAN, value)
-    }
-
-    #[inline(always)]
-    pub fn loss(&self, logits: &Logits) -> f32 {
-        let loss = (self.rest + self.top) * log1p(self.s) + self.gap;
-        let loss = match logits.z_loss {
-            0.0 => loss,
-            z_loss => loss + z_loss * self.logsumexp(logits) * self.logsumexp(logits),
-        };
-        let loss = select(self.flags & COSTS != 0, f32::INFINITY, loss);
-        let loss = select(self.flags & GAINS != 0, f32::NEG_INFINITY, loss);
-        // infinities of both signs have no sum
-        let has_both = self.flags & (COSTS | GAINS) == COSTS | GAINS;
-        select((self.flags & IS_NAN != 0) | has_both, f32::NAN, loss)
-    }
-}
-
-/// What the gradients of a tile's rows need of their statistics.
-pub(super) struct RowGradients {
+/// The gradients of a tile's rows by the input: what they need of the statistics.
+pub(super) struct Gradients {
     amounts: Lanes,
     at_max: Lanes,
     threshold: Lanes,
+    factor: Lanes,
+    /// What stands in rows that are ignored, or not numbers; 1 for others.
+    filling: Lanes,
 }
 
-impl RowGradients {
-    /// The gradient by a logit of which `e^(x - m)` is e, and whose amount is a.
+impl Gradients {
     #[inline(always)]
-    pub fn at(&self, lane: usize, e: f32, a: f32) -> f32 {
-        let usual = e.mul_add(self.amounts[lane], -a);
-        select(e > self.threshold[lane], self.at_max[lane], usual)
+    fn of_rows(&self) -> [&Lanes; 5] {
+        [&self.amounts, &self.at_max, &self.threshold, &self.factor, &self.filling]
     }
+
+    /// The gradients at one class of each row, of which `e^(x - m)` is e, whose amount is a, and whose
+    /// logit has this derivative by the input.
+    pub fn at(&self, e: &Lanes, a: &Lanes, slope: &Lanes) -> Lanes {
+        vectorized!(self.at_lanes(e, a, slope))
+    }
+
+    #[inline(always)]
+    fn at_lanes(&self, e: &Lanes, a: &Lanes, slope: &Lanes) -> Lanes {
+        let rows = self.of_rows();
+        let mut at = [0.0; LANES];
+        for lane in 0..LANES {
+            at[lane] = gradient(rows.map(|of| of[lane]), e[lane], a[lane], slope[lane]);
+        }
+        at
+    }
+
+    /// Writes gradients over exponentials. `amounts` and `slopes` are empty where they are 0 and the
+    /// scale.
+    pub fn write(
+        &self,
+        tiling: &Tiling,
+        tile: &mut [f32],
+        amounts: &[f32],
+        slopes: &[f32],
+        scale: f32,
+    ) {
+        let rows = self.of_rows();
+        vectorized!(match (amounts, slopes) {
+            ([], []) => map(
+                tiling,
+                rows,
+                [],
+                tile,
+                #[inline(always)]
+                |row, e, []| gradient(row, e, 0.0, scale),
+            ),
+            (_, []) => map(
+                tiling,
+                rows,
+                [amounts],
+                tile,
+                #[inline(always)]
+                |row, e, [a]| gradient(row, e, a, scale),
+            ),
+            ([], _) => map(
+                tiling,
+                rows,
+                [slopes],
+                tile,
+                #[inline(always)]
+                |row, e, [slope]| gradient(row, e, 0.0, slope),
+            ),
+            _ => map(
+                tiling,
+                rows,
+                [amounts, slopes],
+                tile,
+                #[inline(always)]
+                |row, e, [a, slope]| gradient(row, e, a, slope),
+            ),
+        });
+    }
+}
+
+/// The gradient at a class.
+#[inline(always)]
+fn gradient(
+    [amounts, at_max, threshold, factor, filling]: [f32; 5],
+    e: f32,
+    a: f32,
+    slope: f32,
+) -> f32 {
+    let usual = e.mul_add(amounts, -a);
+    let g = select(e > threshold, at_max, usual);
+    let g = times(g * slope, factor);
+    select(filling == 1.0, g, filling)
 }

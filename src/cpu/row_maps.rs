@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::math::{LANES, Lanes, log1p, select, sum_lanes, times, vectorized};
-use super::row_form::{IS_NAN, Logits, first_at, peak, statistics};
+use super::math::{LANES, Lanes, sum_lanes, times, vectorized};
+use super::row_form::{Logits, Marks, Results, by_row, first_at, peaks, statistics};
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
-use super::tiles::{Piece, Tiling};
+use super::tiles::{Piece, Tiling, map};
 use crate::ops::rows_along;
 use crate::{Args, Array, Output, Result};
 
@@ -51,12 +51,13 @@ struct Task<'a, T> {
     grad: Option<Piece<'a, T>>,
 }
 
-/// Memory of a thread.
+/// Memory of a thread: a tile each.
 struct Scratch {
-    /// The logits, then the gradient.
-    tile: Vec<Lanes>,
-    upstream: Vec<Lanes>,
-    output: Vec<Lanes>,
+    logits: Vec<f32>,
+    output: Vec<f32>,
+    /// The exponentials, then the gradient.
+    grad: Vec<f32>,
+    upstream: Vec<f32>,
 }
 
 fn run<T: Stored>(
@@ -87,119 +88,128 @@ fn run<T: Stored>(
 
 impl<T: Stored> Job<'_, T> {
     fn scratch(&self) -> Scratch {
-        let tile = || vec![[0.0; LANES]; self.tiling.vectors()];
-        Scratch { tile: tile(), upstream: tile(), output: tile() }
+        let tile = || self.tiling.memory(0.0);
+        Scratch { logits: tile(), output: tile(), grad: tile(), upstream: self.tiling.memory(1.0) }
     }
 
     fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) {
         let tiling = self.tiling;
+        let has_grad = task.grad.is_some();
         for rows in tiling.tiles(task.rows.clone()) {
-            let row = rows.start - task.rows.start;
-            tiling.load(self.input, &rows, f32::NEG_INFINITY, &mut scratch.tile);
-            if task.grad.is_some() {
-                match self.upstream {
-                    Some(upstream) => tiling.load(upstream, &rows, 0.0, &mut scratch.upstream),
-                    None => scratch.upstream.fill([1.0; LANES]),
-                }
-            }
-            self.map.work(tiling, scratch, task.grad.is_some());
-            if let Some(output) = &mut task.output {
-                tiling.store(&scratch.output, &rows, row, output);
-            }
-            if let Some(grad) = &mut task.grad {
-                tiling.store(&scratch.tile, &rows, row, grad);
-            }
+            let first = rows.start - task.rows.start;
+            let within = first..first + rows.len();
+            let Scratch { logits, output, grad, upstream } = &mut *scratch;
+            let x = tiling.load(self.input, &rows, logits);
+            let g = match self.upstream {
+                Some(values) => tiling.load(values, &rows, upstream),
+                None => &upstream[..x.len()],
+            };
+            tiling.write(task.output.as_mut(), within.clone(), output, |output| {
+                tiling.write(task.grad.as_mut(), within, grad, |grad| {
+                    let tile = Tile { tiling: &tiling, x, g, rows: rows.len(), has_grad };
+                    match self.map {
+                        Map::Softmax => tile.softmax(output, grad),
+                        Map::LogSoftmax => tile.log_softmax(output, grad),
+                    }
+                });
+            });
         }
     }
 }
 
-impl Map {
-    /// The output of a tile's rows, and the gradient in place of the logits.
-    fn work(self, tiling: Tiling, scratch: &mut Scratch, has_grad: bool) {
-        match tiling.is_one_row {
-            true => vectorized!(self.tile::<true>(tiling, scratch, has_grad)),
-            false => vectorized!(self.tile::<false>(tiling, scratch, has_grad)),
-        }
-    }
+/// The logits and upstream gradients of a tile.
+struct Tile<'a> {
+    tiling: &'a Tiling,
+    x: &'a [f32],
+    g: &'a [f32],
+    rows: usize,
+    has_grad: bool,
+}
 
-    #[inline(always)]
-    fn tile<const ONE_ROW: bool>(self, tiling: Tiling, scratch: &mut Scratch, has_grad: bool) {
-        const PLAIN: Logits = Logits::PLAIN;
-        let Scratch { tile, upstream, output } = scratch;
-        if self == Map::LogSoftmax {
-            output.copy_from_slice(tile);
-            // the gradient is that of a loss with these amounts
-            for amount in upstream.as_flattened_mut() {
-                *amount = -*amount;
-            }
-        }
-        let peak = peak::<ONE_ROW>(tile);
-        let k = first_at::<ONE_ROW>(tile, &peak.0);
-        let amounts = match self {
-            Map::LogSoftmax if has_grad => &upstream[..],
-            _ => &[],
+impl Tile<'_> {
+    /// `(x - m) - ln sum e^(x - m)`, and the gradient `g - p sum g`.
+    fn log_softmax(&self, output: &mut [f32], grad: &mut [f32]) {
+        let Tile { tiling, x, .. } = *self;
+        // the gradient is that of a loss with these amounts, for which there is still room
+        let amounts = match self.has_grad {
+            true => &mut *output,
+            false => &mut [],
         };
-        let found = statistics::<ONE_ROW>(&PLAIN, tile, amounts, peak);
-        match self {
-            Map::LogSoftmax => {
-                let mut log = [0.0; LANES];
-                for lane in 0..LANES {
-                    log[lane] = log1p(found.s[lane]);
-                }
-                for x in output.iter_mut() {
-                    for lane in 0..LANES {
-                        // two subtractions: a large maximum would swallow the logarithm
-                        x[lane] = or_nan(found.flags[lane], (x[lane] - found.m[lane]) - log[lane]);
-                    }
-                }
-                if has_grad {
-                    let form = found.gradient(&PLAIN);
-                    for (x, a) in tile.iter_mut().zip(&*upstream) {
-                        for lane in 0..LANES {
-                            x[lane] = or_nan(found.flags[lane], form.at(lane, x[lane], a[lane]));
-                        }
-                    }
-                }
-            }
-            Map::Softmax => {
-                let mut inverse = [0.0; LANES];
-                for lane in 0..LANES {
-                    inverse[lane] = 1.0 / (1.0 + found.s[lane]);
-                }
-                for (p, e) in output.iter_mut().zip(&*tile) {
-                    for lane in 0..LANES {
-                        p[lane] = or_nan(found.flags[lane], e[lane] * inverse[lane]);
-                    }
-                }
-                if has_grad {
-                    // p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j])), which does not cancel
-                    // where class k has nearly all of the mass
-                    let mut g_k = [0.0; LANES];
-                    for row in 0..LANES {
-                        let (vector, lane) = tiling.place(row, k[row]);
-                        g_k[row] = upstream[vector][lane];
-                    }
-                    let mean = mean::<ONE_ROW>(output, upstream, &g_k);
-                    for ((x, p), g) in tile.iter_mut().zip(&*output).zip(&*upstream) {
-                        for lane in 0..LANES {
-                            x[lane] = p[lane] * ((g[lane] - g_k[lane]) + mean[lane]);
-                        }
-                    }
-                }
+        amounts.iter_mut().zip(self.g).for_each(|(amount, g)| *amount = -g);
+        let mut found = statistics(&Logits::PLAIN, tiling, x, grad, amounts, peaks(tiling, x));
+        let Results { log, gradients, .. } =
+            found.conclude(&Logits::PLAIN, &Marks::NONE, &[0.0; LANES]);
+        if self.has_grad {
+            gradients.write(tiling, grad, amounts, &[], 1.0);
+        }
+        vectorized!(map(
+            tiling,
+            [&found.m, &log],
+            [x],
+            output,
+            // two subtractions: a large maximum would swallow the logarithm
+            #[inline(always)]
+            |[m, log], _, [x]| (x - m) - log,
+        ));
+    }
+
+    /// `p = e^(x - m) / sum e^(x - m)`, and the gradient
+    /// `p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j]))`, which does not cancel where class k
+    /// has nearly all of the mass.
+    fn softmax(&self, output: &mut [f32], grad: &mut [f32]) {
+        let Tile { tiling, x, g, .. } = *self;
+        let peaks = peaks(tiling, x);
+        let mut found = statistics(&Logits::PLAIN, tiling, x, grad, &[], peaks);
+        let Results { inverse, .. } = found.conclude(&Logits::PLAIN, &Marks::NONE, &[0.0; LANES]);
+        vectorized!(map(
+            tiling,
+            [&inverse],
+            [&*grad],
+            output,
+            #[inline(always)]
+            |[inverse], _, [e]| e * inverse,
+        ));
+        if !self.has_grad {
+            return;
+        }
+        let k = first_at(tiling, x, &peaks.0);
+        let mut g_k = [0.0; LANES];
+        for row in 0..self.rows {
+            g_k[row] = g[tiling.place(row, k[row])];
+        }
+        let mean = vectorized!(self.mean(output, &g_k));
+        vectorized!(map(
+            tiling,
+            [&g_k, &mean],
+            [&*output, g],
+            grad,
+            #[inline(always)]
+            |[g_k, mean], _, [p, g]| p * ((g - g_k) + mean),
+        ));
+    }
+
+    /// The sum of `p[j] (g[k] - g[j])`, by lane.
+    #[inline(always)]
+    fn mean(&self, p: &[f32], g_k: &Lanes) -> Lanes {
+        if self.tiling.by_lane {
+            return mean_of_run(p.as_chunks().0, self.g.as_chunks().0, g_k);
+        }
+        let classes = self.tiling.classes();
+        let mut sums = [[0.0; LANES]; LANES];
+        let rows = p.chunks_exact(classes).zip(self.g.chunks_exact(classes));
+        for (row, (p, g)) in rows.enumerate() {
+            let ((p, last_p), (g, last_g)) = (p.as_chunks(), g.as_chunks());
+            sums[row] = mean_of_run(p, g, &[g_k[row]; LANES]);
+            for (lane, (p, g)) in last_p.iter().zip(last_g).enumerate() {
+                sums[row][lane] += times(*p, g_k[row] - g);
             }
         }
+        by_row(sums, sum_lanes)
     }
 }
 
-/// NaN in rows that are, by their flags.
 #[inline(always)]
-fn or_nan(flags: u32, value: f32) -> f32 {
-    select(flags & IS_NAN != 0, f32::NAN, value)
-}
-
-/// The sum of `p[j] (g[k] - g[j])`.
-#[inline(always)]
-fn mean<const ONE_ROW: bool>(p: &[Lanes], g: &[Lanes], g_k: &Lanes) -> Lanes {
+fn mean_of_run(p: &[Lanes], g: &[Lanes], g_k: &Lanes) -> Lanes {
     // no accumulator takes many additions
     const BLOCK: usize = 64;
     let mut sum = [0.0; LANES];
@@ -214,5 +224,5 @@ fn mean<const ONE_ROW: bool>(p: &[Lanes], g: &[Lanes], g_k: &Lanes) -> Lanes {
             sum[lane] += part[lane];
         }
     }
-    if ONE_ROW { [sum_lanes(sum); LANES] } else { sum }
+    sum
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::labels::Labels;
-use super::math::{LANES, Lanes, select, times, vectorized};
+use super::math::{LANES, Lanes, times, vectorized};
 use super::row_form::{
-    IS_NAN, Logits, RowGradients, Statistics, cap, capped, exponentials, first_at, peak, statistics,
+    Gradients, IS_NAN, Logits, Marks, Results, Statistics, cap, exponentials, first_at, peaks,
+    statistics,
 };
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
 use super::tiles::{Piece, Tiling};
@@ -49,7 +50,7 @@ struct Form<'a> {
     smoothing: f32,
     /// With class targets what is spread over all classes, empty where nothing is; with
     /// probabilities the weights.
-    by_class: Vec<Lanes>,
+    by_class: Vec<f32>,
     state: Option<&'a [f32]>,
     has_grad: bool,
     has_row_outputs: bool,
@@ -66,23 +67,21 @@ struct Task<'a, T> {
     correct: Option<&'a mut [i32]>,
 }
 
-/// Memory of a thread.
+/// Memory of a thread: a tile each, where it is needed.
 struct Scratch {
-    tile: Vec<Lanes>,
-    /// The amounts of probability targets.
-    amounts: Vec<Lanes>,
-    /// The derivatives of capped logits by the input.
-    slopes: Vec<Lanes>,
+    logits: Vec<f32>,
+    /// The exponentials, then the gradient.
+    grad: Vec<f32>,
+    extra: Extra,
 }
 
-/// What targets and upstream say of a tile's rows: of one row, the same in every lane.
-struct Marks {
-    label: [usize; LANES],
-    /// What multiplies `-ln p` at the label, beyond what is spread over all classes.
-    amount: Lanes,
-    factor: Lanes,
-    /// 1 where the row is kept, 0 where it is ignored.
-    kept: Lanes,
+/// What only some settings need.
+struct Extra {
+    /// The amounts of probability targets.
+    amounts: Vec<f32>,
+    /// Capped logits, and their derivatives by the input.
+    capped: Vec<f32>,
+    slopes: Vec<f32>,
 }
 
 /// What was found of a tile's rows.
@@ -183,12 +182,17 @@ fn run<T: Stored>(
 
 impl<T: Stored> Job<'_, T> {
     fn scratch(&self) -> Scratch {
-        let vectors = |is_needed| if is_needed { self.form.tiling.vectors() } else { 0 };
-        let tile = |is_needed| vec![[0.0; LANES]; vectors(is_needed)];
+        let tiling = self.form.tiling;
+        let tile = |is_needed| if is_needed { tiling.memory(0.0) } else { vec![] };
+        let has_cap = self.form.logits.softcap.is_some();
         Scratch {
-            tile: tile(true),
-            amounts: tile(self.probabilities.is_some()),
-            slopes: tile(self.form.logits.softcap.is_some()),
+            logits: tile(true),
+            grad: tile(true),
+            extra: Extra {
+                amounts: tile(self.probabilities.is_some()),
+                capped: tile(has_cap),
+                slopes: tile(has_cap),
+            },
         }
     }
 
@@ -200,22 +204,27 @@ impl<T: Stored> Job<'_, T> {
             let row = rows.start - task.rows.start;
             let within = row..row + rows.len();
             let marks = self.marks(&rows);
-            if tiling.is_one_row && marks.kept[0] == 0.0 && !self.form.has_row_outputs {
-                // neither the row nor its upstream is looked at
-                task.grad.iter_mut().for_each(|grad| tiling.fill(0.0, row, grad));
-                task.loss.iter_mut().for_each(|loss| loss[row] = 0.0);
-                task.state.iter_mut().for_each(|state| state[4 * row..][..4].fill(0.0));
+            let Scratch { logits, grad, extra } = &mut *scratch;
+            let is_ignored = marks.kept[..rows.len()].iter().all(|kept| *kept == 0.0);
+            if is_ignored && !self.form.has_row_outputs {
+                // neither the rows nor their upstream are looked at
+                tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| grad.fill(0.0));
+                task.loss.iter_mut().for_each(|loss| loss[within.clone()].fill(0.0));
+                let state = 4 * within.start..4 * within.end;
+                task.state.iter_mut().for_each(|kept| kept[state.clone()].fill(0.0));
                 continue;
             }
 
-            tiling.load(self.input, &rows, f32::NEG_INFINITY, &mut scratch.tile);
             if let Some(probabilities) = self.probabilities {
-                tiling.load(probabilities, &rows, 0.0, &mut scratch.amounts);
+                // amounts are made of them in place
+                let amounts = &mut extra.amounts;
+                let tile = tiling.load(probabilities, &rows, logits);
+                amounts[..tile.len()].copy_from_slice(tile);
             }
-            let found = self.form.work(scratch, &rows, &marks);
-            if let Some(grad) = &mut task.grad {
-                tiling.store(&scratch.tile, &rows, row, grad);
-            }
+            let input = tiling.load(self.input, &rows, logits);
+            let found = tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| {
+                self.form.work(input, grad, extra, &rows, &marks)
+            });
             let losses = &found.loss[..rows.len()];
             sum += losses.iter().copied().map(f64::from).sum::<f64>();
             if let Some(loss) = &mut task.loss {
@@ -244,12 +253,7 @@ impl<T: Stored> Job<'_, T> {
     }
 
     fn marks(&self, rows: &Range<usize>) -> Marks {
-        let mut marks = Marks {
-            label: [0; LANES],
-            amount: [0.0; LANES],
-            factor: [self.factor; LANES],
-            kept: [1.0; LANES],
-        };
+        let mut marks = Marks { factor: [self.factor; LANES], ..Marks::NONE };
         for (lane, row) in rows.clone().enumerate() {
             if let Some(upstream) = self.upstream {
                 marks.factor[lane] = upstream[row].to_f32();
@@ -264,193 +268,125 @@ impl<T: Stored> Job<'_, T> {
                 }
             }
         }
-        if self.form.tiling.is_one_row {
-            marks = Marks {
-                label: [marks.label[0]; LANES],
-                amount: [marks.amount[0]; LANES],
-                factor: [marks.factor[0]; LANES],
-                kept: [marks.kept[0]; LANES],
-            };
-        }
         marks
     }
 }
 
 impl Form<'_> {
-    /// What there is to know of a tile's rows; the gradient takes the place of the logits.
-    fn work(&self, scratch: &mut Scratch, rows: &Range<usize>, marks: &Marks) -> Found {
-        match self.tiling.is_one_row {
-            true => vectorized!(self.tile::<true>(scratch, rows, marks)),
-            false => vectorized!(self.tile::<false>(scratch, rows, marks)),
-        }
-    }
-
-    #[inline(always)]
-    fn tile<const ONE_ROW: bool>(
+    /// What there is to know of a tile's rows. The gradient is written to `to`; exponentials are, if
+    /// it is not asked for.
+    fn work(
         &self,
-        scratch: &mut Scratch,
+        input: &[f32],
+        to: &mut [f32],
+        extra: &mut Extra,
         rows: &Range<usize>,
         marks: &Marks,
     ) -> Found {
-        let Scratch { tile, amounts, slopes } = scratch;
-        let logits = &self.logits;
+        let (settings, tiling) = (&self.logits, &self.tiling);
         let amounts = match self.has_classes {
             true => &self.by_class[..],
             false => {
-                self.smooth(amounts);
-                &amounts[..]
+                let amounts = &mut extra.amounts[..input.len()];
+                vectorized!(self.smooth(amounts));
+                &*amounts
             }
         };
 
-        let mut picked = self.at_labels(tile, marks);
-        let mut peak_of_input = peak::<ONE_ROW>(tile);
+        let (mut m, flags) = peaks(tiling, input);
         let argmax = match self.has_row_outputs {
             // of the input itself: a cap makes ties of large logits
-            true => first_at::<ONE_ROW>(tile, &peak_of_input.0),
+            true => first_at(tiling, input, &m),
             false => [0; LANES],
         };
-        if let Some(softcap) = logits.softcap {
-            cap(logits, softcap, tile, slopes);
-            picked = picked.map(
-                #[inline(always)]
-                |x| capped(logits, softcap, x),
-            );
-            peak_of_input.0 = peak::<ONE_ROW>(tile).0;
+        let (mut logits, mut slopes) = (input, &[][..]);
+        if let Some(softcap) = settings.softcap {
+            let capped = &mut extra.capped[..input.len()];
+            let derivatives = &mut extra.slopes[..input.len()];
+            cap(settings, softcap, input, capped, derivatives);
+            logits = capped;
+            slopes = derivatives;
+            m = peaks(tiling, logits).0;
         }
-        let statistics = match self.state {
+        let picked = self.at_labels(logits, marks, rows.len());
+        let mut known = *marks;
+        let mut found = match self.state {
             Some(state) => {
                 let kept = kept_statistics(state, rows);
-                exponentials(logits, tile, &kept.m);
+                exponentials(settings, tiling, logits, to, &kept.m);
+                // amounts at labels are part of it already
+                known.amount = [0.0; LANES];
                 kept
             }
-            None => {
-                let mut found = statistics::<ONE_ROW>(logits, tile, amounts, peak_of_input);
-                if self.has_classes {
-                    found.add_amounts(logits, &marks.amount, &picked);
-                }
-                found
-            }
+            None => statistics(settings, tiling, logits, to, amounts, (m, flags)),
         };
+        let Results { loss, logsumexp, gradients, .. } = found.conclude(settings, &known, &picked);
         if self.has_grad {
-            self.gradient(&statistics, tile, amounts, slopes, marks, rows.len());
+            self.gradient(&gradients, to, amounts, slopes, marks, rows.len());
         }
-
-        let Statistics { m, s, rest, top, .. } = statistics;
-        let mut found = Found {
-            loss: [0.0; LANES],
-            state: [m, s, rest, top],
-            logsumexp: [0.0; LANES],
-            argmax: [-1; LANES],
-        };
-        for lane in 0..LANES {
-            let row = statistics.row(lane);
-            let is_nan = row.flags & IS_NAN != 0;
-            found.loss[lane] = select(marks.kept[lane] == 0.0, 0.0, row.loss(logits));
-            found.state[0][lane] = select(is_nan, f32::NAN, row.m);
-        }
+        let mut classes = [-1; LANES];
         if self.has_row_outputs {
             for lane in 0..LANES {
-                let row = statistics.row(lane);
-                found.logsumexp[lane] = row.logsumexp(logits);
-                found.argmax[lane] = if row.flags & IS_NAN != 0 { -1 } else { argmax[lane] as i32 };
+                classes[lane] = if found.m[lane].is_nan() { -1 } else { argmax[lane] as i32 };
             }
         }
-        found
+        let state = [found.m, found.s, found.rest, found.top];
+        Found { loss, state, logsumexp, argmax: classes }
     }
 
     /// The numbers of a tile at the labels.
-    #[inline(always)]
-    fn at_labels(&self, tile: &[Lanes], marks: &Marks) -> Lanes {
+    fn at_labels(&self, tile: &[f32], marks: &Marks, rows: usize) -> Lanes {
         let mut numbers = [0.0; LANES];
-        for row in 0..LANES {
-            let (vector, lane) = self.tiling.place(row, marks.label[row]);
-            numbers[row] = tile[vector][lane];
+        for row in 0..rows {
+            numbers[row] = tile[self.tiling.place(row, marks.label[row])];
         }
         numbers
     }
 
     /// `w[c] ((1 - label smoothing) t[c] + label smoothing / C)` in place of t.
     #[inline(always)]
-    fn smooth(&self, tile: &mut [Lanes]) {
-        for (t, weight) in tile.iter_mut().zip(&self.by_class) {
-            for lane in 0..LANES {
-                let smoothed = times(self.confidence, t[lane]) + self.smoothing;
-                t[lane] = times(weight[lane], smoothed);
+    fn smooth(&self, tile: &mut [f32]) {
+        for tile in tile.chunks_exact_mut(self.by_class.len()) {
+            for (t, weight) in tile.iter_mut().zip(&self.by_class) {
+                let smoothed = times(self.confidence, *t) + self.smoothing;
+                *t = times(*weight, smoothed);
             }
         }
     }
 
     /// Writes the gradient over the exponentials.
-    #[inline(always)]
     fn gradient(
         &self,
-        statistics: &Statistics,
-        tile: &mut [Lanes],
-        amounts: &[Lanes],
-        slopes: &[Lanes],
+        gradients: &Gradients,
+        tile: &mut [f32],
+        amounts: &[f32],
+        slopes: &[f32],
         marks: &Marks,
         rows: usize,
     ) {
-        let mut scaled = ScaledGradients {
-            of_logits: statistics.gradient(&self.logits),
-            factor: marks.factor,
-            filling: [1.0; LANES],
-        };
-        for lane in 0..LANES {
-            let is_nan = (statistics.flags[lane] & IS_NAN != 0) | marks.factor[lane].is_nan();
-            let of_kept = select(is_nan, f32::NAN, 1.0);
-            scaled.filling[lane] = select(marks.kept[lane] == 0.0, 0.0, of_kept);
-        }
-
+        let (tiling, scale) = (&self.tiling, self.logits.scale);
         // at labels the amounts are others
-        let zeros = [0.0; LANES];
-        let scales = [self.logits.scale; LANES];
-        let e = self.at_labels(tile, marks);
-        let spread = if amounts.is_empty() { zeros } else { self.at_labels(amounts, marks) };
-        let slope = if slopes.is_empty() { scales } else { self.at_labels(slopes, marks) };
-        let mut picked = zeros;
-        for lane in 0..LANES {
-            picked[lane] = scaled.at(lane, e[lane], spread[lane] + marks.amount[lane], slope[lane]);
+        let e = self.at_labels(tile, marks, rows);
+        gradients.write(tiling, tile, amounts, slopes, scale);
+        if !self.has_classes {
+            return;
         }
-
-        if amounts.is_empty() && slopes.is_empty() {
-            for x in tile.iter_mut() {
-                for lane in 0..LANES {
-                    x[lane] = scaled.at(lane, x[lane], 0.0, scales[lane]);
-                }
-            }
-        } else {
-            for (i, x) in tile.iter_mut().enumerate() {
-                let a = amounts.get(i).unwrap_or(&zeros);
-                let slope = slopes.get(i).unwrap_or(&scales);
-                for lane in 0..LANES {
-                    x[lane] = scaled.at(lane, x[lane], a[lane], slope[lane]);
-                }
-            }
-        }
-        if self.has_classes {
+        let mut amount = marks.amount;
+        if !amounts.is_empty() {
             for row in 0..rows {
-                let (vector, lane) = self.tiling.place(row, marks.label[row]);
-                tile[vector][lane] = picked[row];
+                // of all rows alike
+                let all = if tiling.by_lane { row } else { 0 };
+                amount[row] += amounts[tiling.place(all, marks.label[row])];
             }
         }
-    }
-}
-
-/// The gradients of a tile's rows by the input.
-struct ScaledGradients {
-    of_logits: RowGradients,
-    factor: Lanes,
-    /// What stands in rows that are ignored, or not numbers; 1 for others.
-    filling: Lanes,
-}
-
-impl ScaledGradients {
-    /// As [`RowGradients::at`], where the logit's derivative by the input is `slope`.
-    #[inline(always)]
-    fn at(&self, lane: usize, e: f32, a: f32, slope: f32) -> f32 {
-        let g = times(self.of_logits.at(lane, e, a) * slope, self.factor[lane]);
-        select(self.filling[lane] == 1.0, g, self.filling[lane])
+        let slope = match slopes {
+            [] => [scale; LANES],
+            slopes => self.at_labels(slopes, marks, rows),
+        };
+        let picked = gradients.at(&e, &amount, &slope);
+        for row in 0..rows {
+            tile[tiling.place(row, marks.label[row])] = picked[row];
+        }
     }
 }
 

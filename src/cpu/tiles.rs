@@ -1,27 +1,32 @@
-//! Rows of classes, and the tiles of vectors that they are worked on in.
+//! Rows of classes, and the tiles of a few rows that they are worked on in.
 
 use std::iter::repeat_with;
 use std::ops::Range;
 
-use super::math::{LANES, Lanes};
-use super::storage::{Stored, take};
+use super::math::{LANES, Lanes, vectorized};
+use super::storage::{Stored, as_f32, take, write_f32};
 use crate::shape::ClassShape;
 
-/// The most classes of which sixteen rows share a tile. One row alone would leave lanes idle, and
-/// have its results for itself.
+/// The most classes of which the rows of a tile lie in lanes: longer ones fill vectors themselves.
 const FEW_CLASSES: usize = 32;
+
+/// About how many elements a tile has, if it has several rows: it is read again from a near cache.
+const TILE: usize = 1 << 14;
 
 /// About how many elements a task has. A sum is that of its tasks, in order, whatever the number of
 /// threads.
 const TASK: usize = 1 << 15;
 
-/// How rows lie in tiles.
+/// How rows lie in tiles. A tile has up to [`LANES`] rows, so what is known of its rows is a number
+/// a lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiling {
     shape: ClassShape,
-    /// Whether a tile is one row, whose classes fill its vectors one after the other. Otherwise it
-    /// is sixteen rows, a vector holds one class of each, and lanes know nothing of one another.
-    pub is_one_row: bool,
+    /// Whether a tile has a vector for each class, with a row in each lane. Otherwise its rows lie
+    /// one after the other.
+    pub by_lane: bool,
+    /// How many rows a tile has; the last one of a task may have fewer.
+    rows: usize,
 }
 
 /// What a task writes of a tensor of the input's shape.
@@ -34,34 +39,34 @@ pub(super) struct Piece<'a, T> {
 impl Tiling {
     pub fn of(shape: ClassShape) -> Self {
         let ClassShape { classes, positions, .. } = shape;
-        let is_one_row = positions < LANES && (positions > 1 || classes > FEW_CLASSES);
-        Tiling { shape, is_one_row }
+        let by_lane = positions >= LANES || classes <= FEW_CLASSES;
+        let rows = if by_lane { LANES } else { (TILE / classes).clamp(1, LANES) };
+        Tiling { shape, by_lane, rows }
     }
 
-    /// How many vectors a tile has.
-    pub fn vectors(&self) -> usize {
-        match self.is_one_row {
-            true => self.shape.classes.div_ceil(LANES),
-            false => self.shape.classes,
-        }
+    pub fn classes(&self) -> usize {
+        self.shape.classes
     }
 
-    /// The vector and the lane of a class, in the `row`-th row of a tile.
+    /// Memory for a tile, and where its rows have to be transposed, for the rows as they lie in the
+    /// tensor.
+    pub fn memory(&self, fill: f32) -> Vec<f32> {
+        let tile = self.rows * self.shape.classes;
+        vec![fill; if self.is_transposed() { 2 * tile } else { tile }]
+    }
+
+    /// Where the number of a class stands, in the `row`-th row of a tile.
     #[inline(always)]
-    pub fn place(&self, row: usize, class: usize) -> (usize, usize) {
-        if self.is_one_row { (class / LANES, class % LANES) } else { (class, row) }
+    pub fn place(&self, row: usize, class: usize) -> usize {
+        if self.by_lane { class * LANES + row } else { row * self.shape.classes + class }
     }
 
-    /// A number for each class, as a tile has them.
-    pub fn by_class(&self, number: impl Fn(usize) -> f32) -> Vec<Lanes> {
-        let mut tile = vec![[0.0; LANES]; self.vectors()];
-        for class in 0..self.shape.classes {
-            match self.is_one_row {
-                true => tile[class / LANES][class % LANES] = number(class),
-                false => tile[class] = [number(class); LANES],
-            }
-        }
-        tile
+    /// A number for each class, as the rows of a tile have them; once, where they lie one after the
+    /// other.
+    pub fn by_class(&self, number: impl Fn(usize) -> f32) -> Vec<f32> {
+        let repeated = if self.by_lane { LANES } else { 1 };
+        let classes = 0..self.shape.classes;
+        classes.flat_map(|class| std::iter::repeat_n(number(class), repeated)).collect()
     }
 
     /// Whether positions are so many that they are divided among tasks.
@@ -69,17 +74,24 @@ impl Tiling {
         self.shape.positions >= LANES
     }
 
-    /// The rows of each task, in order. A tile's rows are never of two tasks, nor of two indices of
-    /// the batch where classes lie apart.
+    /// Whether a tile's numbers lie in memory as they do in the tile.
+    fn is_contiguous(&self) -> bool {
+        !self.by_lane && self.shape.positions == 1
+    }
+
+    /// Whether a tile has rows in lanes that lie one after the other in memory.
+    fn is_transposed(&self) -> bool {
+        self.by_lane && self.shape.positions == 1
+    }
+
+    /// The rows of each task, in order. A task has whole tiles, and indices of the batch are divided
+    /// among tasks only where these have columns.
     pub fn tasks(&self) -> Vec<Range<usize>> {
         let ClassShape { classes, positions, .. } = self.shape;
-        let at_least = |elements: usize| TASK.div_ceil(elements.max(1)).next_multiple_of(LANES);
-        let (line, per_task) = match (self.has_columns(), self.is_one_row) {
-            (true, _) => (positions, at_least(classes)),
-            (_, true) => {
-                (self.shape.rows(), TASK.div_ceil(classes).next_multiple_of(positions.max(1)))
-            }
-            (_, false) => (self.shape.rows(), at_least(classes)),
+        let per_task = TASK.div_ceil(classes.max(1));
+        let (line, per_task) = match self.has_columns() {
+            true => (positions, per_task.next_multiple_of(self.rows)),
+            false => (self.shape.rows(), per_task.next_multiple_of(self.rows * positions.max(1))),
         };
         let lines = (0..self.shape.rows()).step_by(line.max(1));
         lines
@@ -123,83 +135,184 @@ impl Tiling {
 
     /// The rows of each tile of a task.
     pub fn tiles(&self, task: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let rows = if self.is_one_row { 1 } else { LANES };
-        let end = task.end;
+        let (rows, end) = (self.rows, task.end);
         task.step_by(rows).map(move |first| first..end.min(first + rows))
     }
 
-    /// Reads rows of a tensor. Lanes past the classes become `padding`; lanes past the rows stay as
-    /// they are.
-    pub fn load<T: Stored>(
+    /// How many numbers a tile of so many rows has. Lanes without a row are there too.
+    fn numbers_of(&self, rows: usize) -> usize {
+        self.shape.classes * if self.by_lane { LANES } else { rows }
+    }
+
+    /// The numbers of rows of a tensor: those in memory, or a copy. Lanes without a row have what was
+    /// in the copy.
+    pub fn load<'a, T: Stored>(
         &self,
-        from: &[T],
+        from: &'a [T],
         rows: &Range<usize>,
-        padding: f32,
-        tile: &mut [Lanes],
-    ) {
+        copy: &'a mut [f32],
+    ) -> &'a [f32] {
         let ClassShape { classes, positions, .. } = self.shape;
-        let (batch, position) = (rows.start / positions, rows.start % positions);
-        let from = &from[batch * classes * positions + position..];
-        if self.is_one_row {
-            let (row, rest) = tile.as_flattened_mut().split_at_mut(classes);
-            match positions {
-                1 => T::read(&from[..classes], row),
-                _ => {
-                    let numbers = from.iter().step_by(positions);
-                    row.iter_mut().zip(numbers).for_each(|(to, number)| *to = number.to_f32());
-                }
-            }
-            rest.fill(padding);
-        } else if positions == 1 {
-            for (lane, row) in from.chunks_exact(classes).take(rows.len()).enumerate() {
-                tile.iter_mut().zip(row).for_each(|(to, number)| to[lane] = number.to_f32());
-            }
-        } else {
-            for (to, line) in tile.iter_mut().zip(from.chunks(positions)) {
+        if self.is_contiguous() {
+            return as_f32(&from[rows.start * classes..rows.end * classes], copy);
+        }
+        let (copy, flat) = copy.split_at_mut(self.numbers_of(rows.len()));
+        if self.is_transposed() {
+            let rows = as_f32(&from[rows.start * classes..rows.end * classes], flat);
+            vectorized!(rows_to_lanes(classes, rows, copy));
+            return copy;
+        }
+        if self.has_columns() {
+            let (batch, position) = (rows.start / positions, rows.start % positions);
+            let lines = from[batch * classes * positions + position..].chunks(positions);
+            for (to, line) in copy.as_chunks_mut::<LANES>().0.iter_mut().zip(lines) {
                 T::read(&line[..rows.len()], &mut to[..rows.len()]);
             }
+            return copy;
         }
-    }
-
-    /// Writes rows, of which the first is the `row`-th of the task.
-    pub fn store<T: Stored>(
-        &self,
-        tile: &[Lanes],
-        rows: &Range<usize>,
-        row: usize,
-        to: &mut Piece<'_, T>,
-    ) {
-        let ClassShape { classes, positions, .. } = self.shape;
-        let lines = &mut to.lines;
-        if self.has_columns() {
-            for (line, from) in lines.iter_mut().zip(tile) {
-                T::write(&from[..rows.len()], &mut line[row..row + rows.len()]);
-            }
-            return;
-        }
-        let Some(line) = lines.first_mut() else { return };
-        let to = &mut line[row / positions * classes * positions + row % positions..];
-        if self.is_one_row {
-            let row = &tile.as_flattened()[..classes];
-            match positions {
-                1 => T::write(row, &mut to[..classes]),
-                _ => {
-                    let numbers = to.iter_mut().step_by(positions);
-                    numbers.zip(row).for_each(|(to, &number)| *to = T::from_f32(number));
+        for (row, numbers) in rows.clone().map(|row| &from[self.first(row)..]).enumerate() {
+            let numbers = numbers.iter().step_by(positions).take(classes);
+            match self.by_lane {
+                true => {
+                    let to = copy.as_chunks_mut::<LANES>().0.iter_mut();
+                    to.zip(numbers).for_each(|(to, number)| to[row] = number.to_f32());
+                }
+                false => {
+                    let to = copy[row * classes..].iter_mut();
+                    to.zip(numbers).for_each(|(to, number)| *to = number.to_f32());
                 }
             }
-        } else {
-            for (lane, row) in to.chunks_exact_mut(classes).take(rows.len()).enumerate() {
-                row.iter_mut().zip(tile).for_each(|(to, from)| *to = T::from_f32(from[lane]));
-            }
         }
+        copy
     }
 
-    /// Fills a row's numbers, the `row`-th of the task, of a tile that is one row.
-    pub fn fill<T: Stored>(&self, value: f32, row: usize, to: &mut Piece<'_, T>) {
+    /// Has a tile written into memory, directly or by way of a copy, or into the copy alone. Its rows
+    /// are counted from the task's first.
+    pub fn write<T: Stored, R>(
+        &self,
+        to: Option<&mut Piece<'_, T>>,
+        rows: Range<usize>,
+        copy: &mut [f32],
+        write: impl FnOnce(&mut [f32]) -> R,
+    ) -> R {
         let ClassShape { classes, positions, .. } = self.shape;
-        let Some(line) = to.lines.first_mut() else { return };
-        let to = &mut line[row / positions * classes * positions + row % positions..];
-        to.iter_mut().step_by(positions).take(classes).for_each(|to| *to = T::from_f32(value));
+        let count = self.numbers_of(rows.len());
+        let Some(Piece { lines }) = to else { return write(&mut copy[..count]) };
+        if self.is_contiguous() {
+            let to = &mut lines[0][rows.start * classes..rows.end * classes];
+            return write_f32(to, copy, write);
+        }
+        let (copy, flat) = copy.split_at_mut(count);
+        let result = write(copy);
+        if self.is_transposed() {
+            let to = &mut lines[0][rows.start * classes..rows.end * classes];
+            write_f32(to, flat, |to| vectorized!(lanes_to_rows(classes, copy, to)));
+            return result;
+        }
+        if self.has_columns() {
+            for (line, from) in lines.iter_mut().zip(copy.as_chunks::<LANES>().0) {
+                T::write(&from[..rows.len()], &mut line[rows.clone()]);
+            }
+            return result;
+        }
+        for (row, first) in rows.map(|row| self.first(row)).enumerate() {
+            let to = lines[0][first..].iter_mut().step_by(positions).take(classes);
+            match self.by_lane {
+                true => {
+                    let from = copy.as_chunks::<LANES>().0;
+                    to.zip(from).for_each(|(to, from)| *to = T::from_f32(from[row]));
+                }
+                false => {
+                    let from = &copy[row * classes..];
+                    to.zip(from).for_each(|(to, number)| *to = T::from_f32(*number));
+                }
+            }
+        }
+        result
+    }
+
+    /// Where a row's first number is, among all rows' or those of a task.
+    fn first(&self, row: usize) -> usize {
+        let ClassShape { classes, positions, .. } = self.shape;
+        row / positions * classes * positions + row % positions
+    }
+}
+
+/// Puts up to [`LANES`] rows into lanes. Lanes without a row repeat the last one.
+#[inline(always)]
+fn rows_to_lanes(classes: usize, rows: &[f32], lanes: &mut [f32]) {
+    let last = rows.len() / classes - 1;
+    let mut by_lane = [rows; LANES];
+    for lane in 0..LANES {
+        by_lane[lane] = &rows[lane.min(last) * classes..][..classes];
+    }
+    for (class, to) in lanes.as_chunks_mut::<LANES>().0.iter_mut().enumerate().take(classes) {
+        let mut numbers = [0.0; LANES];
+        for lane in 0..LANES {
+            numbers[lane] = by_lane[lane][class];
+        }
+        *to = numbers;
+    }
+}
+
+/// Takes rows out of lanes.
+#[inline(always)]
+fn lanes_to_rows(classes: usize, lanes: &[f32], rows: &mut [f32]) {
+    let lanes = lanes.as_chunks::<LANES>().0;
+    for (lane, row) in rows.chunks_exact_mut(classes).enumerate().take(LANES) {
+        row.iter_mut().zip(lanes).for_each(|(to, from)| *to = from[lane]);
+    }
+}
+
+/// Maps the numbers of a tile, in place. The function is given what is known of the number's row, the
+/// number, and those at the same place in other tiles.
+///
+/// The last vector of a row that is no multiple of [`LANES`] long overlaps the one before it.
+#[inline(always)]
+pub(super) fn map<const N: usize, const K: usize>(
+    tiling: &Tiling,
+    of_rows: [&Lanes; N],
+    others: [&[f32]; K],
+    tile: &mut [f32],
+    function: impl Fn([f32; N], f32, [f32; K]) -> f32,
+) {
+    if tiling.by_lane {
+        return map_run(of_rows.map(|lanes| *lanes), others, tile, &function);
+    }
+    let classes = tiling.classes();
+    for (row, to) in tile.chunks_exact_mut(classes).enumerate() {
+        // the same for every row, or those of this one
+        let others = others.map(|other| match other.len() == classes {
+            true => other,
+            false => &other[row * classes..][..classes],
+        });
+        let of_row = of_rows.map(|lanes| [lanes[row]; LANES]);
+        let last = to.last_chunk::<LANES>().copied();
+        map_run(of_row, others, to, &function);
+        if let (false, Some(mut last)) = (classes.is_multiple_of(LANES), last) {
+            let others = others.map(|other| &other[classes - LANES..]);
+            map_run(of_row, others, &mut last, &function);
+            to.last_chunk_mut().into_iter().for_each(|to| *to = last);
+        }
+    }
+}
+
+/// Maps whole vectors.
+#[inline(always)]
+fn map_run<const N: usize, const K: usize>(
+    of_lanes: [Lanes; N],
+    others: [&[f32]; K],
+    to: &mut [f32],
+    function: &impl Fn([f32; N], f32, [f32; K]) -> f32,
+) {
+    let others = others.map(|other| other.as_chunks::<LANES>().0);
+    for (i, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let others = others.map(|other| &other[i]);
+        let mut mapped = *to;
+        for lane in 0..LANES {
+            let of_lane = of_lanes.each_ref().map(|lanes| lanes[lane]);
+            mapped[lane] = function(of_lane, mapped[lane], others.map(|other| other[lane]));
+        }
+        *to = mapped;
     }
 }

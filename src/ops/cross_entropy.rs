@@ -151,7 +151,7 @@ impl CrossEntropy {
         self
     }
 
-    /// What logits are multiplied by: an inverse temperature, above 0. Default: 1.
+    /// What logits are multiplied by: an inverse temperature, above 0, which f32 rounds. Default: 1.
     pub fn logit_scale(mut self, logit_scale: f64) -> Self {
         self.logit_scale = logit_scale;
         self

@@ -12,7 +12,7 @@ use crate::program::{
     Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
 };
 use crate::reference::{self, Values};
-use crate::select::Facts;
+use crate::select::{Blocks, Facts};
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
 
@@ -32,6 +32,8 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     const SHADER: File;
     /// Whether there are targets: maps have none.
     const TARGET: bool = true;
+    /// Whether it is a loss of `x - t`, which is NaN where both are the same infinity.
+    const OF_DIFFERENCE: bool = false;
     /// Which of `weight` and `pos_weight` it takes.
     const WEIGHTS: &'static [&'static str] = &[];
     /// Whether inputs and targets must lie in `[0, 1]`.
@@ -48,8 +50,8 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     }
 
     /// Numbers that the shader finds in `params.settings`.
-    fn settings(&self) -> [f64; 2] {
-        [0.0; 2]
+    fn settings(&self) -> [f64; 3] {
+        [0.0; 3]
     }
 
     /// Values of the shader's own `override` declarations.
@@ -62,8 +64,8 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
         false
     }
 
-    /// The definition in float64, before the element's weight. NaN in `x` and `t` is dealt with by
-    /// the caller.
+    /// The definition in float64, before the element's weight. NaN in `x` and `t`, and in the
+    /// difference of infinities, is dealt with by the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
 
     /// The shader's two hooks for the CPU: loss and derivative in f32, likewise; branch-free and
@@ -172,7 +174,7 @@ impl<E: Elementwise> Op for E {
                     E::SHADER,
                     kernel::CONTROL,
                     kernel::check_elements(E::UNIT_INTERVAL),
-                    kernel::upstream(upstream_is_tensor),
+                    kernel::upstream(args.upstream.is_some(), !upstream_is_tensor),
                     kernel::results(E::TARGET),
                 ][..],
                 &kernel::storage(input.dtype(), vec4, args.memory),
@@ -182,6 +184,7 @@ impl<E: Elementwise> Op for E {
             constants: [
                 vec![
                     ("HAS_TARGET", E::TARGET.into()),
+                    ("OF_DIFFERENCE", E::OF_DIFFERENCE.into()),
                     ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
                     ("WEIGHTED", args.weight.is_some().into()),
                     ("POS_WEIGHTED", args.pos_weight.is_some().into()),
@@ -191,6 +194,7 @@ impl<E: Elementwise> Op for E {
                 self.constants(),
             ]
             .concat(),
+            blocks: Blocks::default(),
             shares_buffers: args.memory != Memory::Apart,
         };
 
@@ -211,10 +215,9 @@ impl<E: Elementwise> Op for E {
                 line: part.line as u32,
                 dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
+                own: weights.own.map(|own| own.is_some().into()),
                 settings: self.settings().map(|setting| setting as f32),
                 first: first_place(part.first),
-                unused: 0,
-                own: weights.own.map(|own| own.is_some().into()),
                 dim: weights.dims_from(part.first),
             };
             let mut bindings = Vec::new();
@@ -242,8 +245,11 @@ impl<E: Elementwise> Op for E {
                 let stretch = [done, teams, 0];
                 bindings.push(Binding::part(6, sums, &program.scratch[i], stretch));
             }
-            if pass.has_grad() && !upstream_is_tensor {
-                bindings.push(Binding::all_or_one(4, Slot::Upstream, args.upstream.as_ref()));
+            if let Some(upstream) = &args.upstream
+                && pass.has_grad()
+                && !upstream_is_tensor
+            {
+                bindings.push(Binding::all(4, Slot::Upstream, upstream));
             }
             if E::UNIT_INTERVAL {
                 bindings.push(Binding::control());

@@ -29,7 +29,7 @@ use crate::{Error, Reduction, Result};
 ///
 /// # Edges
 /// - No elements: mean NaN, sum 0.
-/// - A NaN input or target makes loss and gradient NaN.
+/// - A NaN input or target makes loss and gradient NaN, and so do both at the same infinity.
 ///
 /// Source: PyTorch's `torch.nn.HuberLoss`; Huber, "Robust Estimation of a Location Parameter",
 /// 1964.
@@ -76,13 +76,14 @@ impl sealed::Sealed for Huber {}
 impl Elementwise for Huber {
     const NAME: &'static str = "huber";
     const SHADER: File = shader!("ops/huber.wgsl");
+    const OF_DIFFERENCE: bool = true;
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 2] {
-        [self.delta, 0.0]
+    fn settings(&self) -> [f64; 3] {
+        [self.delta, 0.0, 0.0]
     }
 
     fn check_options(&self) -> Result<()> {

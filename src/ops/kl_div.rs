@@ -30,8 +30,8 @@ use crate::Reduction;
 /// dimension, which makes it the divergence of distributions in rows.
 ///
 /// # Edges
-/// - A target of 0 (with `log_target`: -inf) costs nothing whatever the input. A negative target's
-///   loss is NaN.
+/// - A target of 0 (with `log_target`: -inf) costs nothing whatever the input; any other one costs
+///   an infinity where the input is -inf. A negative target's loss is NaN.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.
 ///
@@ -86,7 +86,8 @@ impl Elementwise for KlDiv {
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         if self.log_target {
-            let p = t.exp();
+            // a factor is 0 at -inf alone, and not where it underflows
+            let p = if t.is_finite() { t.exp().max(f64::MIN_POSITIVE) } else { t.exp() };
             return Point { loss: [times(p, t), -times(p, x)], grad: [-p, 0.0, 0.0] };
         }
         Point { loss: [times(t, t.ln()), -times(t, x)], grad: [-t, 0.0, 0.0] }
@@ -97,8 +98,11 @@ impl Elementwise for KlDiv {
     fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         if self.log_target {
-            let p = exp(t);
-            return Point { loss: annihilating_product(p, t - x), grad: -p };
+            // e^t as a square, since it may underflow where the loss does not; 0 at -inf alone
+            let least = max(t, -174.0);
+            let root = select(t == f32::NEG_INFINITY, 0.0, exp(0.5 * least));
+            let loss = annihilating_product(root, root * (least - x));
+            return Point { loss, grad: -exp(t) };
         }
         // 0 ln 0 is 0; the logarithm of a negative number is NaN
         let loss = annihilating_product(t, ln(t) - x);

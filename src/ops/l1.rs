@@ -26,7 +26,8 @@ use crate::Reduction;
 /// `mean` (the default) divides by the number of elements.
 ///
 /// # Edges
-/// - Where the input or the target is NaN the loss is NaN and the gradient 0, as in PyTorch.
+/// - Where the input or the target is NaN, or both are the same infinity, the loss is NaN and the
+///   gradient 0, as in PyTorch.
 /// - No elements: mean NaN, sum 0.
 ///
 /// Source: PyTorch's `torch.nn.L1Loss`.
@@ -60,6 +61,7 @@ impl sealed::Sealed for L1 {}
 impl Elementwise for L1 {
     const NAME: &'static str = "l1";
     const SHADER: File = shader!("ops/l1.wgsl");
+    const OF_DIFFERENCE: bool = true;
 
     fn reduction(&self) -> Reduction {
         self.reduction

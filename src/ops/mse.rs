@@ -26,7 +26,8 @@ use crate::Reduction;
 ///
 /// # Edges
 /// - No elements: mean NaN, sum 0.
-/// - A NaN input or target makes loss and gradient NaN.
+/// - A NaN input or target makes loss and gradient NaN, and so do both at the same infinity.
+/// - The loss is infinite from |x - t| = 1.8e19 on, where its square is beyond f32.
 ///
 /// Source: PyTorch's `torch.nn.MSELoss`.
 ///
@@ -59,6 +60,7 @@ impl sealed::Sealed for Mse {}
 impl Elementwise for Mse {
     const NAME: &'static str = "mse";
     const SHADER: File = shader!("ops/mse.wgsl");
+    const OF_DIFFERENCE: bool = true;
 
     fn reduction(&self) -> Reduction {
         self.reduction

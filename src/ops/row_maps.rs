@@ -4,7 +4,7 @@ use super::{FLOATS, expect_dtype, expect_shape, grad_layout};
 use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{Binding, Program, RowParams, Slot, stretches};
-use crate::select::Facts;
+use crate::select::{Blocks, Facts};
 use crate::shape::{ClassShape, Layout};
 use crate::{Args, Error, Output, Pass, Result};
 
@@ -91,7 +91,9 @@ impl RowMap {
             constants: vec![
                 ("SPREAD", (pass.has_grad() && self.upstream_is_amounts).into()),
                 ("HAS_UPSTREAM", args.upstream.is_some().into()),
+                ("STRIDED", (shape.positions > 1).into()),
             ],
+            blocks: Blocks::default(),
             shares_buffers: args.memory != Memory::Apart,
         };
         let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);

@@ -6,7 +6,7 @@ use crate::kernel::{self, File, Kernel};
 use crate::program::{
     Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, first_place, stretches,
 };
-use crate::select::Facts;
+use crate::select::{Blocks, Facts};
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
@@ -102,7 +102,8 @@ impl RowLoss<'_> {
             }
             let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
             let tensors: Vec<_> = tensors.into_iter().flatten().collect();
-            let kernel = self.kernel(label.clone(), shape.loads_vec4(tensors.iter().copied()));
+            let vec4 = shape.loads_vec4(tensors.iter().copied());
+            let kernel = self.kernel(label.clone(), shape, vec4);
             let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
 
             let most = self.batches_per_part(facts, shape, &tensors)?;
@@ -192,16 +193,18 @@ impl RowLoss<'_> {
         })
     }
 
-    fn kernel(&self, label: String, vec4: bool) -> Kernel {
+    fn kernel(&self, label: String, shape: ClassShape, vec4: bool) -> Kernel {
         let args = self.args;
-        let upstream_is_tensor = self.reduction == Reduction::None && args.upstream.is_some();
-        let common = [kernel::ROW_FORM, kernel::CLASSES, kernel::upstream(upstream_is_tensor)];
+        let upstream = kernel::upstream(args.upstream.is_some(), self.reduction != Reduction::None);
+        let common = [kernel::ROW_FORM, kernel::CLASSES, upstream];
         let storage = kernel::storage(args.input.dtype(), vec4, args.memory);
+        let strided = ("STRIDED", (shape.positions > 1).into());
         Kernel {
             label,
             files: [&self.files[..], &common, &storage].concat(),
             entry_point: self.pass.name(),
-            constants: [&self.constants[..], &[self.weighted()]].concat(),
+            constants: [&self.constants[..], &[self.weighted(), strided]].concat(),
+            blocks: Blocks::default(),
             shares_buffers: args.memory != Memory::Apart,
         }
     }
@@ -251,12 +254,12 @@ impl RowLoss<'_> {
             bindings.push(lines(1, Slot::Input, &args.input));
         }
         if pass.has_grad() {
-            bindings.push(match &args.upstream {
-                Some(upstream) if self.reduction == Reduction::None => {
-                    per_row(4, Slot::Upstream, upstream, 1)
-                }
-                upstream => Binding::all_or_one(4, Slot::Upstream, upstream.as_ref()),
-            });
+            if let Some(upstream) = &args.upstream {
+                bindings.push(match self.reduction {
+                    Reduction::None => per_row(4, Slot::Upstream, upstream, 1),
+                    _ => Binding::all(4, Slot::Upstream, upstream),
+                });
+            }
             if let Some(grad) = &outputs.grad {
                 bindings.push(lines(5, Slot::Grad, grad));
             }

@@ -28,11 +28,14 @@ use crate::{Error, Reduction, Result};
 /// | `upstream` | one value (mean, sum) or the input's shape (none) | f32 for one value, else the input's |
 ///
 /// # Reductions
-/// `mean` (the default) divides by the number of elements.
+/// `mean` (the default, while torchvision's is none) divides by the number of elements.
 ///
 /// # Edges
-/// - Targets outside `[0, 1]` are accepted where `q` is not negative; elsewhere NaN, as a power of a
-///   negative number is.
+/// - At x = +inf or -inf with the matching hard target the loss is 0, with any other one +inf;
+///   gradients stay finite.
+/// - Targets outside `[0, 1]` are accepted where `q` is not negative, without a promise of accuracy
+///   where it cancels. Elsewhere loss and gradient are NaN, as powers of negative numbers are, unless
+///   `gamma` is 0.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.
 ///
@@ -93,8 +96,8 @@ impl Elementwise for SigmoidFocal {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 2] {
-        [self.alpha, self.gamma]
+    fn settings(&self) -> [f64; 3] {
+        [self.alpha, 1.0 - self.alpha, self.gamma]
     }
 
     fn check_options(&self) -> Result<()> {
@@ -124,10 +127,14 @@ impl Elementwise for SigmoidFocal {
             alpha => alpha * t + (1.0 - alpha) * (1.0 - t),
         };
         let bce = [times(t, softplus(-x)), times(1.0 - t, softplus(x))];
-        let focus = q.powf(self.gamma);
+        // 1 for an exponent of 0; else not defined for negative numbers
+        let power = |gamma| if q < 0.0 && gamma != 0.0 { f64::NAN } else { q.powf(gamma) };
+        // a factor is 0 at q = 0 alone, and not where it underflows
+        let focus = power(self.gamma);
+        let focus = if q > 0.0 { focus.max(f64::MIN_POSITIVE) } else { focus };
         let focus_slope = match self.gamma {
             0.0 => 0.0,
-            gamma => gamma * times(q_slope, times(bce[0] + bce[1], q.powf(gamma - 1.0))),
+            gamma => gamma * times(q_slope, times(bce[0] + bce[1], power(gamma - 1.0))),
         };
         Point {
             loss: bce.map(|term| times(alpha, times(focus, term))),
@@ -148,15 +155,19 @@ impl Elementwise for SigmoidFocal {
         let bce = annihilating_product(t, log1p_exp + max(-x, 0.0))
             + annihilating_product(negative, log1p_exp + max(x, 0.0));
         let bce_slope = negative * p - t * complement;
-        let (alpha, gamma) = (self.alpha as f32, self.gamma as f32);
-        let alpha = select(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * negative);
-        let ln_q = ln(q);
-        let focus = select(gamma == 0.0, 1.0, exp(gamma * ln_q));
-        let slope = annihilating_product(bce, exp((gamma - 1.0) * ln_q));
+        let [alpha, rest, gamma] = self.settings().map(|setting| setting as f32);
+        let alpha = select(alpha < 0.0, 1.0, alpha * t + rest * negative);
+        // the square root of q^gamma, which may underflow where the loss does not; 0 at q = 0 alone
+        let root = max(power(q, 0.5 * gamma), f32::MIN_POSITIVE);
+        let root = select(gamma == 0.0, 1.0, select(q == 0.0, 0.0, root));
+        let is_undefined = (q < 0.0) & (gamma != 0.0);
+        let slope = annihilating_product(bce, power(q, gamma - 1.0));
         let slope = select(gamma == 0.0, 0.0, gamma * annihilating_product(q_slope, slope));
+        let loss = annihilating_product(alpha, annihilating_product(root, root * bce));
+        let grad = annihilating_product(alpha, root * root * bce_slope + slope);
         Point {
-            loss: annihilating_product(alpha, annihilating_product(focus, bce)),
-            grad: annihilating_product(alpha, focus * bce_slope + slope),
+            loss: select(is_undefined, f32::NAN, loss),
+            grad: select(is_undefined, f32::NAN, grad),
         }
     }
 }

@@ -30,7 +30,8 @@ use crate::{Error, Reduction, Result};
 /// # Edges
 /// - `beta` 0 is L1, down to the gradient of 0 at NaN.
 /// - No elements: mean NaN, sum 0.
-/// - Otherwise a NaN input or target makes loss and gradient NaN.
+/// - Otherwise a NaN input or target makes loss and gradient NaN, and so do both at the same
+///   infinity.
 ///
 /// Source: PyTorch's `torch.nn.SmoothL1Loss`; Girshick, "Fast R-CNN", 2015.
 ///
@@ -76,13 +77,14 @@ impl sealed::Sealed for SmoothL1 {}
 impl Elementwise for SmoothL1 {
     const NAME: &'static str = "smooth_l1";
     const SHADER: File = shader!("ops/smooth_l1.wgsl");
+    const OF_DIFFERENCE: bool = true;
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 2] {
-        [self.beta, 0.0]
+    fn settings(&self) -> [f64; 3] {
+        [self.beta, 0.0, 0.0]
     }
 
     fn check_options(&self) -> Result<()> {

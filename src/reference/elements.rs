@@ -8,8 +8,8 @@ use crate::{Args, Array, Output, Pass};
 ///
 /// Over arguments that the op's checks have passed. `weight` and `pos_weight` are broadcast to the
 /// input, and 1 where not given.
-pub(crate) fn elements(
-    op: &impl Elementwise,
+pub(crate) fn elements<E: Elementwise>(
+    op: &E,
     pass: Pass,
     args: &Args<Array<'_>>,
 ) -> Output<Values> {
@@ -28,7 +28,7 @@ pub(crate) fn elements(
     for i in 0..input.len() {
         let (x, t, w) = (input[i], target[i], weight[i]);
         // A NaN first; then a zero annihilates whatever it multiplies.
-        let is_nan = x.is_nan() || t.is_nan();
+        let is_nan = x.is_nan() || t.is_nan() || E::OF_DIFFERENCE && (x - t).is_nan();
         let point = op.reference(x, t, pos_weight[i]);
         losses.push(if is_nan { f64::NAN } else { times(w, point.loss.iter().sum()) });
         loss_magnitudes.push(times(w.abs(), magnitude(&point.loss)));

@@ -1,4 +1,4 @@
-//! What computes: a GPU, or the reference in its place.
+//! What computes: a GPU, the CPU, or the reference.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use safetensors::Dtype;
 use wgloss::reference::{self, Values};
-use wgloss::{Args, DType, Gpu, GpuOptions, Op, Output, Pass};
+use wgloss::{Args, Cpu, DType, Gpu, GpuOptions, Op, Output, Pass};
 
 use crate::devices;
 use crate::files::Tensor;
@@ -19,7 +19,7 @@ pub enum Device {
     Auto,
     /// The best adapter, hardware first, a software one if need be
     Gpu,
-    /// The CPU, rounded to float32
+    /// The CPU, on all cores, as the GPU computes: in float32
     Cpu,
     /// The float64 reference; files are written as float64
     Reference,
@@ -46,9 +46,8 @@ pub struct Machine {
 
 enum Engine {
     Gpu(Gpu),
+    Cpu(Cpu),
     Reference,
-    /// The reference, rounded.
-    Cpu,
 }
 
 /// What was timed, how long it took, and what that includes.
@@ -57,24 +56,29 @@ pub type Times = Vec<(&'static str, Duration, &'static str)>;
 impl Machine {
     /// Finds the device.
     pub fn open(device: Device) -> wgloss::Result<Self> {
-        const CPU: &str = "cpu (float64 reference, until the CPU twin exists)";
         let open = |options: GpuOptions| pollster::block_on(Gpu::with_options(&options));
         let on_gpu = |gpu: Gpu, why: &str| Machine {
             description: format!("{}{why}", devices::describe(gpu.info())),
             engine: Engine::Gpu(gpu),
         };
-        let without = |description: String, engine| Machine { description, engine };
+        let on_cpu = |why: String| {
+            let cpu = Cpu::default();
+            let description = format!("cpu ({} threads){why}", cpu.threads());
+            Machine { description, engine: Engine::Cpu(cpu) }
+        };
         Ok(match device {
-            Device::Reference => without("reference (float64)".into(), Engine::Reference),
-            Device::Cpu => without(CPU.into(), Engine::Cpu),
+            Device::Reference => {
+                let description = "reference (float64)".into();
+                Machine { description, engine: Engine::Reference }
+            }
+            Device::Cpu => on_cpu(String::new()),
             Device::Gpu => on_gpu(open(GpuOptions::default())?, ""),
             Device::Auto => match open(GpuOptions::default().hardware_only(true)) {
                 Ok(gpu) => on_gpu(gpu, "; auto takes the first hardware GPU"),
                 Err(error) => {
                     let why = error.to_string();
                     let why = why.strip_prefix("device: ").unwrap_or(&why);
-                    let description = format!("{CPU}; auto found no usable GPU: {why}");
-                    without(description, Engine::Cpu)
+                    on_cpu(format!("; auto found no usable GPU: {why}"))
                 }
             },
         })
@@ -89,7 +93,8 @@ impl Machine {
     ) -> wgloss::Result<Output<Tensor>> {
         match &self.engine {
             Engine::Gpu(gpu) => Ok(stored(gpu.block_on(gpu.run(op, pass, args))?)),
-            Engine::Reference | Engine::Cpu => self.exact(reference::run(op, pass, args)?),
+            Engine::Cpu(cpu) => Ok(stored(cpu.run(op, pass, args)?)),
+            Engine::Reference => Ok(exact(reference::run(op, pass, args)?)),
         }
     }
 
@@ -100,32 +105,41 @@ impl Machine {
         pass: Pass,
         args: &Args<Host>,
     ) -> wgloss::Result<(Output<Tensor>, Times)> {
-        let Engine::Gpu(gpu) = &self.engine else {
-            let start = Instant::now();
-            let output = reference::run(op, pass, args)?;
-            let times = vec![("call", start.elapsed(), "one thread")];
-            return Ok((self.exact(output)?, times));
-        };
-        let timed = || gpu.block_on(gpu.run_timed(op, pass, args));
-        // the first call compiles
-        timed()?;
-        let (output, timing) = timed()?;
-        let times = vec![
-            ("kernel", timing.kernel, "the dispatches, after a first run that compiled them"),
-            ("call", timing.call, "upload, dispatches and readback, after that first run"),
-        ];
-        Ok((stored(output), times))
+        match &self.engine {
+            Engine::Gpu(gpu) => {
+                let timed = || gpu.block_on(gpu.run_timed(op, pass, args));
+                // the first call compiles
+                timed()?;
+                let (output, timing) = timed()?;
+                let kernel = "the dispatches, after a first run that compiled them";
+                let call = "upload, dispatches and readback, after that first run";
+                let times = vec![("kernel", timing.kernel, kernel), ("call", timing.call, call)];
+                Ok((stored(output), times))
+            }
+            Engine::Cpu(cpu) => {
+                let mut output = cpu.run(op, pass, args)?;
+                let start = Instant::now();
+                cpu.run_into(op, pass, args, &mut output)?;
+                let note = "into the memory of a first run's results";
+                Ok((stored(output), vec![("call", start.elapsed(), note)]))
+            }
+            Engine::Reference => {
+                let start = Instant::now();
+                let output = reference::run(op, pass, args)?;
+                Ok((exact(output), vec![("call", start.elapsed(), "one thread")]))
+            }
+        }
     }
 
     /// The type in which results of a type are written.
     pub fn written_as(&self, dtype: DType) -> Dtype {
         match (&self.engine, dtype) {
             (Engine::Reference, _) => Dtype::F64,
-            (Engine::Cpu, _) | (_, DType::F32) => Dtype::F32,
-            (Engine::Gpu(_), DType::F16) => Dtype::F16,
-            (Engine::Gpu(_), DType::Bf16) => Dtype::BF16,
-            (Engine::Gpu(_), DType::I32) => Dtype::I32,
-            (Engine::Gpu(_), DType::I64) => Dtype::I64,
+            (_, DType::F32) => Dtype::F32,
+            (_, DType::F16) => Dtype::F16,
+            (_, DType::Bf16) => Dtype::BF16,
+            (_, DType::I32) => Dtype::I32,
+            (_, DType::I64) => Dtype::I64,
         }
     }
 
@@ -160,22 +174,16 @@ impl Machine {
         }
         Ok(())
     }
+}
 
-    /// The reference's results, rounded where the device is the CPU.
-    fn exact(&self, output: Output<Values>) -> wgloss::Result<Output<Tensor>> {
-        let is_rounded = matches!(self.engine, Engine::Cpu);
-        let part = |values: Option<Values>| match values {
-            Some(values) if is_rounded => values.to_array().map(|array| Some(array.into())),
-            values => Ok(values.map(Tensor::Exact)),
-        };
-        Ok(Output {
-            loss: part(output.loss)?,
-            grad: part(output.grad)?,
-            logsumexp: part(output.logsumexp)?,
-            argmax: part(output.argmax)?,
-            correct: part(output.correct)?,
-            ..Output::default()
-        })
+fn exact(output: Output<Values>) -> Output<Tensor> {
+    Output {
+        loss: output.loss.map(Tensor::Exact),
+        grad: output.grad.map(Tensor::Exact),
+        logsumexp: output.logsumexp.map(Tensor::Exact),
+        argmax: output.argmax.map(Tensor::Exact),
+        correct: output.correct.map(Tensor::Exact),
+        ..Output::default()
     }
 }
 

@@ -128,6 +128,7 @@ pub fn bench(flags: &Flags) -> Result<()> {
     let bar = progress(workloads.len() * flags.rounds as usize);
     let mut report = Report {
         device: devices::describe(gpu.info()),
+        command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         times: Timer::new(&gpu).describe(),
         rounds: flags.rounds,
         records: Vec::new(),
@@ -243,7 +244,9 @@ fn time(
         true => timer.time(|encoder, writes| copy.encode(encoder, writes)),
         false => timer.time_whole(|encoder| copy.encode(encoder, None)),
     };
-    let best = best_copy(&copies, time_copy)?;
+    let (kernels, commands): (Vec<_>, Vec<_>) = copies.iter().partition(|copy| copy.has_pass());
+    let best = best_copy(&kernels, time_copy)?;
+    let command = best_copy(&commands, time_copy)?;
     let mut memory = Memory::new(bytes);
     // into the results of the last round: fresh memory would be most of what is timed
     let (cpu, mut on_cpu) = (Cpu::default(), Output::default());
@@ -254,7 +257,7 @@ fn time(
         let call = &calls[round % calls.len()];
         let kernel =
             timer.time(|encoder, writes| call.bound.encode_timed(encoder, None, writes))?;
-        let copy = time_copy(best)?;
+        let (copy, copy_command) = (time_copy(best)?, time_copy(command)?);
         let memcpy = memory.copy();
         let start = Instant::now();
         cpu.run_into(&*workload.op, workload.pass, &call.args, &mut on_cpu)?;
@@ -262,9 +265,16 @@ fn time(
         let start = Instant::now();
         host()?;
         let whole = start.elapsed();
+        let start = Instant::now();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        call.bound.encode(&mut encoder, None);
+        drop(encoder.finish());
+        let encode = start.elapsed();
         if round > 0 {
+            times.encode.push(encode);
             times.kernel.push(kernel);
             times.copy.push(copy);
+            times.copy_command.push(copy_command);
             times.memcpy.push(memcpy);
             times.cpu.push(twin);
             times.call.push(whole);
@@ -275,9 +285,12 @@ fn time(
 }
 
 /// The fastest way to copy, by the medians of a few runs.
-fn best_copy(copies: &[Copy], time: impl Fn(&Copy) -> Result<Duration>) -> Result<&Copy> {
+fn best_copy<'a>(
+    copies: &[&'a Copy],
+    time: impl Fn(&Copy) -> Result<Duration>,
+) -> Result<&'a Copy> {
     let mut best: Option<(Duration, &Copy)> = None;
-    for copy in copies {
+    for &copy in copies {
         let mut runs = (0..4).map(|_| time(copy)).collect::<Result<Vec<_>>>()?;
         // the first one warmed up
         runs.remove(0);
@@ -330,6 +343,8 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
             "classes", "invocation", "subgroup", "workgroup"
         ),
     ];
+    // for each team
+    let mut up_to = [0; 3];
     for classes in classes {
         bar.set_message(format!("{classes} classes"));
         let mut medians = Vec::new();
@@ -354,6 +369,12 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
             medians.push(report::median(&times).as_secs_f64() * 1e3);
         }
         let fastest = (0..3).min_by(|&a, &b| medians[a].total_cmp(&medians[b])).unwrap_or(0);
+        for (team, most) in up_to.iter_mut().enumerate() {
+            // where a faster one is less than a twentieth faster, that may be noise
+            if medians[team] <= 1.05 * medians[fastest] {
+                *most = classes;
+            }
+        }
         lines.push(format!(
             "{classes:>8}  {:>10.3}  {:>10.3}  {:>10.3}  {}",
             medians[0],
@@ -364,5 +385,13 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let [by_invocation, by_subgroup, _] = up_to;
+    lines.extend([
+        String::new(),
+        "thresholds for src/select.rs, each the most classes at which a team is within 5% of the fastest:"
+            .into(),
+        format!("    rows_by_invocation: {by_invocation},"),
+        format!("    rows_by_subgroup: {},", by_subgroup.max(by_invocation)),
+    ]);
     print(&lines)
 }

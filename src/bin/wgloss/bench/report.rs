@@ -13,7 +13,9 @@ use super::workload::{Workload, has_rows};
 #[derive(Default)]
 pub struct Times {
     pub kernel: Vec<Duration>,
+    pub encode: Vec<Duration>,
     pub copy: Vec<Duration>,
+    pub copy_command: Vec<Duration>,
     pub memcpy: Vec<Duration>,
     pub cpu: Vec<Duration>,
     pub call: Vec<Duration>,
@@ -32,12 +34,16 @@ pub struct Record {
     kernel_ms: f64,
     /// Half of all rounds lay within these.
     kernel_ms_quartiles: [f64; 2],
+    /// On the host: a bound plan into a command encoder of its own.
+    encode_us: f64,
     /// With upload and readback.
     call_ms: f64,
     /// Of every argument and result, each counted once.
     bytes: u64,
     gbps: f64,
     copy_gbps: f64,
+    /// What `copy_buffer_to_buffer` does, which may be more or less than any kernel.
+    copy_command_gbps: f64,
     fraction_of_copy: f64,
     /// The CPU twin's, and a copy of as many bytes on the host, both by all threads.
     cpu_ms: f64,
@@ -70,10 +76,12 @@ impl Record {
             copy: copy.name.clone(),
             kernel_ms: ms(kernel_time),
             kernel_ms_quartiles: quartiles,
+            encode_us: ms(median(&times.encode)) * 1e3,
             call_ms: ms(median(&times.call)),
             bytes,
             gbps: own,
             copy_gbps,
+            copy_command_gbps: gbps(copy.bytes(), median(&times.copy_command)),
             fraction_of_copy: own / copy_gbps,
             cpu_ms: ms(median(&times.cpu)),
             cpu_gbps: gbps(bytes, median(&times.cpu)),
@@ -103,6 +111,8 @@ fn quantile(times: &[Duration], part: usize, of: usize) -> Duration {
 #[derive(Serialize)]
 pub struct Report {
     pub device: String,
+    /// What was asked for: the arguments.
+    pub command: String,
     /// What kernel times are.
     pub times: &'static str,
     pub rounds: u32,
@@ -123,6 +133,8 @@ impl Report {
                 "GB/s",
                 "copy",
                 "of copy",
+                "command",
+                "encode us",
                 "call ms",
                 "cpu ms",
                 "cpu",
@@ -145,6 +157,8 @@ impl Report {
                 format!("{:.2}", record.gbps),
                 format!("{:.2}", record.copy_gbps),
                 format!("{:.2}", record.fraction_of_copy),
+                format!("{:.2}", record.copy_command_gbps),
+                format!("{:.1}", record.encode_us),
                 format!("{:.2}", record.call_ms),
                 format!("{:.3}", record.cpu_ms),
                 format!("{:.1}", record.cpu_gbps),
@@ -154,12 +168,12 @@ impl Report {
             ]
         }));
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: [usize; 15] = std::array::from_fn(|column| width(column).unwrap_or(0));
+        let widths: [usize; 17] = std::array::from_fn(|column| width(column).unwrap_or(0));
         let mut lines = vec![
             format!("device  {}", self.device),
             format!("times   medians of {} rounds; {}", self.rounds, self.times),
-            "GB/s    every argument and result counted once; copy: the best on the device; \
-             cpu: the CPU twin; memcpy: the host's, by all threads"
+            "GB/s    every argument and result counted once; copy: the best copy kernel; command: \
+             copy_buffer_to_buffer; cpu: the CPU twin; memcpy: the host's, by all threads"
                 .into(),
             "error   of the results before they were timed, in units of the error allowed".into(),
             String::new(),
@@ -167,7 +181,7 @@ impl Report {
         lines.extend(rows.iter().map(|row| {
             let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
                 // numbers to the right
-                match (4..14).contains(&column) {
+                match (4..16).contains(&column) {
                     true => format!("{cell:>width$}"),
                     false => format!("{cell:width$}"),
                 }
