@@ -4,7 +4,8 @@
     benches/peers/run.py                    # everything: about eight minutes once it is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
-    benches/peers/run.py --record           # writes benches/record/<device>/<date>-peers.json too
+    benches/peers/run.py --record lavapipe-22.3.6-2-cores
+                        # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json too
 
 Needs Rust, Python and pip; README.md says what is measured, and what is not.
 """
@@ -320,8 +321,8 @@ def main():
                         help="programs, or workloads, whose name contains this; may be repeated")
     parser.add_argument("--no-build", action="store_true", help="what is built is current")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write results")
-    parser.add_argument("--record", action="store_true",
-                        help="write results to benches/record/<device>/<date>-peers.json")
+    parser.add_argument("--record", metavar="DEVICE",
+                        help="write results to benches/record/DEVICE/<date>-peers.json")
     flags = parser.parse_args()
     turns = 2 if flags.quick else flags.turns
 
@@ -353,7 +354,7 @@ def main():
     if not environment.get("XDG_RUNTIME_DIR"):
         # Mesa complains without
         runtime = environment["XDG_RUNTIME_DIR"] = tempfile.mkdtemp()
-    started = datetime.datetime.now(datetime.timezone.utc)
+    started, measured = datetime.datetime.now(datetime.timezone.utc), revision()
     try:
         answers = measure(commands, workloads, turns, flags.rounds, flags.calls, environment)
     finally:
@@ -365,7 +366,7 @@ def main():
     versions = {r["peer"]: [r["version"], r["device"]] for r in records if "version" in r}
     report = {
         "date": started.isoformat(timespec="seconds"),
-        "revision": revision(),
+        "revision": measured,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
@@ -395,9 +396,7 @@ def main():
     if flags.json:
         flags.json.write_text(text)
     if flags.record:
-        gpu = versions.get("wgloss GPU", ["", "no GPU"])[1].split(",")[0]
-        device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-        file = ROOT / "benches" / "record" / device / f"{started.date()}-peers.json"
+        file = ROOT / "benches" / "record" / flags.record / f"{started.date()}-peers.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         print(f"\nrecorded in {file.relative_to(ROOT)}")
