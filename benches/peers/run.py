@@ -4,7 +4,8 @@
     benches/peers/run.py                    # everything: about eight minutes once it is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
-    benches/peers/run.py --record           # writes benches/record/<device>/<date>-peers.json too
+    benches/peers/run.py --record lavapipe-22.3.6-2-cores
+                        # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json too
 
 Needs Rust, Python and pip; README.md says what is measured, and what is not.
 """
@@ -41,10 +42,11 @@ WORKLOADS = [
 # What a program may take for one turn, its first one with compilation and tuning included.
 LIMIT_SECONDS = 180
 
-# glibc keeps freed memory instead of giving it back and mapping it anew at every step: otherwise
-# page faults are most of what is timed of programs that allocate their results. One arena, since
-# only the main one can hold large arrays.
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
+# For programs on the CPU glibc keeps freed memory instead of giving it back and mapping it anew at
+# every step: otherwise page faults are most of what is timed of those that allocate their results.
+# Not for those on a GPU, whose driver may be software: lavapipe is slower with this.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+ON_CPU = ("CPU", "flex")
 
 
 def peers():
@@ -161,7 +163,8 @@ class Program:
         lines = [text.strip() for text in self.errors if text.strip()]
         # a panic's message comes first, what it leads to and how to trace it afterwards
         panics = [after for text, after in zip(lines, lines[1:]) if "panicked at" in text]
-        reason = (panics or lines[-1:] or [f"exit status {status}"])[0]
+        ended = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+        reason = (panics or (lines[-1:] if status >= 0 else []) or [ended])[0]
         return {"error": reason[:200]}
 
     def stop(self):
@@ -187,8 +190,9 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                 print(f"\r\033[K{op} {shape}, turn {turn + 1} of {turns}: {name}", end="",
                       file=sys.stderr, flush=True)
                 if name not in programs:
+                    malloc = MALLOC if any(word in name for word in ON_CPU) else {}
                     try:
-                        programs[name] = Program(command, environment)
+                        programs[name] = Program(command, {**environment, **malloc})
                     except OSError as error:
                         got.append({"error": f"cannot be started: {error.strerror}"})
                         continue
@@ -317,8 +321,8 @@ def main():
                         help="programs, or workloads, whose name contains this; may be repeated")
     parser.add_argument("--no-build", action="store_true", help="what is built is current")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write results")
-    parser.add_argument("--record", action="store_true",
-                        help="write results to benches/record/<device>/<date>-peers.json")
+    parser.add_argument("--record", metavar="DEVICE",
+                        help="write results to benches/record/DEVICE/<date>-peers.json")
     flags = parser.parse_args()
     turns = 2 if flags.quick else flags.turns
 
@@ -345,13 +349,12 @@ def main():
     commands = {name: commands[name] for name in names if name not in skipped}
 
     BUILD.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **MALLOC}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(BUILD / "inductor")
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor")}
     runtime = None
     if not environment.get("XDG_RUNTIME_DIR"):
         # Mesa complains without
         runtime = environment["XDG_RUNTIME_DIR"] = tempfile.mkdtemp()
-    started = datetime.datetime.now(datetime.timezone.utc)
+    started, measured = datetime.datetime.now(datetime.timezone.utc), revision()
     try:
         answers = measure(commands, workloads, turns, flags.rounds, flags.calls, environment)
     finally:
@@ -363,7 +366,7 @@ def main():
     versions = {r["peer"]: [r["version"], r["device"]] for r in records if "version" in r}
     report = {
         "date": started.isoformat(timespec="seconds"),
-        "revision": revision(),
+        "revision": measured,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
@@ -378,8 +381,8 @@ def main():
     }
     print(f"{report['date']}, wgloss at {report['revision']}; {report['cpu']}, "
           f"{report['cores']} cores; {report['system']}\n")
-    print(f"`{report['command']}`: {turns} turns of {flags.rounds} rounds of {flags.calls} calls, "
-          f"{report['seconds']} s\n")
+    print(f"`{report['command']}`: {turns} turns of {flags.rounds} rounds of {flags.calls} call"
+          f"{'s' if flags.calls > 1 else ''}; {report['seconds']} s\n")
     for name, (version, device) in versions.items():
         print(f"- {name} {version}: {device}")
     for name, reason in skipped.items():
@@ -393,9 +396,7 @@ def main():
     if flags.json:
         flags.json.write_text(text)
     if flags.record:
-        gpu = versions.get("wgloss GPU", ["", "no GPU"])[1].split(",")[0]
-        device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-        file = ROOT / "benches" / "record" / device / f"{started.date()}-peers.json"
+        file = ROOT / "benches" / "record" / flags.record / f"{started.date()}-peers.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         print(f"\nrecorded in {file.relative_to(ROOT)}")
