@@ -149,7 +149,9 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
         Box::new(SigmoidFocal::default().reduction(reduction)),
     ];
     for op in losses {
-        add(op, upstream(&per_element), vec![("input", &normals), ("target", &numbers)]);
+        // beyond [0, 1] focal loss is not defined
+        let target = if op.name() == "sigmoid_focal" { &probabilities } else { &numbers };
+        add(op, upstream(&per_element), vec![("input", &normals), ("target", target)]);
     }
     if reduction == Reduction::None {
         let maps: [Box<dyn Op>; 4] = [
