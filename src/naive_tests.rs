@@ -1,14 +1,16 @@
-//! Naive formulas put in place of ours. Each must be noticed by cases that ours pass: what no test
-//! notices, someone may one day write.
+//! Ops with other programs than their own: naive formulas put in place of ours, each of which must be
+//! noticed by cases that ours pass (what no test notices, someone may one day write), and the kernels
+//! that other devices would be given.
 
-use std::sync::OnceLock;
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock};
 
 use crate::kernel::File;
 use crate::ops::sealed;
 use crate::program::Program;
 use crate::reference::{self, Bound, Values};
-use crate::select::Facts;
-use crate::{Args, Array, Error, Gpu, Layout, Mse, Op, Output, Pass, Result};
+use crate::select::{Blocks, DeviceClass, Facts};
+use crate::{Args, Array, DType, Error, Gpu, Layout, Mse, Op, Output, Pass, Result};
 
 // The table of `wgloss check`, of which little is needed here.
 #[allow(dead_code)]
@@ -269,9 +271,18 @@ impl Naive {
 
     /// What the first case says that notices it, and that ours passes.
     fn noticed(&self, gpu: &Gpu) -> Option<String> {
-        let file = OnceLock::new();
+        // once a kernel had ours
+        let naive_file = OnceLock::new();
         let naive = |op: &dyn Op, pass, args: &_| {
-            run(gpu, &NaiveOp { naive: self, op, file: &file }, pass, args)
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &_| {
+                let mut program = op.program(pass, args, outputs, facts)?;
+                let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
+                for file in files.filter(|file| file.path == self.path) {
+                    *file = *naive_file.get_or_init(|| self.put_into(*file));
+                }
+                Ok(program)
+            };
+            run(gpu, &Changed { op, program }, pass, args)
         };
         let ours = |op: &dyn Op, pass, args: &_| run(gpu, op, pass, args);
         let noticed = |case: &dyn Fn(Run<'_>) -> Outcome| {
@@ -290,7 +301,7 @@ impl Naive {
                     .find_map(|case| noticed(&|run| check(&case, run)))
             }
         };
-        assert!(file.get().is_some(), "{}: no kernel has {}", self.what, self.path);
+        assert!(naive_file.get().is_some(), "{}: no kernel has {}", self.what, self.path);
         noticed
     }
 }
@@ -322,18 +333,24 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     Ok(())
 }
 
-/// An op whose kernels have the naive formula.
-#[derive(Debug)]
-struct NaiveOp<'a> {
+/// An op with another program than its own.
+struct Changed<'a, P> {
     op: &'a dyn Op,
-    naive: &'a Naive,
-    /// The naive file, once a kernel had ours.
-    file: &'a OnceLock<File>,
+    program: P,
 }
 
-impl sealed::Sealed for NaiveOp<'_> {}
+impl<P> std::fmt::Debug for Changed<'_, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.op.fmt(f)
+    }
+}
 
-impl Op for NaiveOp<'_> {
+impl<P> sealed::Sealed for Changed<'_, P> {}
+
+impl<P> Op for Changed<'_, P>
+where
+    P: Fn(&dyn Op, Pass, &Args<Layout>, &Output<Layout>, &Facts) -> Result<Program> + Send + Sync,
+{
     fn name(&self) -> &'static str {
         self.op.name()
     }
@@ -353,12 +370,7 @@ impl Op for NaiveOp<'_> {
         outputs: &Output<Layout>,
         facts: &Facts,
     ) -> Result<Program> {
-        let mut program = self.op.program(pass, args, outputs, facts)?;
-        let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
-        for file in files.filter(|file| file.path == self.naive.path) {
-            *file = *self.file.get_or_init(|| self.naive.put_into(*file));
-        }
-        Ok(program)
+        (self.program)(self.op, pass, args, outputs, facts)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
@@ -371,17 +383,22 @@ impl Op for NaiveOp<'_> {
     }
 }
 
-#[test]
-fn naive_formulas_are_noticed() {
-    let gpu = match Gpu::blocking() {
-        Ok(gpu) => gpu,
+/// The device, or nothing where there need be none.
+fn gpu() -> Option<Gpu> {
+    match Gpu::blocking() {
+        Ok(gpu) => Some(gpu),
         Err(error @ Error::NoAdapter { .. }) => {
             let is_required = std::env::var("WGLOSS_REQUIRE_GPU").is_ok_and(|value| value == "1");
             assert!(!is_required, "{error}");
-            return;
+            None
         }
         Err(error) => panic!("{error}"),
-    };
+    }
+}
+
+#[test]
+fn naive_formulas_are_noticed() {
+    let Some(gpu) = gpu() else { return };
     let mut unnoticed = Vec::new();
     for naive in NAIVE {
         match naive.noticed(&gpu) {
@@ -391,4 +408,44 @@ fn naive_formulas_are_noticed() {
     }
     // hardware may get some of these right: x != x, for one
     assert!(unnoticed.is_empty() || !gpu.is_software(), "{unnoticed:#?} would do");
+}
+
+/// What is chosen on hardware (more of a row held, longer rows by workgroups, neighbours on
+/// neighbouring fours) computes the same wherever it runs: here too.
+#[test]
+fn kernels_chosen_on_other_devices_keep_the_promise() {
+    let Some(gpu) = gpu() else { return };
+    let blocks = Mutex::new(HashSet::new());
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated] {
+        let elsewhere = |op: &dyn Op, pass, args: &_| {
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &Facts| {
+                let program = op.program(pass, args, outputs, &Facts { class, ..facts.clone() })?;
+                blocks.lock().unwrap().extend(program.steps.iter().map(|step| step.kernel.blocks));
+                Ok(program)
+            };
+            run(&gpu, &Changed { op, program }, pass, args)
+        };
+        for row in grid::table() {
+            let is_tried = match (row.op(), row.options) {
+                ("cross_entropy", options) => {
+                    ["classes", "probabilities, weights, smoothing"].contains(&options)
+                }
+                ("softmax" | "bce_with_logits", options) => options.is_empty(),
+                _ => false,
+            };
+            let cases = row.cases();
+            let cases = cases.iter().filter(|case| {
+                let is_reduced = ["mean", "sum"].iter().any(|start| case.name().starts_with(start));
+                case.dtype() == DType::F32 && !is_reduced && case.elements() < 10_000
+            });
+            for case in cases.filter(|_| is_tried) {
+                check(case, &elsewhere).unwrap_or_else(|error| panic!("{class:?}: {error}"));
+            }
+        }
+    } // rows held whole, as far as each class of devices goes, and rows read twice
+    let blocks = blocks.into_inner().unwrap();
+    for held in [16, 8] {
+        assert!(blocks.contains(&Blocks { held, run: 1, fits: true }), "{held}: {blocks:?}");
+    }
+    assert!(blocks.iter().any(|blocks| !blocks.fits && blocks.run == 1), "{blocks:?}");
 }
