@@ -185,6 +185,7 @@ fn store_team_sum(team: Team, total: vec4<f32>) {
     }
 }
 
+// A loop for each pass: whatever a shared one reached, every pass would have to bind.
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
     read_places();
