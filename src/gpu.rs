@@ -25,6 +25,7 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     facts: Facts,
+    runtime_checks: bool,
     lost: Arc<Mutex<Option<String>>>,
     uncaptured: Arc<Mutex<Option<Error>>>,
     pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
@@ -46,6 +47,7 @@ pub struct GpuOptions {
     hardware_only: bool,
     name: Option<String>,
     team: Option<Team>,
+    runtime_checks: bool,
 }
 
 impl GpuOptions {
@@ -65,6 +67,14 @@ impl GpuOptions {
     /// Default: chosen by shape and device.
     pub fn team(mut self, team: Team) -> Self {
         self.team = Some(team);
+        self
+    }
+
+    /// Keep wgpu's run-time checks in shaders, of bounds and of loops without end, though the host has
+    /// checked all that they could find: slower by up to a third, but for finding out whether this
+    /// crate is to blame. Default: without.
+    pub fn runtime_checks(mut self, runtime_checks: bool) -> Self {
+        self.runtime_checks = runtime_checks;
         self
     }
 
@@ -220,7 +230,8 @@ impl Gpu {
     }
 
     /// The caller's own device and queue, as they are: with the limits and features that they
-    /// were created with. `options` may force a team; what it says of adapters is not looked at.
+    /// were created with. `options` may force a team and keep run-time checks; what it says of
+    /// adapters is not looked at.
     ///
     /// The device's lost callback is set; [`Error::DeviceLost`] comes from it.
     ///
@@ -278,8 +289,19 @@ impl Gpu {
         };
         let (one, unused) = guarded(&device, &lost, create).await?;
         let (uncaptured, pipelines, pool) = Default::default();
-        let inner =
-            Inner { device, queue, info, facts, lost, uncaptured, pipelines, pool, one, unused };
+        let inner = Inner {
+            device,
+            queue,
+            info,
+            facts,
+            runtime_checks: options.runtime_checks,
+            lost,
+            uncaptured,
+            pipelines,
+            pool,
+            one,
+            unused,
+        };
         Ok(Gpu { inner: Arc::new(inner) })
     }
 
@@ -337,7 +359,7 @@ impl Gpu {
         if let Some(pipeline) = pipelines.get(kernel) {
             return pipeline.clone();
         }
-        let module = trusted_module(self.device(), kernel);
+        let module = module(self.device(), kernel, self.inner.runtime_checks);
         let constants: Vec<_> = kernel.constants.iter().map(|&(k, v)| (k, v.into())).collect();
         let pipeline = self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&kernel.label),
@@ -524,14 +546,17 @@ fn scoped<T, W: FnOnce() -> T>(
     (value, [internal.pop(), out_of_memory.pop(), validation.pop()])
 }
 
-/// A shader without checks of its own: they cost up to a third of a kernel's time, and keep compilers
-/// from unrolling its loops.
+/// A shader, usually without checks of its own: they cost up to a third of a kernel's time, and keep
+/// compilers from unrolling its loops.
 #[allow(unsafe_code)]
-fn trusted_module(device: &wgpu::Device, kernel: &Kernel) -> wgpu::ShaderModule {
+fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu::ShaderModule {
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(&kernel.label),
         source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
     };
+    if runtime_checks {
+        return device.create_shader_module(descriptor);
+    }
     // SAFETY: Every place that a kernel of this crate reads or writes is one of the elements of a
     // layout, which was held to the buffer it is bound to, or a constant index into an array of the
     // shader's own. Classes out of range, the only places that data tells of, are compared with the

@@ -332,6 +332,15 @@ fn small_workgroups() {
     }
 }
 
+#[test]
+fn run_time_checks_change_no_result() {
+    let Some(gpu) = open(&GpuOptions::default().runtime_checks(true)) else { return };
+    check(&gpu, &some_rows());
+    check(&gpu, &some_mean());
+    check(&gpu, &Rows::random(&mut Random::new(7), Logits::Ramp, &[3, 1025]));
+    check(&gpu, &Elements::random(&mut Random::new(8), &[5001]).reduced(Reduction::Mean));
+}
+
 // ---- the caller's own device ----
 
 #[test]
