@@ -14,8 +14,8 @@ use common::gpu::{devices, gpu, on_every_device};
 use common::random::{Logits, Random};
 use wgloss::reference::Values;
 use wgloss::{
-    Args, Array, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass, Reduction,
-    SigmoidFocal, SmoothL1,
+    Args, Array, BceWithLogits, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass,
+    Reduction, SigmoidFocal, SmoothL1,
 };
 
 const NAN: f32 = f32::NAN;
@@ -961,6 +961,24 @@ fn infinities_of_one_sign_have_no_difference() {
                 let out = check(gpu, &pairs(op, &[infinity], &[-infinity]));
                 assert_eq!(loss(&out), [INF]);
             }
+        }
+    });
+}
+
+#[test]
+fn subnormal_targets_are_not_zero() {
+    // for drivers that flush them either; where their product is subnormal too, it may be 0
+    let logits = [-INF, -f32::MAX, -1e30, -1e15, -1e4, -1.0, 0.0, 1.0, 1e30, INF];
+    let targets = [1e-45, 1e-40, f32::MIN_POSITIVE.next_down(), f32::MIN_POSITIVE];
+    let ops: [Arc<dyn Op>; 2] = [
+        Arc::new(BceWithLogits::default().reduction(Reduction::None)),
+        Arc::new(KlDiv::default().reduction(Reduction::None)),
+    ];
+    on_every_device(|gpu| {
+        for op in &ops {
+            check(gpu, &pairs(op, &logits, &targets));
+            let out = check(gpu, &pairs(op, &[-INF], &targets));
+            assert!(loss(&out).iter().all(|&loss| loss == INF), "{op:?}: {:?}", loss(&out));
         }
     });
 }

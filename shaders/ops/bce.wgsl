@@ -10,13 +10,6 @@ fn loss(e: Elements) -> vec4<f32> {
         - annihilating_product(1.0 - e.t, max(ln_of_complement(e.x), vec4(-100.0)));
 }
 
-// 2^126 v for small v >= 0: of a subnormal by its integer, since drivers may read it as 0.
-fn enlarged(v: vec4<f32>) -> vec4<f32> {
-    let bits = bitcast<vec4<u32>>(v);
-    let subnormal = vec4<f32>(bits) * 1.1920928955078125e-7;
-    return select(v * 8.507059173023462e37, subnormal, bits < vec4(0x00800000u));
-}
-
 fn gradient(e: Elements) -> vec4<f32> {
     let usual = (e.x - e.t) / max(e.x * (1.0 - e.x), vec4(1e-12));
     // both tiny: divided by 1e-12, the difference even of subnormals counts

@@ -2,7 +2,8 @@
 
 fn loss(e: Elements) -> vec4<f32> {
     let q = log1p_unit(exp_nonpositive(-abs(e.x)));
-    return annihilating_product(e.pos_weight * e.t, q + max(-e.x, vec4(0.0)))
+    let positive = target_product(e.t, q + max(-e.x, vec4(0.0)));
+    return annihilating_product(e.pos_weight, positive)
         + annihilating_product(1.0 - e.t, q + max(e.x, vec4(0.0)));
 }
 

@@ -11,7 +11,7 @@ fn loss(e: Elements) -> vec4<f32> {
         return annihilating_product(root, root * (t - e.x));
     }
     // 0 ln 0 is 0; the logarithm of a negative number is NaN
-    let value = annihilating_product(e.t, ln4(e.t) - e.x);
+    let value = target_product(e.t, ln4(e.t) - e.x);
     return select(value, vec4(nan()), e.t < vec4(0.0));
 }
 

@@ -206,3 +206,22 @@ fn add_up(v: vec4<f32>) -> f32 {
 fn annihilating_product(factor: vec4<f32>, value: vec4<f32>) -> vec4<f32> {
     return select(factor * value, vec4(0.0), factor == vec4(0.0));
 }
+
+// Above 0 and subnormal. Drivers may read such numbers as 0.
+fn is_subnormal4(v: vec4<f32>) -> vec4<bool> {
+    return bitcast<vec4<u32>>(v) - vec4(1u) < vec4(0x007fffffu);
+}
+
+// 2^126 v for small v >= 0: of a subnormal by its integer.
+fn enlarged(v: vec4<f32>) -> vec4<f32> {
+    let subnormal = vec4<f32>(bitcast<vec4<i32>>(v)) * 1.1920928955078125e-7;
+    return select(v * 8.507059173023462e37, subnormal, is_subnormal4(v));
+}
+
+// The annihilating product of a target, which may be subnormal, and what it costs.
+fn target_product(t: vec4<f32>, cost: vec4<f32>) -> vec4<f32> {
+    let is_subnormal = is_subnormal4(t);
+    let product = annihilating_product(select(t, enlarged(t), is_subnormal), cost);
+    // chosen before it is multiplied: results that are subnormal cost processors a hundred cycles
+    return product * select(vec4(1.0), vec4(SMALLEST), is_subnormal);
+}

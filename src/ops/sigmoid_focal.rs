@@ -36,6 +36,7 @@ use crate::{Error, Reduction, Result};
 /// - Targets outside `[0, 1]` are accepted where `q` is not negative, without a promise of accuracy
 ///   where it cancels. Elsewhere loss and gradient are NaN, as powers of negative numbers are, unless
 ///   `gamma` is 0.
+/// - A subnormal target may count as 0, since GPUs may flush it.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.
 ///
