@@ -263,7 +263,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
     }
     match kernel.files.first().map(|file| file.path) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, unused
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first

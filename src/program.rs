@@ -169,7 +169,7 @@ pub(crate) struct RowParams {
     pub softcap: f32,
     pub z_loss: f32,
     pub first: u32,
-    pub unused: u32,
+    pub rows_each: u32,
 }
 
 /// `Params` of `shaders/family/sum.wgsl`, after the places.
@@ -295,7 +295,6 @@ impl Program {
         })?;
         kernel.files.extend([kernel::team(choice.team), kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
-        kernel.blocks = choice.blocks;
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {

@@ -1,6 +1,6 @@
 //! Which kernel for which shape on which device: pure functions, tested without a GPU.
 
-use crate::shape::ALIGNMENT;
+use crate::shape::{ALIGNMENT, ClassShape};
 use crate::{Error, Result};
 
 /// Who shares one row, or one stretch of elements (`shaders/team`).
@@ -49,6 +49,8 @@ struct Table {
     held: &'static [u32],
     /// How many fours side by side one member reads.
     run: u32,
+    /// Elements of rows for each member of a team, which takes as many rows as that.
+    row_elements_each: u64,
     /// Who takes a stretch of elements or of terms of a sum.
     elements_by: Team,
     /// Elements for each member of such a team.
@@ -67,6 +69,7 @@ const DISCRETE: Table = Table {
     rows_by_subgroup: 1024,
     held: &[1, 2, 4, 8, 16],
     run: 1,
+    row_elements_each: 0,
     elements_by: Team::Workgroup,
     elements_each: 32,
     by_invocation: 64,
@@ -92,6 +95,8 @@ const SOFTWARE: Table = Table {
     // A cache line a lane, eight on their way at once: 512 x 32000 read in 7 ms, 13 with neighbours on
     // neighbouring fours.
     run: 4,
+    // each workgroup is an allocation there
+    row_elements_each: 256,
     elements_by: Team::Subgroup,
     // contiguous 32 KiB a subgroup copy fastest
     elements_each: 1024,
@@ -222,10 +227,18 @@ impl Facts {
         }
     }
 
-    /// Rows of `classes` classes that lie `positions` elements apart.
-    pub(crate) fn for_rows(&self, classes: u64, positions: u64) -> Choice {
-        let choice = self.team_for_rows(classes, positions);
-        Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice }
+    /// Rows: the choice and the rows each team takes, where there are enough of them to share.
+    pub(crate) fn for_rows(&self, shape: ClassShape) -> (Choice, u32) {
+        const TEAMS: u64 = 256;
+        let classes = shape.classes as u64;
+        let choice = self.team_for_rows(classes, shape.positions as u64);
+        let elements = self.table().row_elements_each * u64::from(choice.team_size);
+        let rows = match shape.positions {
+            0 | 1 => (elements / classes.max(1)).min(shape.rows() as u64 / TEAMS).max(1),
+            // neighbouring positions are left to neighbours
+            _ => 1,
+        };
+        (Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice }, rows as u32)
     }
 
     fn team_for_rows(&self, classes: u64, positions: u64) -> Choice {

@@ -48,30 +48,30 @@ fn store_picked_gradient(team: Team, row: Row) {
 fn forward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        store_picked_loss(team, row_of(index));
     }
-    store_picked_loss(team, row_of(team.index));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        store_picked_gradient(team, row_of(index));
     }
-    store_picked_gradient(team, row_of(team.index));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_of(index);
+        store_picked_loss(team, row);
+        store_picked_gradient(team, row);
     }
-    let row = row_of(team.index);
-    store_picked_loss(team, row);
-    store_picked_gradient(team, row);
 }

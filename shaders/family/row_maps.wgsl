@@ -32,35 +32,35 @@ fn load_row_upstream(row: Row, c: u32) -> vec4<f32> {
 fn forward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_at(index, UPSTREAM);
+        store_outputs(team, row, row_statistics(team, row));
     }
-    let row = row_at(team.index, UPSTREAM);
-    store_outputs(team, row, row_statistics(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_at(index, UPSTREAM);
+        store_map_gradient(team, row, row_statistics(team, row));
     }
-    let row = row_at(team.index, UPSTREAM);
-    store_map_gradient(team, row, row_statistics(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_at(index, UPSTREAM);
+        let statistics = row_statistics(team, row);
+        store_outputs(team, row, statistics);
+        store_map_gradient(team, row, statistics);
     }
-    let row = row_at(team.index, UPSTREAM);
-    let statistics = row_statistics(team, row);
-    store_outputs(team, row, statistics);
-    store_map_gradient(team, row, statistics);
 }
 
 fn store_outputs(team: Team, row: Row, statistics: Statistics) {

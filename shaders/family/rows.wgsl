@@ -135,33 +135,33 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
 fn forward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_of(index);
+        store_loss(team, row, statistics_of(team, row));
     }
-    let row = row_of(team.index);
-    store_loss(team, row, statistics_of(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_of(index);
+        store_gradient(team, row, statistics_of(team, row));
     }
-    let row = row_of(team.index);
-    store_gradient(team, row, statistics_of(team, row));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
-    if team.index >= params.rows {
-        return;
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = row_of(index);
+        let statistics = statistics_of(team, row);
+        store_loss(team, row, statistics);
+        store_gradient(team, row, statistics);
     }
-    let row = row_of(team.index);
-    let statistics = statistics_of(team, row);
-    store_loss(team, row, statistics);
-    store_gradient(team, row, statistics);
 }

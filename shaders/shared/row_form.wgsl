@@ -33,7 +33,8 @@ struct Params {
     z_loss: f32,
     // the first row of this dispatch, among all
     first: u32,
-    unused: u32,
+    // how many rows a team takes, one after the other
+    rows_each: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -96,6 +97,12 @@ const HAS_NAN_AMOUNT: u32 = 8u;
 // -inf logits that cost something, by the sign of what they cost
 const HAS_POSITIVE_COST: u32 = 2u;
 const HAS_NEGATIVE_COST: u32 = 4u;
+
+// The rows of a team: the first, and the one after the last.
+fn rows_of(team: Team) -> vec2<u32> {
+    let first = team.index * params.rows_each;
+    return vec2(first, min(first + params.rows_each, params.rows));
+}
 
 // A row of which the target says nothing.
 fn row_at(index: u32, beside: u32) -> Row {

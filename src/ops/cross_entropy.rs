@@ -62,6 +62,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 ///   infinity of that sign (NaN where both signs meet), and the gradient of that class `-a[c]`.
 /// - A row that is all -inf, or holds +inf or NaN: loss and gradient NaN.
 /// - Confident rows keep their digits: logits (20.7, 0) with target 0 lose 1.02e-9, not 0.
+/// - A subnormal probability may count as 0, since GPUs may flush it.
 /// - A class outside `0..C`: from the host an error before any work; on the device that row's loss
 ///   and gradient are NaN, it is left out of the divisor, and the status names it.
 ///
@@ -279,19 +280,19 @@ impl Op for CrossEntropy {
             ("SOFTCAP", self.softcap.is_some().into()),
             ("Z_LOSS", (self.z_loss != 0.0).into()),
         ];
-        let mut files = vec![kernel::ROWS];
-        if has_classes {
+        let files = if has_classes {
             constants.push(("MEAN", mean.into()));
-            files.extend([shader!("ops/cross_entropy.wgsl"), kernel::CONTROL]);
+            vec![shader!("ops/cross_entropy.wgsl"), kernel::CONTROL]
         } else {
-            files.push(shader!("ops/cross_entropy_probabilities.wgsl"));
-        }
+            vec![shader!("ops/cross_entropy_probabilities.wgsl")]
+        };
         RowLoss {
             name: self.name(),
             pass,
             args,
             outputs,
             reduction: self.reduction,
+            family: kernel::ROWS,
             files,
             constants,
             params: RowParams {
@@ -307,7 +308,6 @@ impl Op for CrossEntropy {
             has_classes,
             empty_mean: self.empty_mean as f32,
             reads_input: true,
-            names_state: true,
             row_outputs: self.row_outputs,
         }
         .program(facts)

@@ -12,7 +12,7 @@ use crate::program::{
     Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
 };
 use crate::reference::{self, Values};
-use crate::select::{Blocks, Facts};
+use crate::select::Facts;
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
 
@@ -166,6 +166,7 @@ impl<E: Elementwise> Op for E {
         let layouts: Vec<_> = layouts.chain(weights.own.into_iter().flatten()).collect();
         let lines = Lines::of(input, &layouts, facts)?;
         let vec4 = lines.are_vec4(tensors.iter().map(|tensor| tensor.2));
+        let (choice, per_team) = facts.for_elements();
         let kernel = Kernel {
             label: label.clone(),
             files: [
@@ -194,12 +195,11 @@ impl<E: Elementwise> Op for E {
                 self.constants(),
             ]
             .concat(),
-            blocks: Blocks::default(),
+            blocks: choice.blocks,
             shares_buffers: args.memory != Memory::Apart,
         };
 
         // one loss a team
-        let (choice, per_team) = facts.for_elements();
         let quads_per_team = u64::from(per_team / 4);
         let parts: Vec<_> = lines.parts().collect();
         let teams_of = |part: &Part| part.quads().div_ceil(quads_per_team);

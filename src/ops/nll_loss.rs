@@ -131,7 +131,8 @@ impl Op for NllLoss {
             args,
             outputs,
             reduction: self.reduction,
-            files: vec![kernel::PICKED, kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
+            family: kernel::PICKED,
+            files: vec![kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
             constants: vec![("MEAN", mean.into())],
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
@@ -143,7 +144,6 @@ impl Op for NllLoss {
             empty_mean: f32::NAN,
             // the gradient does not depend on it
             reads_input: pass.has_loss(),
-            names_state: false,
             row_outputs: false,
         }
         .program(facts)

@@ -4,7 +4,7 @@ use super::{FLOATS, expect_dtype, expect_shape, grad_layout};
 use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{Binding, Program, RowParams, Slot, stretches};
-use crate::select::{Blocks, Facts};
+use crate::select::Facts;
 use crate::shape::{ClassShape, Layout};
 use crate::{Args, Error, Output, Pass, Result};
 
@@ -76,6 +76,7 @@ impl RowMap {
                 });
             }
         }
+        let (choice, rows_each) = facts.for_rows(shape);
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
             files: [
@@ -93,10 +94,9 @@ impl RowMap {
                 ("HAS_UPSTREAM", args.upstream.is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
-            blocks: Blocks::default(),
+            blocks: choice.blocks,
             shares_buffers: args.memory != Memory::Apart,
         };
-        let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
         let lines: Vec<_> = tensors
             .iter()
             .map(|(_, _, layout)| {
@@ -109,6 +109,7 @@ impl RowMap {
                 rows: (batches * shape.positions as u64) as u32,
                 classes: shape.classes as u32,
                 positions: shape.positions as u32,
+                rows_each,
                 ..RowParams::default()
             };
             let mut bindings: Vec<_> = tensors
@@ -123,7 +124,8 @@ impl RowMap {
             if args.upstream.is_none() {
                 bindings.push(Binding::one(4));
             }
-            program.push(facts, choice, params.rows.into(), kernel.clone(), &params, bindings)?;
+            let teams = params.rows.div_ceil(rows_each).into();
+            program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
         }
         Ok(program)
     }

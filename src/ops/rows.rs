@@ -53,7 +53,9 @@ pub(super) struct RowLoss<'a> {
     pub args: &'a Args<Layout>,
     pub outputs: &'a Output<Layout>,
     pub reduction: Reduction,
-    /// The family and the op's hooks.
+    /// [`kernel::ROWS`] or [`kernel::PICKED`].
+    pub family: File,
+    /// The op's hooks, and what they need.
     pub files: Vec<File>,
     /// Values of their `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
@@ -65,8 +67,6 @@ pub(super) struct RowLoss<'a> {
     pub empty_mean: f32,
     /// Whether the kernel reads the input.
     pub reads_input: bool,
-    /// Whether the kernel names the row state.
-    pub names_state: bool,
     /// Whether the kernel writes logsumexp, argmax and correct behind the losses.
     pub row_outputs: bool,
 }
@@ -103,8 +103,9 @@ impl RowLoss<'_> {
             let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
             let tensors: Vec<_> = tensors.into_iter().flatten().collect();
             let vec4 = shape.loads_vec4(tensors.iter().copied());
-            let kernel = self.kernel(label.clone(), shape, vec4);
-            let choice = facts.for_rows(shape.classes as u64, shape.positions as u64);
+            let (choice, rows_each) = facts.for_rows(shape);
+            let blocks = if self.is_picked() { Blocks::default() } else { choice.blocks };
+            let kernel = self.kernel(label.clone(), shape, vec4, blocks);
 
             let most = self.batches_per_part(facts, shape, &tensors)?;
             for [first, batches] in stretches(shape.batch as u64, most) {
@@ -115,6 +116,7 @@ impl RowLoss<'_> {
                     classes: shape.classes as u32,
                     positions: shape.positions as u32,
                     first: first_place(row),
+                    rows_each,
                     ..self.params
                 };
                 let mut bindings = self.bindings(shape, [first, batches]);
@@ -126,7 +128,8 @@ impl RowLoss<'_> {
                     let layout = required("loss", &layout, || label.clone())?;
                     bindings.push(Binding::part(6, results, layout, results_part));
                 }
-                program.push(facts, choice, rows, kernel.clone(), &params, bindings)?;
+                let teams = rows.div_ceil(rows_each.into());
+                program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
                 if row_outputs {
                     losses.push([row * results_per_row, rows]);
                 }
@@ -165,6 +168,11 @@ impl RowLoss<'_> {
         Ok(program)
     }
 
+    /// Whether of each row only the entry at the target is read: nothing is held, and no state kept.
+    fn is_picked(&self) -> bool {
+        self.family == kernel::PICKED
+    }
+
     /// The targets, where they are probabilities.
     fn probabilities(&self) -> Option<&Layout> {
         self.args.target.as_ref().filter(|_| !self.has_classes)
@@ -193,7 +201,7 @@ impl RowLoss<'_> {
         })
     }
 
-    fn kernel(&self, label: String, shape: ClassShape, vec4: bool) -> Kernel {
+    fn kernel(&self, label: String, shape: ClassShape, vec4: bool, blocks: Blocks) -> Kernel {
         let args = self.args;
         let upstream = kernel::upstream(args.upstream.is_some(), self.reduction != Reduction::None);
         let common = [kernel::ROW_FORM, kernel::CLASSES, upstream];
@@ -201,10 +209,10 @@ impl RowLoss<'_> {
         let strided = ("STRIDED", (shape.positions > 1).into());
         Kernel {
             label,
-            files: [&self.files[..], &common, &storage].concat(),
+            files: [&[self.family], &self.files[..], &common, &storage].concat(),
             entry_point: self.pass.name(),
             constants: [&self.constants[..], &[self.weighted(), strided]].concat(),
-            blocks: Blocks::default(),
+            blocks,
             shares_buffers: args.memory != Memory::Apart,
         }
     }
@@ -264,7 +272,7 @@ impl RowLoss<'_> {
                 bindings.push(lines(5, Slot::Grad, grad));
             }
         }
-        if self.names_state {
+        if !self.is_picked() {
             bindings.push(match args.state.as_ref().or(outputs.state.as_ref()) {
                 Some(state) => {
                     let state = per_row(8, Slot::State, state, 4);
