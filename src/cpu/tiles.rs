@@ -3,7 +3,9 @@
 use std::iter::repeat_with;
 use std::ops::Range;
 
-use super::math::{LANES, Lanes, vectorized};
+use fearless_simd::{Level, Simd, SimdBase, dispatch, f32x16};
+
+use super::math::{LANES, Lanes};
 use super::storage::{Stored, as_f32, take, write_f32};
 use crate::shape::ClassShape;
 
@@ -52,7 +54,10 @@ impl Tiling {
     /// tensor.
     pub fn memory(&self, fill: f32) -> Vec<f32> {
         let tile = self.rows * self.shape.classes;
-        vec![fill; if self.is_transposed() { 2 * tile } else { tile }]
+        vec![
+            fill;
+            if self.is_transposed() { tile + transposed_len(self.shape.classes) } else { tile }
+        ]
     }
 
     /// Where the number of a class stands, in the `row`-th row of a tile.
@@ -158,8 +163,9 @@ impl Tiling {
         }
         let (copy, flat) = copy.split_at_mut(self.numbers_of(rows.len()));
         if self.is_transposed() {
-            let rows = as_f32(&from[rows.start * classes..rows.end * classes], flat);
-            vectorized!(rows_to_lanes(classes, rows, copy));
+            let past = (rows.end * classes + LANES).min(from.len());
+            let rows = as_f32(&from[rows.start * classes..past], flat);
+            rows_to_lanes(classes, rows, copy);
             return copy;
         }
         if self.has_columns() {
@@ -205,8 +211,10 @@ impl Tiling {
         let (copy, flat) = copy.split_at_mut(count);
         let result = write(copy);
         if self.is_transposed() {
-            let to = &mut lines[0][rows.start * classes..rows.end * classes];
-            write_f32(to, flat, |to| vectorized!(lanes_to_rows(classes, copy, to)));
+            // what is written past the tile is overwritten by the task's next one
+            let past = (rows.end * classes + LANES).min(lines[0].len());
+            let to = &mut lines[0][rows.start * classes..past];
+            write_f32(to, flat, |to| lanes_to_rows(classes, copy, to));
             return result;
         }
         if self.has_columns() {
@@ -238,30 +246,81 @@ impl Tiling {
     }
 }
 
-/// Puts up to [`LANES`] rows into lanes. Lanes without a row repeat the last one.
+/// What the transposition of a tile reads and writes: its rows, and the rest of the vector that the last
+/// one ends in.
+const fn transposed_len(classes: usize) -> usize {
+    LANES * classes + LANES
+}
+
+/// Where the vectors begin that a row is transposed in. The last one of a long row overlaps the one
+/// before it; that of a short row goes on into the next row.
 #[inline(always)]
+fn vectors(classes: usize) -> impl Iterator<Item = usize> {
+    (0..classes.div_ceil(LANES)).map(move |i| (i * LANES).min(classes.saturating_sub(LANES)))
+}
+
+/// Puts up to [`LANES`] rows into lanes. Lanes without a row have zeros.
 fn rows_to_lanes(classes: usize, rows: &[f32], lanes: &mut [f32]) {
-    let last = rows.len() / classes - 1;
-    let mut by_lane = [rows; LANES];
-    for lane in 0..LANES {
-        by_lane[lane] = &rows[lane.min(last) * classes..][..classes];
+    if let Some(rows) = rows.get(..transposed_len(classes)) {
+        return dispatch!(Level::new(), simd => whole_to_lanes(simd, classes, rows, lanes));
     }
-    for (class, to) in lanes.as_chunks_mut::<LANES>().0.iter_mut().enumerate().take(classes) {
-        let mut numbers = [0.0; LANES];
-        for lane in 0..LANES {
-            numbers[lane] = by_lane[lane][class];
+    let mut padded = [0.0; transposed_len(FEW_CLASSES)];
+    padded[..rows.len()].copy_from_slice(rows);
+    rows_to_lanes(classes, &padded, lanes);
+}
+
+/// Takes up to [`LANES`] rows out of lanes.
+fn lanes_to_rows(classes: usize, lanes: &[f32], rows: &mut [f32]) {
+    if let Some(rows) = rows.get_mut(..transposed_len(classes)) {
+        return dispatch!(Level::new(), simd => lanes_to_whole(simd, classes, lanes, rows));
+    }
+    let mut padded = [0.0; transposed_len(FEW_CLASSES)];
+    lanes_to_rows(classes, lanes, &mut padded);
+    rows.copy_from_slice(&padded[..rows.len()]);
+}
+
+#[inline(always)]
+fn whole_to_lanes<S: Simd>(simd: S, classes: usize, rows: &[f32], lanes: &mut [f32]) {
+    let lanes = &mut lanes.as_chunks_mut::<LANES>().0[..classes];
+    for first in vectors(classes) {
+        let mut block = [f32x16::splat(simd, 0.0); LANES];
+        for row in 0..LANES {
+            block[row] = f32x16::from_slice(simd, &rows[row * classes + first..][..LANES]);
         }
-        *to = numbers;
+        let block = transposed(block);
+        for (to, class) in lanes[first..].iter_mut().zip(&block) {
+            class.store_slice(to);
+        }
     }
 }
 
-/// Takes rows out of lanes.
 #[inline(always)]
-fn lanes_to_rows(classes: usize, lanes: &[f32], rows: &mut [f32]) {
-    let lanes = lanes.as_chunks::<LANES>().0;
-    for (lane, row) in rows.chunks_exact_mut(classes).enumerate().take(LANES) {
-        row.iter_mut().zip(lanes).for_each(|(to, from)| *to = from[lane]);
+fn lanes_to_whole<S: Simd>(simd: S, classes: usize, lanes: &[f32], rows: &mut [f32]) {
+    let lanes = &lanes.as_chunks::<LANES>().0[..classes];
+    for first in vectors(classes) {
+        let mut block = [f32x16::splat(simd, 0.0); LANES];
+        for (class, from) in block.iter_mut().zip(&lanes[first..]) {
+            *class = f32x16::from_slice(simd, from);
+        }
+        let block = transposed(block);
+        // what goes past a row's end is overwritten by the next one
+        for row in 0..LANES {
+            block[row].store_slice(&mut rows[row * classes + first..][..LANES]);
+        }
     }
+}
+
+/// Rows as columns: interleaving the first half of the rows with the second turns the bits of an
+/// element's place by one.
+#[inline(always)]
+fn transposed<S: Simd>(mut block: [f32x16<S>; LANES]) -> [f32x16<S>; LANES] {
+    for _bit in 0..LANES.ilog2() {
+        let from = block;
+        for i in 0..LANES / 2 {
+            (block[2 * i], block[2 * i + 1]) = from[i].interleave(from[i + LANES / 2]);
+        }
+    }
+    block
 }
 
 /// Maps the numbers of a tile, in place. The function is given what is known of the number's row, the

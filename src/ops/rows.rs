@@ -2,6 +2,7 @@
 
 use super::{expect_dtype, expect_finite, expect_shape, required};
 use crate::args::Memory;
+use crate::array::Data;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{
     Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, first_place, stretches,
@@ -29,15 +30,27 @@ pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> 
     expect_finite("weight", args.weight.as_ref())?;
     let Some(target) = &args.target else { return Ok(()) };
     let classes = ClassShape::of(args.input.shape())?.classes as i64;
-    let target = target.to_classes()?;
-    let outside =
-        |&(_, &class): &(usize, &i64)| class != ignore_index && !(0..classes).contains(&class);
-    match target.iter().enumerate().find(outside) {
+    let first = match target.data() {
+        Data::I32(target) => first_outside(target, classes, ignore_index),
+        Data::I64(target) => first_outside(target, classes, ignore_index),
+        _ => None, // refused before
+    };
+    match first {
         None => Ok(()),
-        Some((row, &class)) => {
-            Err(Error::Class { row: row as u64, class, classes: classes as u64 })
-        }
+        Some((row, class)) => Err(Error::Class { row: row as u64, class, classes: classes as u64 }),
     }
+}
+
+/// The first class outside `0..classes` that is not ignored, and its row.
+fn first_outside<T>(target: &[T], classes: i64, ignore_index: i64) -> Option<(usize, i64)>
+where
+    T: std::marker::Copy + Into<i64>,
+{
+    let is_outside = |class: i64| class != ignore_index && !(0..classes).contains(&class);
+    let mut rows = target.iter().map(|&class| class.into()).enumerate();
+    // they are counted first, which takes no branches
+    let count = rows.clone().filter(|&(_, class)| is_outside(class)).count();
+    if count == 0 { None } else { rows.find(|&(_, class)| is_outside(class)) }
 }
 
 /// An `ignore_index` as kernels know it. One that i32 does not hold is uploaded as `i32::MIN` (see
