@@ -29,6 +29,7 @@ struct Inner {
     lost: Arc<Mutex<Option<String>>>,
     uncaptured: Arc<Mutex<Option<Error>>>,
     pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    pipeline_cache: Mutex<Option<wgpu::PipelineCache>>,
     pool: Arc<Pool>,
     one: wgpu::Buffer,
     unused: wgpu::Buffer,
@@ -102,7 +103,10 @@ fn preference(device_type: wgpu::DeviceType) -> usize {
 
 /// The features that make a difference, of those an adapter has.
 pub(crate) fn useful_features(available: wgpu::Features) -> wgpu::Features {
-    available & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY)
+    available
+        & (wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE)
 }
 
 /// What is needed beyond WebGPU's defaults, of what an adapter has.
@@ -288,7 +292,7 @@ impl Gpu {
             (one, unused)
         };
         let (one, unused) = guarded(&device, &lost, create).await?;
-        let (uncaptured, pipelines, pool) = Default::default();
+        let (uncaptured, pipelines, pipeline_cache, pool) = Default::default();
         let inner = Inner {
             device,
             queue,
@@ -298,6 +302,7 @@ impl Gpu {
             lost,
             uncaptured,
             pipelines,
+            pipeline_cache,
             pool,
             one,
             unused,
@@ -323,6 +328,17 @@ impl Gpu {
     /// Whether the adapter is a CPU.
     pub fn is_software(&self) -> bool {
         self.inner.facts.is_software()
+    }
+
+    /// Has kernels compiled into a cache from now on, whose [data](wgpu::PipelineCache::get_data) the
+    /// caller may store, and give to the cache of a later process, which then need not compile them
+    /// again. Many drivers do that by themselves.
+    ///
+    /// The cache must be the [device](Gpu::device)'s
+    /// ([`create_pipeline_cache`](wgpu::Device::create_pipeline_cache), where the device has
+    /// [`wgpu::Features::PIPELINE_CACHE`]); kernels are refused with [`Error::Validation`] otherwise.
+    pub fn use_pipeline_cache(&self, cache: wgpu::PipelineCache) {
+        *lock(&self.inner.pipeline_cache) = Some(cache);
     }
 
     /// The first error that wgpu reported outside of any call of this crate and outside of any error
@@ -371,7 +387,7 @@ impl Gpu {
                 // every kernel writes its workgroup memory before it reads it
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: lock(&self.inner.pipeline_cache).as_ref(),
         });
         pipelines.insert(kernel.clone(), pipeline.clone());
         pipeline

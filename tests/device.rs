@@ -341,6 +341,36 @@ fn run_time_checks_change_no_result() {
     check(&gpu, &Elements::random(&mut Random::new(8), &[5001]).reduced(Reduction::Mean));
 }
 
+/// Sets a cache of `cached`'s device for `used`.
+#[allow(unsafe_code)]
+fn use_cache(cached: &Gpu, used: &Gpu, data: Option<&[u8]>) -> wgpu::PipelineCache {
+    let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
+    // SAFETY: the data, if any, is of a cache of the same device.
+    let cache = unsafe { cached.device().create_pipeline_cache(&descriptor) };
+    used.use_pipeline_cache(cache.clone());
+    cache
+}
+
+#[test]
+fn kernels_are_compiled_into_the_callers_cache() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    if !gpu.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
+        return;
+    }
+    let cache = use_cache(&gpu, &gpu, None);
+    check(&gpu, &some_mean());
+    let data = cache.get_data().expect("Vulkan has it");
+
+    let again = open(&GpuOptions::default()).unwrap();
+    use_cache(&again, &again, Some(&data));
+    check(&again, &some_mean());
+
+    let other = open(&GpuOptions::default()).unwrap();
+    use_cache(&again, &other, None);
+    let rows = some_rows();
+    assert_refused(other.block_on(other.run(&*rows.op(), Pass::Forward, &rows.forward_args())));
+}
+
 // ---- the caller's own device ----
 
 #[test]
