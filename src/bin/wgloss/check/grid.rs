@@ -117,7 +117,8 @@ const ROWS: &[&[usize]] = &[
     &[0, 4],       // a mean over nothing
     &[3, 1],       // one class: nothing is below the maximum
     &[7, 12],      // a row per invocation, whole groups of four
-    &[771, 9],     // a remainder in every row, and three rows a team on software devices
+    &[5, 9],       // a remainder in every row
+    &[771, 9],     // three rows a team on software devices
     &[2, 3, 4, 5], // classes that lie apart
     &[3, 65],      // a row per subgroup begins at 17 on GPUs, at 65 on software devices
     &[2, 257],     // one more than a chunk of 16 blocks of 16
