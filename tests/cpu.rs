@@ -4,7 +4,7 @@
 mod common;
 
 use common::any::{self, AnyCall};
-use common::call::{Call, PASSES, judge, reference};
+use common::call::hold;
 use common::compare::{compare_moderate, compare_relative};
 use common::conformance::{self, Case, magnitude, values};
 use common::grid;
@@ -37,18 +37,7 @@ fn random_calls_keep_the_promise(calls: impl Strategy<Value = AnyCall>) {
         ..ProptestConfig::default()
     };
     let result = TestRunner::new(config).run(&calls, |call| {
-        let mut state = None;
-        for pass in PASSES {
-            let mut args = call.args(pass);
-            if let (Pass::Backward, Some(state)) = (pass, state.take()) {
-                args = args.state(state);
-            }
-            let fail = |error: String| TestCaseError::fail(format!("{}: {error}", pass.name()));
-            let got = cpu.run(&*call.op(), pass, &args).map_err(|error| fail(error.to_string()))?;
-            judge(&call, &got, &reference(&call, pass)).map_err(fail)?;
-            state = got.state;
-        }
-        Ok(())
+        hold(&call, |op, pass, args| cpu.run(op, pass, args)).map_err(TestCaseError::fail)
     });
     result.unwrap_or_else(|error| panic!("{error}"));
 }

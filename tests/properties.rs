@@ -5,9 +5,7 @@
 mod common;
 
 use common::any::{self, AnyCall, shape};
-use common::call::{
-    Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, judge, reference, run,
-};
+use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run};
 use common::compare::{Bound, compare};
 use common::gpu::{Device, devices};
 use common::random::{Logits, Random};
@@ -111,21 +109,9 @@ fn elements() -> impl Strategy<Value = Elements> {
     )
 }
 
-/// Every pass, against the reference. Backward takes the state that forward kept.
+/// Every pass, against the reference.
 fn keeps_the_promise(gpu: &Gpu, call: &AnyCall) -> Outcome {
-    let mut state = None;
-    for pass in PASSES {
-        let mut args = call.args(pass);
-        if let (Pass::Backward, Some(state)) = (pass, state.take()) {
-            args = args.state(state);
-        }
-        let fail = |error: String| TestCaseError::fail(format!("{}: {error}", pass.name()));
-        let got = gpu.block_on(gpu.run(&*call.op(), pass, &args));
-        let got = got.map_err(|error| fail(error.to_string()))?;
-        judge(call, &got, &reference(call, pass)).map_err(fail)?;
-        state = got.state;
-    }
-    Ok(())
+    hold(call, |op, pass, args| gpu.block_on(gpu.run(op, pass, args))).map_err(TestCaseError::fail)
 }
 
 // ---- against the reference ----

@@ -373,6 +373,26 @@ pub fn reference(call: &dyn Call, pass: Pass) -> Output<Values> {
         .unwrap_or_else(|error| panic!("{error}\n{pass:?} of {call:?}"))
 }
 
+/// Runs every pass and holds it to the promise. Backward takes the state that forward kept.
+pub fn hold(
+    call: &dyn Call,
+    run: impl Fn(&dyn Op, Pass, &Args<Array<'_>>) -> wgloss::Result<Output<Array<'static>>>,
+) -> Result<(), String> {
+    let op = call.op();
+    let mut state = None;
+    for pass in PASSES {
+        let mut args = call.args(pass);
+        if let (Pass::Backward, Some(state)) = (pass, state.take()) {
+            args = args.state(state);
+        }
+        let name = pass.name();
+        let got = run(&*op, pass, &args).map_err(|error| format!("{name}: {error}"))?;
+        judge(call, &got, &reference(call, pass)).map_err(|error| format!("{name}: {error}"))?;
+        state = got.state;
+    }
+    Ok(())
+}
+
 /// Holds results of a call to the promise, as far as `want` has them.
 pub fn judge(
     call: &dyn Call,
