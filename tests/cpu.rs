@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::any::{self, AnyCall};
 use common::call::hold;
 use common::compare::{compare_moderate, compare_relative};
@@ -10,7 +12,7 @@ use common::conformance::{self, Case, magnitude, values};
 use common::grid;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
-use wgloss::{Cpu, Op, Pass};
+use wgloss::{Array, Cpu, Op, Pass, Reduction, SigmoidFocal};
 
 #[test]
 fn every_op_keeps_the_promise() {
@@ -55,6 +57,18 @@ fn calls_of_ops_over_rows_keep_the_promise() {
 #[test]
 fn calls_of_element_wise_ops_keep_the_promise() {
     random_calls_keep_the_promise(any::elements());
+}
+
+#[test]
+fn focal_loss_where_the_probability_missed_is_negative() {
+    let (cpu, [input, target]) = (Cpu::default(), [[3.0, 6.0, 30.0_f32], [2.0, 5.0, 2.0]]);
+    for gamma in [0.0, 0.5, 1.0, 2.0, 5.0] {
+        let op = SigmoidFocal::default().gamma(gamma).reduction(Reduction::None);
+        let [input, target] =
+            [input, target].map(|all| Array::from_vec(all.to_vec(), &[3]).unwrap());
+        let call = AnyCall::new(Arc::new(op), input, target);
+        hold(&call, |op, pass, args| cpu.run(op, pass, args)).unwrap();
+    }
 }
 
 /// A folder's cases, less those that compose two ops: `wgloss check` computes those too.

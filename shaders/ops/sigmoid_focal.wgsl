@@ -1,7 +1,8 @@
 // Sigmoid focal loss: the hooks of family/elements.wgsl. settings.x is alpha (below 0: none),
 // settings.y 1 - alpha, whose digits f32 may lose, settings.z gamma.
 //
-// q = 1 - p_t = p (1 - t) + (1 - p) t, without the subtraction that would cancel.
+// q = 1 - p_t = p (1 - t) + (1 - p) t, without the subtraction that would cancel. It is negative only
+// for targets outside [0, 1].
 
 struct Focal {
     // the loss without its focus: BCE with logits
@@ -11,8 +12,10 @@ struct Focal {
     q: vec4<f32>,
     q_gradient: vec4<f32>,
     alpha: vec4<f32>,
-    // the square root of q^gamma, which may underflow where the loss does not; 0 at q = 0 alone
+    // the square root of |q|^gamma, which may underflow where the loss does not; 0 at q = 0 alone
     root: vec4<f32>,
+    // the sign of q^gamma
+    sign: vec4<f32>,
 }
 
 fn focal(e: Elements) -> Focal {
@@ -20,7 +23,7 @@ fn focal(e: Elements) -> Focal {
     let p = sigmoid4(e.x);
     let p_of_negative = sigmoid4(-e.x);
     let q = p * (1.0 - e.t) + p_of_negative * e.t;
-    let root = max(power(q, 0.5 * params.settings.z), vec4(SMALLEST));
+    let root = max(power(abs(q), 0.5 * params.settings.z), vec4(SMALLEST));
     let log1p_exp = log1p_unit(exp_nonpositive(-abs(e.x)));
     return Focal(
         annihilating_product(e.t, log1p_exp + max(-e.x, vec4(0.0)))
@@ -30,6 +33,7 @@ fn focal(e: Elements) -> Focal {
         p * p_of_negative * (1.0 - 2.0 * e.t),
         select(alpha * e.t + params.settings.y * (1.0 - e.t), vec4(1.0), vec4(alpha < 0.0)),
         select(root, vec4(0.0), (q == vec4(0.0)) & vec4(params.settings.z != 0.0)),
+        select(vec4(1.0), vec4(-1.0), (q < vec4(0.0)) & vec4(!is_whole(0.5 * params.settings.z))),
     );
 }
 
@@ -41,24 +45,30 @@ fn power(q: vec4<f32>, gamma: f32) -> vec4<f32> {
     return power4(q, gamma);
 }
 
-// The power of a negative number is NaN.
+fn is_whole(v: f32) -> bool {
+    return v == floor(v);
+}
+
+// Of a negative number, powers that are not whole are NaN.
 fn defined(f: Focal, value: vec4<f32>) -> vec4<f32> {
-    return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(params.settings.z != 0.0));
+    return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(!is_whole(params.settings.z)));
 }
 
 fn loss(e: Elements) -> vec4<f32> {
     let f = focal(e);
-    let value = annihilating_product(f.root, f.root * f.bce);
+    let value = annihilating_product(f.root, f.sign * (f.root * f.bce));
     return defined(f, annihilating_product(f.alpha, value));
 }
 
 fn gradient(e: Elements) -> vec4<f32> {
     let f = focal(e);
     let gamma = params.settings.z;
-    var g = f.root * f.root * f.bce_gradient;
+    var g = f.sign * (f.root * f.root * f.bce_gradient);
     if gamma != 0.0 {
-        let slope = annihilating_product(f.bce, power(f.q, gamma - 1.0));
-        g += gamma * annihilating_product(f.q_gradient, slope);
+        let slope = annihilating_product(f.bce, power(abs(f.q), gamma - 1.0));
+        // q^(gamma - 1) has the other sign, where q is negative
+        let sign = select(vec4(1.0), -f.sign, f.q < vec4(0.0));
+        g += gamma * sign * annihilating_product(f.q_gradient, slope);
     }
     return defined(f, annihilating_product(f.alpha, g));
 }

@@ -33,9 +33,8 @@ use crate::{Error, Reduction, Result};
 /// # Edges
 /// - At x = +inf or -inf with the matching hard target the loss is 0, with any other one +inf;
 ///   gradients stay finite.
-/// - Targets outside `[0, 1]` are accepted where `q` is not negative, without a promise of accuracy
-///   where it cancels. Elsewhere loss and gradient are NaN, as powers of negative numbers are, unless
-///   `gamma` is 0.
+/// - Targets outside `[0, 1]` are accepted, without a promise of accuracy where `q` cancels. Where it
+///   is negative, loss and gradient are NaN unless `gamma` is whole, as powers are.
 /// - A subnormal target may count as 0, since GPUs may flush it.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.
@@ -128,14 +127,12 @@ impl Elementwise for SigmoidFocal {
             alpha => alpha * t + (1.0 - alpha) * (1.0 - t),
         };
         let bce = [times(t, softplus(-x)), times(1.0 - t, softplus(x))];
-        // 1 for an exponent of 0; else not defined for negative numbers
-        let power = |gamma| if q < 0.0 && gamma != 0.0 { f64::NAN } else { q.powf(gamma) };
         // a factor is 0 at q = 0 alone, and not where it underflows
-        let focus = power(self.gamma);
+        let focus = q.powf(self.gamma);
         let focus = if q > 0.0 { focus.max(f64::MIN_POSITIVE) } else { focus };
         let focus_slope = match self.gamma {
             0.0 => 0.0,
-            gamma => gamma * times(q_slope, times(bce[0] + bce[1], power(gamma - 1.0))),
+            gamma => gamma * times(q_slope, times(bce[0] + bce[1], q.powf(gamma - 1.0))),
         };
         Point {
             loss: bce.map(|term| times(alpha, times(focus, term))),
@@ -158,14 +155,19 @@ impl Elementwise for SigmoidFocal {
         let bce_slope = negative * p - t * complement;
         let [alpha, rest, gamma] = self.settings().map(|setting| setting as f32);
         let alpha = select(alpha < 0.0, 1.0, alpha * t + rest * negative);
-        // the square root of q^gamma, which may underflow where the loss does not; 0 at q = 0 alone
-        let root = max(power(q, 0.5 * gamma), f32::MIN_POSITIVE);
+        // the square root of |q|^gamma, which may underflow where the loss does not; 0 at q = 0 alone
+        let root = max(power(q.abs(), 0.5 * gamma), f32::MIN_POSITIVE);
         let root = select(gamma == 0.0, 1.0, select(q == 0.0, 0.0, root));
-        let is_undefined = (q < 0.0) & (gamma != 0.0);
-        let slope = annihilating_product(bce, power(q, gamma - 1.0));
-        let slope = select(gamma == 0.0, 0.0, gamma * annihilating_product(q_slope, slope));
-        let loss = annihilating_product(alpha, annihilating_product(root, root * bce));
-        let grad = annihilating_product(alpha, root * root * bce_slope + slope);
+        // of a negative q, which only targets outside [0, 1] have: q^(gamma - 1) has the other sign
+        let is_whole = |v: f32| v == v.floor();
+        let is_undefined = (q < 0.0) & !is_whole(gamma);
+        let sign = select((q < 0.0) & !is_whole(0.5 * gamma), -1.0, 1.0);
+        let slope_sign = select(q < 0.0, -sign, 1.0);
+        let slope = annihilating_product(bce, power(q.abs(), gamma - 1.0));
+        let slope = gamma * slope_sign * annihilating_product(q_slope, slope);
+        let slope = select(gamma == 0.0, 0.0, slope);
+        let loss = annihilating_product(alpha, annihilating_product(root, sign * (root * bce)));
+        let grad = annihilating_product(alpha, sign * (root * root * bce_slope) + slope);
         Point {
             loss: select(is_undefined, f32::NAN, loss),
             grad: select(is_undefined, f32::NAN, grad),
