@@ -278,16 +278,17 @@ output! {
 /// The loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forward<T> {
-    /// The loss, f32: 0-dimensional for mean and sum, one value per row or element for none.
+    /// The loss, f32: 0-dimensional for mean and sum, one value per row or element for none. Of maps
+    /// the output, in the input's shape and storage type.
     pub loss: T,
     /// The row state, `[rows, 4]` in f32, where the op was told to keep it: spares backward its
     /// first read of the input.
     pub state: Option<T>,
     /// Each row's logsumexp of its logits, f32, where the op was told to give row outputs. NaN in rows
-    /// that are.
+    /// that hold NaN or +inf, or nothing but -inf.
     pub logsumexp: Option<T>,
     /// Each row's largest class, the first of several, i32, where the op was told to give row
-    /// outputs. -1 in rows that are NaN.
+    /// outputs. -1 where the logsumexp is NaN.
     pub argmax: Option<T>,
     /// Whether each row's largest class is its target: 1 or 0, i32, where the op was told to give
     /// row outputs of class targets. 0 in ignored rows.
@@ -325,4 +326,27 @@ pub struct ForwardBackward<T> {
     pub correct: Option<T>,
     /// As [`Forward::status`].
     pub status: Option<T>,
+}
+
+/// The results of one pass or another.
+impl<T> Output<T> {
+    pub(crate) fn into_forward(self) -> Result<Forward<T>> {
+        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } = self;
+        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
+    }
+
+    pub(crate) fn into_backward(self) -> Result<Backward<T>> {
+        Ok(Backward { grad: computed(self.grad)?, status: self.status })
+    }
+
+    pub(crate) fn into_forward_backward(self) -> Result<ForwardBackward<T>> {
+        let Output { loss, grad, state, logsumexp, argmax, correct, status } = self;
+        let (loss, grad) = (computed(loss)?, computed(grad)?);
+        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
+    }
+}
+
+/// What a pass is bound to compute.
+fn computed<T>(part: Option<T>) -> Result<T> {
+    part.ok_or_else(|| Error::Internal("the op did not compute what its pass asks for".into()))
 }

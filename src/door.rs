@@ -10,8 +10,8 @@ use crate::shape::Layout;
 use crate::tensor::USAGES;
 use crate::upload::{Upload, device_layout};
 use crate::{
-    Args, Array, Backward, Bound, Error, Forward, ForwardBackward, Gpu, Op, Output, Pass, Plan,
-    Result, Tensor,
+    Args, Array, Backward, Bound, Forward, ForwardBackward, Gpu, Op, Output, Pass, Plan, Result,
+    Tensor,
 };
 
 mod sealed {
@@ -108,7 +108,8 @@ impl Gpu {
     ///
     /// # Errors
     /// What the op refuses ([`Op::outputs`], and from the host also the values that it documents);
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`TooLarge`](crate::Error::TooLarge), [`OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`DeviceLost`](crate::Error::DeviceLost).
     pub async fn forward<T: Operand>(
         &self,
         op: &dyn Op,
@@ -362,27 +363,4 @@ impl Call {
         }
         self.results.as_ref().map(|_, (readback, layout)| readback.array(&self.gpu, layout))
     }
-}
-
-/// The results of one pass or another.
-impl<T> Output<T> {
-    pub(crate) fn into_forward(self) -> Result<Forward<T>> {
-        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } = self;
-        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
-    }
-
-    pub(crate) fn into_backward(self) -> Result<Backward<T>> {
-        Ok(Backward { grad: computed(self.grad)?, status: self.status })
-    }
-
-    pub(crate) fn into_forward_backward(self) -> Result<ForwardBackward<T>> {
-        let Output { loss, grad, state, logsumexp, argmax, correct, status } = self;
-        let (loss, grad) = (computed(loss)?, computed(grad)?);
-        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
-    }
-}
-
-/// What a pass is bound to compute.
-fn computed<T>(part: Option<T>) -> Result<T> {
-    part.ok_or_else(|| Error::Internal("the op did not compute what its pass asks for".into()))
 }

@@ -72,7 +72,7 @@ impl GpuOptions {
     }
 
     /// Keep wgpu's run-time checks in shaders, of bounds and of loops without end, though the host has
-    /// checked all that they could find: slower by up to a third, but for finding out whether this
+    /// checked all that they could find: slower, in one case by three quarters, but for finding out whether this
     /// crate is to blame. Default: without.
     pub fn runtime_checks(mut self, runtime_checks: bool) -> Self {
         self.runtime_checks = runtime_checks;
@@ -562,7 +562,7 @@ fn scoped<T, W: FnOnce() -> T>(
     (value, [internal.pop(), out_of_memory.pop(), validation.pop()])
 }
 
-/// A shader, usually without checks of its own: they cost up to a third of a kernel's time, and keep
+/// A shader, usually without checks of its own: they cost up to nearly half of a kernel's time, and keep
 /// compilers from unrolling its loops.
 #[allow(unsafe_code)]
 fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu::ShaderModule {

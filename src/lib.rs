@@ -41,9 +41,12 @@
 //! choose.
 //!
 //! # Features
-//! `cli` adds the command line program `wgloss`; libraries have no use for it.
+//! `cpu` adds [`Cpu`](https://docs.rs/wgloss/latest/wgloss/struct.Cpu.html): every op on host arrays
+//! without a GPU. `cli` adds the command line program `wgloss`; libraries have no use for it.
 
-// In the order in which data flows: each module uses those above it.
+// In the order in which data flows: each module uses those above it. Only `ops`, `cpu` and
+// `reference` use one another, since an op's options, its kernels, its twin and its definition are
+// one matter; and they ask `door` for the layouts of arguments.
 mod dtype;
 mod error;
 mod shape;
@@ -59,8 +62,8 @@ mod upload;
 mod readback;
 mod ops;
 #[cfg(feature = "cpu")]
-mod cpu; // with ops and reference: options, their kernels and their definition are one matter
-pub mod reference; // and ops use it: options, their kernels and their definition are one matter
+mod cpu;
+pub mod reference;
 mod plan;
 mod door;
 mod stream;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use crate::kernel::File;
 use crate::ops::sealed;
 use crate::program::Program;
-use crate::reference::{self, Bound, Values};
+use crate::reference::{self, Promise, Values};
 use crate::select::{Blocks, DeviceClass, Facts};
 use crate::{Args, Array, DType, Error, Gpu, Layout, Mse, Op, Output, Pass, Result};
 
@@ -329,7 +329,7 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     let args = Args::new(of(0.3)).target(of(0.0));
     let want = reference::run(&op, Pass::Forward, &args).unwrap().loss.unwrap();
     let got = run(&op, Pass::Forward, &args).loss.unwrap();
-    reference::compare(&got.to_f32(), &want, Bound::LOSS).map_err(|error| error.to_string())?;
+    reference::compare(&got.to_f32(), &want, Promise::LOSS).map_err(|error| error.to_string())?;
     Ok(())
 }
 

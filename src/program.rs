@@ -408,7 +408,7 @@ fn decode_status(words: [u32; 8]) -> Option<Error> {
     match (first_bad, classes) {
         (0, _) => None,
         (_, 0) => Some(Error::Value {
-            argument: "input, target",
+            argument: "input or target",
             expected: "numbers in [0, 1]".into(),
             actual: format!("another one at element {place}"),
         }),

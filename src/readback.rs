@@ -36,7 +36,9 @@ impl Gpu {
     /// `status` is that of the output of a call on device tensors.
     ///
     /// # Errors
-    /// [`Error::Class`] for a class out of range; those of [`Gpu::read`].
+    /// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`
+    /// ([`Bce`](crate::Bce)); [`Error::DType`] or [`Error::Shape`] for what is no status; those of
+    /// [`Gpu::read`].
     pub async fn check(&self, status: &Tensor) -> Result<()> {
         if status.dtype() != DType::I32 {
             return Err(Error::DType {

@@ -76,7 +76,7 @@ impl Tensor {
         self.layout.dtype()
     }
 
-    /// Shape and storage type.
+    /// Shape and storage type, and where in the buffer the elements lie.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -563,20 +563,20 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
         // inputs
         (
             "--input float64.npy --target target.npy",
-            "--input float64.npy: expected float32, got float64: convert with .astype(np.float32)",
+            "--input float64.npy: expected float32, float16 or bfloat16, got float64: convert with .astype(np.float32)",
         ),
         (
             "--input big-endian.npy --target target.npy",
-            "--input big-endian.npy: expected float32, got numpy type >f4: convert with \
+            "--input big-endian.npy: expected float32, float16 or bfloat16, got numpy type >f4: convert with \
              .astype(np.float32)",
         ),
         (
             "--input target.npy --target target.npy",
-            "--input target.npy: expected float32, got int64: convert with .astype(np.float32)",
+            "--input target.npy: expected float32, float16 or bfloat16, got int64: convert with .astype(np.float32)",
         ),
         (
             "--input logits.npy --target uint8.npy",
-            "--target uint8.npy: expected int32 or int64 for classes, float32 for probabilities, got \
+            "--target uint8.npy: expected int32 or int64 for classes, a float type for probabilities, got \
              uint8: convert with .astype(np.int64) or .astype(np.float32)",
         ),
         (

@@ -142,7 +142,7 @@ fn what_a_status_names_in_a_late_part() {
         let out = small.block_on(small.forward(&Bce::default(), &args)).unwrap();
         let error = small.block_on(small.check(&out.status.unwrap())).unwrap_err();
         let text = format!(
-            "input, target: expected numbers in [0, 1], got another one at element {element}"
+            "input or target: expected numbers in [0, 1], got another one at element {element}"
         );
         assert_eq!(error.to_string(), text);
     }

@@ -6,7 +6,7 @@ mod common;
 
 use common::any::{self, AnyCall, shape};
 use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run};
-use common::compare::{Bound, compare};
+use common::compare::{Promise, compare};
 use common::gpu::{Device, devices};
 use common::random::{Logits, Random};
 use proptest::prelude::*;
@@ -189,7 +189,7 @@ fn unreduced_losses_add_up_to_the_sum_and_the_mean() {
                 magnitudes: vec![magnitudes.iter().sum::<f64>() / over.abs()],
             };
             // the sum's own error: far less than that of its terms
-            let result = compare(&got.to_f32(), &want, Bound::LOSS.scaled(1.0 / over));
+            let result = compare(&got.to_f32(), &want, Promise::LOSS.scaled(1.0 / over));
             prop_assert!(result.is_ok(), "{reduction:?}: {result:?}");
         }
         Ok(())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peers measured side by side with wgloss: builds them, gives them turns, prints one table.
 
-    benches/peers/run.py                    # everything: about eight minutes once it is built
+    benches/peers/run.py                    # everything: about four minutes once it is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
     benches/peers/run.py --record lavapipe-22.3.6-2-cores

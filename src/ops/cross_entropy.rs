@@ -17,7 +17,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
 /// Softmax cross entropy of logits with class indices or probabilities as targets.
 ///
-/// With `p = softmax(input)` over C classes, class weights `w` (1 without them) and label smoothing
+/// With `p = softmax(z)` over C classes of the logits `z` (the input `x`, but for the extras below), class weights `w` (1 without them) and label smoothing
 /// `e`, the loss of a row with target class `y`, in nats, is
 ///
 /// ```text
@@ -44,9 +44,16 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
 ///
 /// # Extras
-/// [`logit_scale`](Self::logit_scale), [`softcap`](Self::softcap) and [`z_loss`](Self::z_loss), with
-/// which `x` above is what becomes of the input and the loss has a term more; logsumexp, argmax and
-/// correctness of each row with [`row_outputs`](Self::row_outputs).
+/// With [`logit_scale`](Self::logit_scale) s, [`softcap`](Self::softcap) k and
+/// [`z_loss`](Self::z_loss):
+///
+/// ```text
+/// z       = s x,  or with a softcap  k tanh(s x / k)
+/// loss   += z_loss * L^2  for each row kept, where L = logsumexp(z)
+/// grad[c] = z'[c] * (p[c] * (A + 2 z_loss L) - a[c]),  z' = s,  or  s sech^2(s x / k)
+/// ```
+///
+/// [`row_outputs`](Self::row_outputs) adds each row's logsumexp, argmax and correctness.
 ///
 /// # Reductions
 /// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:
@@ -152,21 +159,26 @@ impl CrossEntropy {
         self
     }
 
-    /// What logits are multiplied by: an inverse temperature, above 0, which f32 rounds. Default: 1.
+    /// What logits are multiplied by, an inverse temperature: finite and above 0; rounded to f32.
+    /// Default: 1.
     pub fn logit_scale(mut self, logit_scale: f64) -> Self {
         self.logit_scale = logit_scale;
         self
     }
 
     /// Bounds logits: each, multiplied by [`logit_scale`](Self::logit_scale), becomes
-    /// `softcap * tanh(x / softcap)`; -inf stays. Above 0. Default: none. (Gemma 2.)
+    /// `softcap * tanh(x / softcap)`; -inf stays. Finite and above 0. Default: none.
+    ///
+    /// Source: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024.
     pub fn softcap(mut self, softcap: f64) -> Self {
         self.softcap = Some(softcap);
         self
     }
 
     /// Adds `z_loss * logsumexp^2` to each kept row's loss, unweighted and before the reduction: it
-    /// keeps logits from drifting. Default: 0. (PaLM.)
+    /// keeps logits from drifting. Any finite number. Default: 0.
+    ///
+    /// Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022.
     pub fn z_loss(mut self, z_loss: f64) -> Self {
         self.z_loss = z_loss;
         self
@@ -218,6 +230,10 @@ impl Op for CrossEntropy {
             expect_class_target(args, describe)?;
         } else {
             let target = required("target", &args.target, describe)?;
+            if target.shape() == rows && target.shape() != args.input.shape() {
+                // classes, by their shape
+                expect_dtype("target", target, &[DType::I32, DType::I64])?;
+            }
             expect_dtype("target", target, &[DType::I32, DType::I64, args.input.dtype()])?;
             expect_shape("target", target, args.input.shape())?;
             if self.ignore_index >= 0 {

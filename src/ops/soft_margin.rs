@@ -28,7 +28,7 @@ use crate::Reduction;
 /// `mean` (the default) divides by the number of elements.
 ///
 /// # Edges
-/// - Right at any score: neither overflows, and confident elements keep their digits.
+/// - Right at any score: neither loss nor gradient overflows, and confident elements keep their digits.
 /// - Any number is accepted as a target; a target of 0 costs ln 2 whatever the score.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.

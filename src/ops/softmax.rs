@@ -27,7 +27,7 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 ///
 /// # Edges
 /// - A class at -inf has `p = 0`. A row that is all -inf, or holds +inf or NaN, is NaN, output and
-///   gradient.
+///   gradient; a NaN of the upstream gradient makes its row's gradient NaN.
 ///
 /// Source: PyTorch's `torch.nn.Softmax`.
 ///

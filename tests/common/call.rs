@@ -7,7 +7,7 @@ use std::sync::Arc;
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction, Tensor};
 
-use super::compare::{Bound, Mismatch, compare};
+use super::compare::{Mismatch, Promise, compare};
 use super::random::{Logits, Random};
 
 pub const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
@@ -404,12 +404,12 @@ pub fn judge(
     // the largest upstream gradient that scales a finite result
     let finite = |max: f64, v: f64| if v.is_finite() { max.max(v.abs()) } else { max };
     let upstream = call.upstream().map_or(1.0, |all| all.to_f64().into_iter().fold(0.0, finite));
-    judge_part(call, "loss", &got.loss, &want.loss, Bound::LOSS.scaled(1.0 / over))?;
-    judge_part(call, "grad", &got.grad, &want.grad, Bound::GRAD.scaled(upstream / over))?;
+    judge_part(call, "loss", &got.loss, &want.loss, Promise::LOSS.scaled(1.0 / over))?;
+    judge_part(call, "grad", &got.grad, &want.grad, Promise::GRAD.scaled(upstream / over))?;
     // the error of a logsumexp is absolute
-    judge_part(call, "logsumexp", &got.logsumexp, &want.logsumexp, Bound::LOSS)?;
-    judge_part(call, "argmax", &got.argmax, &want.argmax, Bound::LOSS)?;
-    judge_part(call, "correct", &got.correct, &want.correct, Bound::LOSS)
+    judge_part(call, "logsumexp", &got.logsumexp, &want.logsumexp, Promise::LOSS)?;
+    judge_part(call, "argmax", &got.argmax, &want.argmax, Promise::LOSS)?;
+    judge_part(call, "correct", &got.correct, &want.correct, Promise::LOSS)
 }
 
 fn judge_part(
@@ -417,7 +417,7 @@ fn judge_part(
     part: &str,
     got: &Option<Array<'_>>,
     want: &Option<Values>,
-    bound: Bound,
+    bound: Promise,
 ) -> Result<(), String> {
     let (got, want) = match (got, want) {
         (None, None) => return Ok(()),

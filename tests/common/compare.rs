@@ -2,4 +2,4 @@
 //! conformance folders. `tests/comparator.rs` shows what all of them reject.
 
 pub use super::conformance::{compare_moderate, compare_relative};
-pub use wgloss::reference::{Bound, Mismatch, Worst, compare};
+pub use wgloss::reference::{Mismatch, Promise, Worst, compare};

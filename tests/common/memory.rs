@@ -8,7 +8,7 @@ use wgloss::{
     SmoothL1, SoftMargin, Softmax, Tensor, reference,
 };
 
-use super::compare::{Bound, compare};
+use super::compare::{Promise, compare};
 use super::random::Random;
 
 /// Arguments by name, the input first.
@@ -199,11 +199,11 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
         upstream.to_f64().into_iter().fold(0.0, |most: f64, g| most.max(g.abs()))
     });
     let bounds = Output {
-        loss: Some(Bound::LOSS),
-        grad: Some(Bound::GRAD.scaled(largest)),
-        logsumexp: Some(Bound::LOSS),
-        argmax: Some(Bound::LOSS),
-        correct: Some(Bound::LOSS),
+        loss: Some(Promise::LOSS),
+        grad: Some(Promise::GRAD.scaled(largest)),
+        logsumexp: Some(Promise::LOSS),
+        argmax: Some(Promise::LOSS),
+        correct: Some(Promise::LOSS),
         ..Output::default()
     };
     for (name, bound) in parts(&bounds) {

@@ -167,11 +167,11 @@ impl Kind {
         let (integers, floats) =
             (&[Dtype::I32, Dtype::I64], &[Dtype::F32, Dtype::F16, Dtype::BF16]);
         let (allowed, words, numpy) = match self {
-            Kind::Numbers => (floats.to_vec(), "float32", "float32"),
+            Kind::Numbers => (floats.to_vec(), "float32, float16 or bfloat16", "float32"),
             Kind::Classes => (integers.to_vec(), "int32 or int64", "int64"),
             Kind::ClassesOrNumbers => (
                 [&integers[..], floats].concat(),
-                "int32 or int64 for classes, float32 for probabilities",
+                "int32 or int64 for classes, a float type for probabilities",
                 "int64) or .astype(np.float32",
             ),
         };

@@ -40,6 +40,9 @@ enum Command {
     /// #KEY the tensor of the argument's name is meant (input, target, loss, ...). Results that go
     /// to one .safetensors file are written together. Files are written when all results are
     /// complete, and replace what was there; upon an error, none is.
+    ///
+    /// Everything is computed twice, the second time to tell how long it takes; once with
+    /// --batch-rows.
     #[command(after_help = EXAMPLES)]
     Run {
         #[command(subcommand)]

@@ -18,7 +18,7 @@ pub type Host = Array<'static>;
 /// The flags that every op takes.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// Logits, predictions or numbers, float32
+    /// Logits, predictions or numbers: float32, float16, or bfloat16 (.safetensors)
     #[arg(long, value_name = "FILE")]
     pub input: Place,
     /// Tensor to take from --input, where that is a .safetensors file [default: input]
@@ -51,8 +51,8 @@ pub struct Common {
 pub struct Loss {
     #[command(flatten)]
     common: Common,
-    /// Targets: class indices (int32, int64) where rows have classes, otherwise float32 of the
-    /// input's shape
+    /// Targets: class indices (int32, int64) where rows have classes, otherwise numbers of
+    /// the input's shape and type
     #[arg(long, value_name = "FILE")]
     target: Place,
     /// How the losses of rows or elements become the result
@@ -77,7 +77,7 @@ impl Loss {
 pub enum OpCommand {
     /// Softmax cross entropy of logits [C], [N, C] or [N, C, ...] with classes or probabilities
     ///
-    /// Integer targets are classes; float32 targets of the input's shape are probabilities.
+    /// Integer targets are classes; numbers of the input's shape and type are probabilities.
     CrossEntropy {
         #[command(flatten)]
         loss: Loss,

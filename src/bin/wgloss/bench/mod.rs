@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use wgloss::{Args, Array, Bound, Cpu, DType, Gpu, GpuOptions, Output, Pass, Team, Tensor};
 
 use crate::check::progress;
-use crate::{devices, files, print};
+use crate::{devices, files, ops, print};
 use copy::Copy;
 use report::{Record, Report, Times};
 use timer::Timer;
@@ -27,7 +27,7 @@ pub struct Flags {
     op: Vec<String>,
     /// Only this pass; may be given more than once. Default: forward-backward
     #[arg(long, value_enum)]
-    pass: Vec<PassFlag>,
+    pass: Vec<ops::Pass>,
     /// Only this storage type; may be given more than once. Default: f32
     #[arg(long, value_enum)]
     dtype: Vec<DTypeFlag>,
@@ -40,11 +40,11 @@ pub struct Flags {
     /// Force kernels of this team, for experiments
     #[arg(long, value_enum)]
     team: Option<TeamFlag>,
-    /// Only adapters whose name contains this
+    /// Only adapters whose name or driver contains this, in any case of letters
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Find out from how many classes on which team is fastest, instead
-    #[arg(long, conflicts_with_all = ["op", "shape", "team", "json", "plot"])]
+    #[arg(long, conflicts_with_all = ["op", "pass", "dtype", "shape", "team", "json", "plot"])]
     sweep: bool,
     /// Where to write the results as JSON
     #[arg(long, value_name = "FILE")]
@@ -52,23 +52,6 @@ pub struct Flags {
     /// Where to draw GB/s over the number of classes
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PassFlag {
-    Forward,
-    Backward,
-    ForwardBackward,
-}
-
-impl From<PassFlag> for Pass {
-    fn from(flag: PassFlag) -> Pass {
-        match flag {
-            PassFlag::Forward => Pass::Forward,
-            PassFlag::Backward => Pass::Backward,
-            PassFlag::ForwardBackward => Pass::ForwardBackward,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -120,7 +103,11 @@ pub fn bench(flags: &Flags) -> Result<()> {
         options = options.name(name);
     }
     let workloads = workloads(flags)?;
-    let gpu = pollster::block_on(Gpu::with_options(&options))?;
+    let gpu = pollster::block_on(Gpu::with_options(&options));
+    let gpu = match &flags.adapter {
+        Some(name) => gpu.with_context(|| format!("--adapter {name}"))?,
+        None => gpu?,
+    };
     if flags.sweep {
         return sweep(&gpu, flags.rounds);
     }

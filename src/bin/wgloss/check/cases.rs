@@ -18,7 +18,7 @@ use wgloss::half::{bf16, f16};
 use wgloss::reference::{Mismatch, Worst, compare_by};
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Pass, Reduction, Sigmoid, SmoothL1, SoftMargin, Softmax,
+    NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
 /// A folder's cases.
@@ -275,6 +275,12 @@ impl Case {
                     .log_target(options.flag("log_target")?.unwrap_or(false)),
             ),
             "soft_margin" => Box::new(SoftMargin::default().reduction(options.reduction()?)),
+            "sigmoid_focal" => Box::new(
+                SigmoidFocal::default()
+                    .reduction(options.reduction()?)
+                    .alpha(options.number("alpha")?.unwrap_or(0.25))
+                    .gamma(options.number("gamma")?.unwrap_or(2.0)),
+            ),
             "softmax" => Box::new(Softmax::default().dim(options.integer("dim")?.unwrap_or(-1))),
             "log_softmax" => {
                 Box::new(LogSoftmax::default().dim(options.integer("dim")?.unwrap_or(-1)))

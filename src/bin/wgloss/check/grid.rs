@@ -6,7 +6,7 @@
 
 use std::iter::repeat_n;
 
-use wgloss::reference::{self, Bound, Mismatch, Values, compare};
+use wgloss::reference::{self, Mismatch, Promise, Values, compare};
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
     Mse, NllLoss, Op, Output, Pass, Reduction, Result, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
@@ -332,7 +332,7 @@ impl Case<'_> {
         // the largest upstream gradient that scales a finite result
         let largest = upstream.to_f64().into_iter().filter(|g| g.is_finite());
         let largest = largest.fold(0.0, |most: f64, g| most.max(g.abs()));
-        let [loss, grad] = [Bound::LOSS.scaled(1.0 / over), Bound::GRAD.scaled(largest / over)];
+        let [loss, grad] = [Promise::LOSS.scaled(1.0 / over), Promise::GRAD.scaled(largest / over)];
 
         let mut state = None;
         Ok(PASSES.map(|pass| {
@@ -353,9 +353,14 @@ impl Case<'_> {
                 ("loss", &got.loss, asked(&want.loss, pass.has_loss()), loss),
                 ("grad", &got.grad, asked(&want.grad, pass.has_grad()), grad),
                 // logsumexp's error is absolute
-                ("logsumexp", &got.logsumexp, asked(&want.logsumexp, pass.has_loss()), Bound::LOSS),
-                ("argmax", &got.argmax, asked(&want.argmax, pass.has_loss()), Bound::LOSS),
-                ("correct", &got.correct, asked(&want.correct, pass.has_loss()), Bound::LOSS),
+                (
+                    "logsumexp",
+                    &got.logsumexp,
+                    asked(&want.logsumexp, pass.has_loss()),
+                    Promise::LOSS,
+                ),
+                ("argmax", &got.argmax, asked(&want.argmax, pass.has_loss()), Promise::LOSS),
+                ("correct", &got.correct, asked(&want.correct, pass.has_loss()), Promise::LOSS),
             ];
             let mut worst = 0.0_f64;
             for (part, got, want, bound) in parts {
@@ -370,7 +375,7 @@ impl Case<'_> {
 fn hold(
     got: &Option<Array<'static>>,
     want: &Option<Values>,
-    bound: Bound,
+    bound: Promise,
 ) -> std::result::Result<f64, String> {
     match (got, want) {
         (None, None) => Ok(0.0),
