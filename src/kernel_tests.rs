@@ -76,7 +76,9 @@ fn programs_in(
             for bits in 0..64_u32 {
                 let bit = |i: u32| bits >> i & 1 == 1;
                 let shape = match (bit(0), bit(5)) {
-                    (true, _) => vec![6, 8],
+                    (true, false) => vec![6, 8],
+                    // a row by several teams
+                    (true, true) => vec![2, 40_000],
                     (false, true) => vec![70_000, 1001],
                     (false, false) => vec![2, 8, 3],
                 };
@@ -263,7 +265,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
     }
     match kernel.files.first().map(|file| file.path) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each, shares, share, unused[2]
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first

@@ -72,8 +72,8 @@ const NAIVE: &[Naive] = &[
         path: "shared/row_form.wgsl",
         // through its bits, or Mesa would take the 1 off first
         replacements: &[(
-            "masses.x + f32(u32(masses.y) - 1u)",
-            "bitcast<f32>(bitcast<u32>(masses.x + masses.y)) - 1.0",
+            "sums.below + f32(u32(sums.at) - 1u)",
+            "bitcast<f32>(bitcast<u32>(sums.below + sums.at)) - 1.0",
         )],
         by: By::Table("cross_entropy", "classes", "none confident"),
     },

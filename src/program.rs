@@ -170,6 +170,9 @@ pub(crate) struct RowParams {
     pub z_loss: f32,
     pub first: u32,
     pub rows_each: u32,
+    pub shares: u32,
+    pub share: u32,
+    pub unused: [u32; 2],
 }
 
 /// `Params` of `shaders/family/sum.wgsl`, after the places.

@@ -175,7 +175,8 @@ impl Planned {
                 let Some([lines, line]) = self.lines(step, binding, layout) else { continue };
                 assert!(binding.bytes <= BUDGET || lines == 1, "{what}");
                 // the kernel counts in fours there
-                let unit = if binding.slot == Slot::State { 4 } else { 1 };
+                let is_of_fours = family(step) == "family/rows.wgsl" && binding.binding == 8;
+                let unit = if is_of_fours { 4 } else { 1 };
                 let [first, told, ..] = places[binding.binding as usize].map(u64::from);
                 let stride = self.stride(step, layout, [lines, line]);
                 assert!(lines == 1 || told == stride, "{what}");
@@ -432,5 +433,6 @@ fn one_row_that_no_binding_holds() {
     let args = Args::new(f32(&[3, 1 << 29])).target(classes(&[3]));
     let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &large_gpu());
     planned.check();
-    assert_eq!(planned.steps_of("family/rows.wgsl").len(), 3);
+    // each row is shared by several teams
+    assert_eq!(planned.steps_of("family/rows.wgsl").len(), 6);
 }

@@ -51,6 +51,10 @@ struct Table {
     run: u32,
     /// Elements of rows for each member of a team, which takes as many rows as that.
     row_elements_each: u64,
+    /// Teams that keep the device busy: rows that are fewer are shared out, but no share has fewer
+    /// classes than this.
+    busy_teams: u64,
+    share: u64,
     /// Who takes a stretch of elements or of terms of a sum.
     elements_by: Team,
     /// Elements for each member of such a team.
@@ -70,6 +74,8 @@ const DISCRETE: Table = Table {
     held: &[1, 2, 4, 8, 16],
     run: 1,
     row_elements_each: 0,
+    busy_teams: 512,
+    share: 8192,
     elements_by: Team::Workgroup,
     elements_each: 32,
     by_invocation: 64,
@@ -78,7 +84,7 @@ const DISCRETE: Table = Table {
 };
 
 /// Estimates, as for discrete ones, with fewer registers.
-const INTEGRATED: Table = Table { held: &[1, 2, 4, 8], ..DISCRETE };
+const INTEGRATED: Table = Table { held: &[1, 2, 4, 8], busy_teams: 64, ..DISCRETE };
 
 /// Measured on lavapipe 22.3 (2 cores): cross entropy, forward and backward, f32.
 const SOFTWARE: Table = Table {
@@ -97,6 +103,9 @@ const SOFTWARE: Table = Table {
     run: 4,
     // each workgroup is an allocation there
     row_elements_each: 256,
+    // 1 x 2,000,000: 4 ms instead of 15; 8 x 128,256 gains nothing more
+    busy_teams: 8,
+    share: 16_384,
     elements_by: Team::Subgroup,
     // contiguous 32 KiB a subgroup copy fastest
     elements_each: 1024,
@@ -157,10 +166,32 @@ pub(crate) struct Choice {
     pub blocks: Blocks,
 }
 
+/// How rows are given to teams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub choice: Choice,
+    /// How many rows a team takes, one after the other.
+    pub each: u32,
+    /// Or how many teams take a row together, and how many classes each.
+    pub shares: u32,
+    pub share: u32,
+}
+
+impl Rows {
+    /// Teams for so many rows.
+    pub fn teams(&self, rows: u64) -> u64 {
+        rows.div_ceil(self.each.into()) * u64::from(self.shares)
+    }
+}
+
 impl Facts {
     /// lavapipe 22.3 stops all loops of an invocation after 65,535 iterations, in silence. On
     /// software devices no invocation is given more than this.
     const SOFTWARE_ITERATIONS: u64 = 60_000;
+
+    /// The most rows that a team takes. What its members exchange of each are loops too: up to 64
+    /// iterations.
+    const ROWS_EACH: u64 = 256;
 
     fn table(&self) -> &'static Table {
         match self.class {
@@ -227,18 +258,44 @@ impl Facts {
         }
     }
 
-    /// Rows: the choice and the rows each team takes, where there are enough of them to share.
-    pub(crate) fn for_rows(&self, shape: ClassShape) -> (Choice, u32) {
+    /// Rows, each by one team.
+    pub(crate) fn for_rows(&self, shape: ClassShape) -> Rows {
+        // so many teams at least, before any takes several rows
         const TEAMS: u64 = 256;
         let classes = shape.classes as u64;
         let choice = self.team_for_rows(classes, shape.positions as u64);
         let elements = self.table().row_elements_each * u64::from(choice.team_size);
-        let rows = match shape.positions {
-            0 | 1 => (elements / classes.max(1)).min(shape.rows() as u64 / TEAMS).max(1),
+        let each = match shape.positions {
+            0 | 1 => {
+                let most = (shape.rows() as u64 / TEAMS).min(Self::ROWS_EACH);
+                (elements / classes.max(1)).min(most).max(1)
+            }
             // neighbouring positions are left to neighbours
             _ => 1,
         };
-        (Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice }, rows as u32)
+        let choice = Choice { blocks: self.blocks_of_row(classes, choice.team_size), ..choice };
+        Rows { choice, each: each as u32, shares: 1, share: shape.classes as u32 }
+    }
+
+    /// Rows that are too few and too long for that, each by several teams.
+    pub(crate) fn for_shared_rows(&self, shape: ClassShape) -> Option<Rows> {
+        let table = self.table();
+        let classes = shape.classes as u64;
+        let wanted = table.busy_teams / (shape.rows() as u64).max(1);
+        let shares = wanted.min(classes / table.share);
+        if shape.positions > 1 || shares < 2 {
+            return None;
+        }
+        let choice = self.team_for_rows(classes.div_ceil(shares), 1);
+        let largest = match (choice.team, self.subgroup) {
+            (Team::Subgroup, Some((_, largest))) => largest,
+            _ => choice.team_size,
+        };
+        // whole blocks, however large a subgroup turns out to be
+        let block = u64::from(4 * choice.blocks.held * largest);
+        let share = classes.div_ceil(shares).next_multiple_of(block);
+        let shares = classes.div_ceil(share) as u32;
+        (shares > 1).then_some(Rows { choice, each: 1, shares, share: share as u32 })
     }
 
     fn team_for_rows(&self, classes: u64, positions: u64) -> Choice {

@@ -66,7 +66,7 @@ fn forward_backward(builtins: Builtins) {
 fn store_outputs(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & HAS_NAN_LOGIT) != 0u;
     let output = span_of(row.line, row.position, RESULTS);
-    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
+    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
         if !FITS {
             hold_block(team, row, block);
         }
@@ -84,7 +84,7 @@ fn store_map_gradient(team: Team, row: Row, statistics: Statistics) {
     let is_nan_row = (statistics.flags & (HAS_NAN_LOGIT | HAS_NAN_AMOUNT)) != 0u;
     let prepared = prepare(team, row, statistics);
     let grad = span_of(row.line, row.position, GRAD);
-    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
+    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
         if !FITS {
             hold_block(team, row, block);
         }

@@ -1,9 +1,10 @@
 // Losses of rows of classes: one team a row, its statistics (shared/row_form.wgsl) and then its
-// gradient.
+// gradient. Or several teams a row (SHARED): each sums its part in a dispatch of `sums`, and adds up
+// all parts, in order, in that of the pass.
 //
 // Reads `input` (twice where the pass computes a gradient of a row that is not held; once from a
-// kept state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element by one member of one
-// team: rows never share a word.
+// kept state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
+// by one member of one team: rows never share a word.
 //
 // Hooks, from the op's file, beside that of shared/row_form.wgsl:
 //     fn row_of(index: u32) -> Row               the row, and what its target says
@@ -12,6 +13,7 @@
 // Bits of f32 and i32: as floats, small integers might be flushed to 0. A loss a row; with
 // ROW_OUTPUTS then a logsumexp a row, an argmax a row, and whether it is the target.
 @group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
+// What forward keeps of a row; with SHARED what `sums` found of each part, two numbers of four a part.
 @group(0) @binding(8) var<storage, read_write> row_state: array<vec4<f32>>;
 
 // Whether forward keeps the row's state for backward.
@@ -20,6 +22,45 @@ override KEEP_STATE: bool = false;
 override ROW_OUTPUTS: bool = false;
 // Whether backward takes the row's state from forward.
 override FROM_STATE: bool = false;
+// Whether rows have several parts, a team each.
+override SHARED: bool = false;
+
+// The i-th row; or the i-th part of all rows' parts.
+fn part_of_row(i: u32) -> Row {
+    if !SHARED {
+        return row_of(i);
+    }
+    let index = i / params.shares;
+    var row = row_of(index);
+    row.begin = (i - index * params.shares) * params.share;
+    row.end = min(row.begin + params.share, params.classes);
+    return row;
+}
+
+fn place_of_part(row: Row, part: u32) -> u32 {
+    return place(STATE, 0u, 2u * (row.index * params.shares + part));
+}
+
+// The sums of all parts, in order.
+fn sums_of_parts(row: Row) -> Sums {
+    var total = empty_partial();
+    for (var part = 0u; part < params.shares; part += 1u) {
+        let at = place_of_part(row, part);
+        let first = row_state[at];
+        let second = row_state[at + 1u];
+        var other = empty_partial();
+        other.m = first.x;
+        other.below.x = first.y;
+        other.at.x = first.z;
+        other.rest.x = first.w;
+        other.top.x = second.x;
+        other.gap.x = second.y;
+        merge(&total, &other);
+        total.flags |= u32(second.z);
+    }
+    return Sums(
+        total.m, total.below.x, total.at.x, total.rest.x, total.top.x, total.gap.x, total.flags);
+}
 
 // The statistics of a row whose only amount is at its target.
 fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
@@ -46,7 +87,13 @@ fn statistics_of(team: Team, row: Row) -> Statistics {
         let flags = select(0u, HAS_NAN_LOGIT, is_nan(state.x));
         return Statistics(state.x, state.y, state.z, state.w, 0.0, flags);
     }
-    let statistics = row_statistics(team, row);
+    var sums: Sums;
+    if SHARED {
+        sums = sums_of_parts(row);
+    } else {
+        sums = row_sums(team, row);
+    }
+    let statistics = statistics_of_sums(sums);
     if SPREAD || row.kind != ROW_KEPT {
         return statistics;
     }
@@ -83,7 +130,7 @@ fn store_loss(team: Team, row: Row, statistics: Statistics) {
     if ROW_OUTPUTS {
         argmax = i32(first_at_max(team, row, statistics));
     }
-    if team.member != 0u {
+    if team.member != 0u || row.begin != 0u {
         return;
     }
     var loss = loss_of(statistics);
@@ -110,13 +157,14 @@ fn store_loss(team: Team, row: Row, statistics: Statistics) {
 
 fn store_gradient(team: Team, row: Row, statistics: Statistics) {
     let scale = row_scale(row);
-    let is_undefined = is_nan_row(statistics) || scale.undefined || is_nan(scale.value);
+    let is_undefined = is_nan_row(statistics) || row.kind == ROW_BAD || scale.undefined
+        || is_nan(scale.value);
     let filled = is_undefined || row.kind == ROW_IGNORED;
     let filling = vec4(select(nan(), 0.0, row.kind == ROW_IGNORED));
     let gradient = row_gradient(statistics);
     let grad = span_of(row.line, row.position, GRAD);
-    for (var block = 0u; !is_past_row(block); block += block_size(team)) {
-        if !filled && (!FITS || FROM_STATE) {
+    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
+        if !filled && (!FITS || FROM_STATE || SHARED) {
             hold_block(team, row, block);
         }
         for (var k = 0u; k < HELD; k += 1u) {
@@ -137,7 +185,7 @@ fn forward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = row_of(index);
+        let row = part_of_row(index);
         store_loss(team, row, statistics_of(team, row));
     }
 }
@@ -148,7 +196,7 @@ fn backward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = row_of(index);
+        let row = part_of_row(index);
         store_gradient(team, row, statistics_of(team, row));
     }
 }
@@ -159,9 +207,29 @@ fn forward_backward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = row_of(index);
+        let row = part_of_row(index);
         let statistics = statistics_of(team, row);
         store_loss(team, row, statistics);
         store_gradient(team, row, statistics);
+    }
+}
+
+// What each team finds of its part of a row.
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn sums(builtins: Builtins) {
+    read_places();
+    let team = team_of(builtins);
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let row = part_of_row(index);
+        if row.kind != ROW_KEPT {
+            continue;
+        }
+        let found = row_sums(team, row);
+        if team.member == 0u {
+            let at = place_of_part(row, row.begin / params.share);
+            row_state[at] = vec4(found.m, found.below, found.at, found.rest);
+            row_state[at + 1u] = vec4(found.top, found.gap, f32(found.flags), 0.0);
+        }
     }
 }

@@ -35,6 +35,11 @@ struct Params {
     first: u32,
     // how many rows a team takes, one after the other
     rows_each: u32,
+    // or how many teams share a row, and how many classes each of them takes: whole blocks
+    shares: u32,
+    share: u32,
+    unused_0: u32,
+    unused_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -56,6 +61,9 @@ struct Row {
     // the index of the batch, and the position within it
     line: u32,
     position: u32,
+    // the classes that the team takes: from the first of these to before the second
+    begin: u32,
+    end: u32,
     // ROW_KEPT, ROW_IGNORED or ROW_BAD (shared/classes.wgsl)
     kind: u32,
     // the target class, where there is one
@@ -98,10 +106,10 @@ const HAS_NAN_AMOUNT: u32 = 8u;
 const HAS_POSITIVE_COST: u32 = 2u;
 const HAS_NEGATIVE_COST: u32 = 4u;
 
-// The rows of a team: the first, and the one after the last.
+// The rows of a team: the first, and the one after the last. Shares, where rows have several.
 fn rows_of(team: Team) -> vec2<u32> {
     let first = team.index * params.rows_each;
-    return vec2(first, min(first + params.rows_each, params.rows));
+    return vec2(first, min(first + params.rows_each, params.rows * params.shares));
 }
 
 // A row of which the target says nothing.
@@ -113,7 +121,7 @@ fn row_at(index: u32, beside: u32) -> Row {
         position = index - line * params.positions;
     }
     return Row(
-        index, line, position, 0u, 0u, 0.0,
+        index, line, position, 0u, params.classes, 0u, 0u, 0.0,
         span_of(line, position, INPUT), span_of(line, position, beside));
 }
 
@@ -273,21 +281,45 @@ fn hold_block(team: Team, row: Row, block: u32) {
     }
 }
 
-// Whether the row ends before this block.
-fn is_past_row(block: u32) -> bool {
-    return (FITS && block > 0u) || block >= params.classes;
+// Whether the team's part of the row ends before this block.
+fn is_past_row(row: Row, block: u32) -> bool {
+    return (FITS && block > row.begin) || block >= row.end;
 }
 
 // Elements of one accumulator that are summed apart, so that none takes many additions.
 const CHUNK: u32 = 64u;
 
 fn row_statistics(team: Team, row: Row) -> Statistics {
+    return statistics_of_sums(row_sums(team, row));
+}
+
+// What a team knows of its part of a row: as a Partial of one number each. flags has HAS_NAN_LOGIT for
+// logits that there are.
+struct Sums {
+    m: f32,
+    below: f32,
+    at: f32,
+    rest: f32,
+    top: f32,
+    gap: f32,
+    flags: u32,
+}
+
+fn statistics_of_sums(sums: Sums) -> Statistics {
+    // nothing at the maximum: nothing but -inf
+    let flags = sums.flags | select(0u, HAS_NAN_LOGIT, sums.at == 0.0);
+    // the count minus one as integers: as floats, a compiler may add the count to the rest first
+    let s = sums.below + f32(u32(sums.at) - 1u);
+    return Statistics(sums.m, s, sums.rest, sums.top, sums.gap, flags);
+}
+
+fn row_sums(team: Team, row: Row) -> Sums {
     var total = empty_partial();
     var extremes = no_extremes();
-    var block = 0u;
+    var block = row.begin;
     loop {
         var partial = empty_partial();
-        for (var i = 0u; i < max(CHUNK / HELD, 1u) && !is_past_row(block); i += 1u) {
+        for (var i = 0u; i < max(CHUNK / HELD, 1u) && !is_past_row(row, block); i += 1u) {
             hold_block(team, row, block);
             var most = vec4(LOWEST);
             for (var k = 0u; k < HELD; k += 1u) {
@@ -311,7 +343,7 @@ fn row_statistics(team: Team, row: Row) -> Statistics {
             break;
         }
         merge(&total, &partial);
-        if is_past_row(block) {
+        if is_past_row(row, block) {
             break;
         }
     }
@@ -330,13 +362,8 @@ fn row_statistics(team: Team, row: Row) -> Statistics {
         masses = vec4(team_sum_pair(team, masses.xy), 0.0, 0.0);
     }
     let has_nan = has_nan_or_positive_infinity(extremes);
-    var flags = team_or(team, total.flags | select(0u, HAS_NAN_LOGIT, has_nan));
-    // nothing at the maximum: nothing but -inf
-    flags |= select(0u, HAS_NAN_LOGIT, masses.y == 0.0);
-
-    // the count minus one as integers: as floats, a compiler may add the count to the rest first
-    let s = masses.x + f32(u32(masses.y) - 1u);
-    return Statistics(m, s, masses.z, masses.w, gap, flags);
+    let flags = team_or(team, total.flags | select(0u, HAS_NAN_LOGIT, has_nan));
+    return Sums(m, masses.x, masses.y, masses.z, masses.w, gap, flags);
 }
 
 // The first class at the maximum; the number of classes where nothing is.

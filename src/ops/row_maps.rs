@@ -76,7 +76,7 @@ impl RowMap {
                 });
             }
         }
-        let (choice, rows_each) = facts.for_rows(shape);
+        let split = facts.for_rows(shape);
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
             files: [
@@ -94,7 +94,7 @@ impl RowMap {
                 ("HAS_UPSTREAM", args.upstream.is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
-            blocks: choice.blocks,
+            blocks: split.choice.blocks,
             shares_buffers: args.memory != Memory::Apart,
         };
         let lines: Vec<_> = tensors
@@ -109,7 +109,9 @@ impl RowMap {
                 rows: (batches * shape.positions as u64) as u32,
                 classes: shape.classes as u32,
                 positions: shape.positions as u32,
-                rows_each,
+                rows_each: split.each,
+                shares: split.shares,
+                share: split.share,
                 ..RowParams::default()
             };
             let mut bindings: Vec<_> = tensors
@@ -124,8 +126,8 @@ impl RowMap {
             if args.upstream.is_none() {
                 bindings.push(Binding::one(4));
             }
-            let teams = params.rows.div_ceil(rows_each).into();
-            program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
+            let teams = split.teams(params.rows.into());
+            program.push(facts, split.choice, teams, kernel.clone(), &params, bindings)?;
         }
         Ok(program)
     }

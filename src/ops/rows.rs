@@ -7,7 +7,7 @@ use crate::kernel::{self, File, Kernel};
 use crate::program::{
     Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, first_place, stretches,
 };
-use crate::select::{Blocks, Facts};
+use crate::select::{Blocks, Facts, Rows};
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
@@ -54,7 +54,7 @@ where
 }
 
 /// An `ignore_index` as kernels know it. One that i32 does not hold is uploaded as `i32::MIN` (see
-/// `Gpu::upload_argument`).
+/// `device_bytes` in `src/upload.rs`).
 pub(super) fn device_ignore_index(ignore_index: i64) -> i32 {
     i32::try_from(ignore_index).unwrap_or(i32::MIN)
 }
@@ -116,9 +116,13 @@ impl RowLoss<'_> {
             let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
             let tensors: Vec<_> = tensors.into_iter().flatten().collect();
             let vec4 = shape.loads_vec4(tensors.iter().copied());
-            let (choice, rows_each) = facts.for_rows(shape);
-            let blocks = if self.is_picked() { Blocks::default() } else { choice.blocks };
-            let kernel = self.kernel(label.clone(), shape, vec4, blocks);
+            let shared = if self.may_share() { facts.for_shared_rows(shape) } else { None };
+            let split = shared.unwrap_or_else(|| facts.for_rows(shape));
+            let kernel = self.kernel(label.clone(), shape, vec4, split);
+            // what each team finds of its share, unless it is known
+            let sums = Layout::new(&[split.teams(rows) as usize * 8], DType::F32);
+            let sums = (split.shares > 1 && args.state.is_none())
+                .then(|| (program.scratch(sums.elements() as u64), sums));
 
             let most = self.batches_per_part(facts, shape, &tensors)?;
             for [first, batches] in stretches(shape.batch as u64, most) {
@@ -129,10 +133,27 @@ impl RowLoss<'_> {
                     classes: shape.classes as u32,
                     positions: shape.positions as u32,
                     first: first_place(row),
-                    rows_each,
+                    rows_each: split.each,
+                    shares: split.shares,
+                    share: split.share,
                     ..self.params
                 };
-                let mut bindings = self.bindings(shape, [first, batches]);
+                let teams = split.teams(rows);
+                let part = [first, batches];
+                let sums = sums.as_ref().map(|(slot, layout)| {
+                    let first = row * u64::from(split.shares) * 8;
+                    in_fours(Binding::part(8, *slot, layout, [first, teams * 8, 0]))
+                });
+                if let Some(sums) = sums {
+                    let kernel = Kernel {
+                        label: format!("{label}.sums"),
+                        entry_point: "sums",
+                        ..kernel.clone()
+                    };
+                    let bindings = self.bindings(shape, part, Stage::Sums(sums));
+                    program.push(facts, split.choice, teams, kernel, &params, bindings)?;
+                }
+                let mut bindings = self.bindings(shape, part, Stage::Results(sums));
                 if pass.has_loss() {
                     let layout = match results {
                         Slot::Scratch(i) => Some(&program.scratch[i]),
@@ -141,8 +162,7 @@ impl RowLoss<'_> {
                     let layout = required("loss", &layout, || label.clone())?;
                     bindings.push(Binding::part(6, results, layout, results_part));
                 }
-                let teams = rows.div_ceil(rows_each.into());
-                program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
+                program.push(facts, split.choice, teams, kernel.clone(), &params, bindings)?;
                 if row_outputs {
                     losses.push([row * results_per_row, rows]);
                 }
@@ -186,6 +206,12 @@ impl RowLoss<'_> {
         self.family == kernel::PICKED
     }
 
+    /// Whether several teams may take a row together. What is told of a row beside its loss is one
+    /// team's work.
+    fn may_share(&self) -> bool {
+        !self.is_picked() && !self.row_outputs && self.outputs.state.is_none()
+    }
+
     /// The targets, where they are probabilities.
     fn probabilities(&self) -> Option<&Layout> {
         self.args.target.as_ref().filter(|_| !self.has_classes)
@@ -214,17 +240,23 @@ impl RowLoss<'_> {
         })
     }
 
-    fn kernel(&self, label: String, shape: ClassShape, vec4: bool, blocks: Blocks) -> Kernel {
+    fn kernel(&self, label: String, shape: ClassShape, vec4: bool, split: Rows) -> Kernel {
         let args = self.args;
         let upstream = kernel::upstream(args.upstream.is_some(), self.reduction != Reduction::None);
         let common = [kernel::ROW_FORM, kernel::CLASSES, upstream];
         let storage = kernel::storage(args.input.dtype(), vec4, args.memory);
-        let strided = ("STRIDED", (shape.positions > 1).into());
+        let mut constants = [&self.constants[..], &[self.weighted()]].concat();
+        constants.push(("STRIDED", (shape.positions > 1).into()));
+        let mut blocks = Blocks::default();
+        if !self.is_picked() {
+            constants.push(("SHARED", (split.shares > 1).into()));
+            blocks = split.choice.blocks;
+        }
         Kernel {
             label,
             files: [&[self.family], &self.files[..], &common, &storage].concat(),
             entry_point: self.pass.name(),
-            constants: [&self.constants[..], &[self.weighted(), strided]].concat(),
+            constants,
             blocks,
             shares_buffers: args.memory != Memory::Apart,
         }
@@ -250,7 +282,12 @@ impl RowLoss<'_> {
     }
 
     /// All bindings but that of the results, for some indices of the batch.
-    fn bindings(&self, shape: ClassShape, [first, batches]: [u64; 2]) -> Vec<Binding> {
+    fn bindings(
+        &self,
+        shape: ClassShape,
+        [first, batches]: [u64; 2],
+        stage: Stage,
+    ) -> Vec<Binding> {
         let (args, outputs, pass) = (self.args, self.outputs, self.pass);
         let lines = |binding, slot, layout: &Layout| {
             let stride = shape.batch_stride(layout) as u64;
@@ -274,27 +311,46 @@ impl RowLoss<'_> {
         if self.reads_input && args.memory != Memory::InPlace {
             bindings.push(lines(1, Slot::Input, &args.input));
         }
-        if pass.has_grad() {
-            if let Some(upstream) = &args.upstream {
-                bindings.push(match self.reduction {
-                    Reduction::None => per_row(4, Slot::Upstream, upstream, 1),
-                    _ => Binding::all(4, Slot::Upstream, upstream),
-                });
+        let grad = outputs.grad.as_ref().map(|grad| lines(5, Slot::Grad, grad));
+        let sums = match stage {
+            Stage::Sums(sums) => {
+                // in place, the input is found there
+                bindings.extend(grad.filter(|_| args.memory == Memory::InPlace));
+                Some(sums)
             }
-            if let Some(grad) = &outputs.grad {
-                bindings.push(lines(5, Slot::Grad, grad));
-            }
-        }
-        if !self.is_picked() {
-            bindings.push(match args.state.as_ref().or(outputs.state.as_ref()) {
-                Some(state) => {
-                    let state = per_row(8, Slot::State, state, 4);
-                    // the kernel counts in fours
-                    Binding { place: [state.place[0] / 4, 0], ..state }
+            Stage::Results(sums) => {
+                bindings.extend(grad);
+                if let Some(upstream) = args.upstream.as_ref().filter(|_| pass.has_grad()) {
+                    bindings.push(match self.reduction {
+                        Reduction::None => per_row(4, Slot::Upstream, upstream, 1),
+                        _ => Binding::all(4, Slot::Upstream, upstream),
+                    });
                 }
-                None => Binding::unused(8),
-            });
+                sums
+            }
+        };
+        let state = args.state.as_ref().or(outputs.state.as_ref());
+        match (sums, state) {
+            (Some(sums), _) => bindings.push(sums),
+            (None, Some(state)) => {
+                bindings.push(in_fours(per_row(8, Slot::State, state, 4)));
+            }
+            (None, None) if self.is_picked() => {}
+            (None, None) => bindings.push(Binding::unused(8)),
         }
         bindings
     }
+}
+
+/// A binding of which the kernel counts fours.
+fn in_fours(binding: Binding) -> Binding {
+    Binding { place: binding.place.map(|n| n / 4), ..binding }
+}
+
+/// What a dispatch of rows is for.
+enum Stage {
+    /// What each team finds of its share of a row.
+    Sums(Binding),
+    /// Losses and gradients, from these sums where rows are shared.
+    Results(Option<Binding>),
 }
