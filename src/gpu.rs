@@ -533,8 +533,16 @@ async fn guarded<T>(
 /// What a lost device is asked to do fails in other words first; that it is lost is told once its
 /// queue is empty. So after a failure it is given time for that.
 fn settle(device: &wgpu::Device) {
-    let timeout = Some(std::time::Duration::from_secs(5));
-    let _ = device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
+    // By polls: where another thread empties the queue meanwhile, a wait with a timeout panics in
+    // wgpu 30.
+    for _ in 0..5000 {
+        match device.poll(wgpu::PollType::Poll) {
+            Ok(status) if !status.is_queue_empty() => {}
+            _ => break,
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 fn typed(error: wgpu::Error) -> Error {

@@ -369,6 +369,17 @@ impl Plan {
             Ok(())
         })?;
         let arguments = before.len();
+        // kernels that write a state read it by the same binding
+        if let (Some(state), Memory::Apart) = (&args.state, self.args.memory) {
+            let others = before.iter().filter(|(name, _)| *name != "state");
+            if let Some((name, _)) = others.clone().find(|(_, t)| t.buffer() == state.buffer()) {
+                return Err(Error::Value {
+                    argument: "state",
+                    expected: format!("a buffer other than {name}'s, or Args::one_buffer"),
+                    actual: "the same buffer".into(),
+                });
+            }
+        }
         output.as_ref().map(|part, &tensor| {
             for (i, &(name, other)) in before.iter().enumerate() {
                 let in_place = part == "grad" && name == "input" && self.is_in_place();

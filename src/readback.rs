@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::pod_collect_to_vec;
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
@@ -66,6 +67,8 @@ pub(crate) struct Readback {
     staging: wgpu::Buffer,
     submission: wgpu::SubmissionIndex,
     mapped: OneshotReceiver<Result<(), wgpu::BufferAsyncError>>,
+    /// The receiver tells it once, and a wait may be given up and taken up again.
+    has_arrived: AtomicBool,
 }
 
 impl Readback {
@@ -98,14 +101,21 @@ impl Readback {
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             let _ = sender.send(result);
         });
-        Readback { staging, submission: submission.clone(), mapped }
+        let has_arrived = AtomicBool::new(false);
+        Readback { staging, submission: submission.clone(), mapped, has_arrived }
     }
 
     /// Waits until the bytes are there.
     pub async fn arrived(&self, gpu: &Gpu) -> Result<()> {
+        if self.has_arrived.load(Ordering::Acquire) {
+            return Ok(());
+        }
         gpu.awaits(&self.submission);
         match self.mapped.receive().await {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                self.has_arrived.store(true, Ordering::Release);
+                Ok(())
+            }
             Some(Err(error)) => Err(failed(gpu, error.to_string())),
             None => Err(failed(gpu, "the readback was dropped".into())),
         }

@@ -16,16 +16,6 @@ impl Gpu {
     /// [`Error::TooLarge`] beyond the device's limits; [`Error::Value`] for an i64 that i32 does
     /// not hold; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub async fn upload(&self, array: &Array<'_>) -> Result<Tensor> {
-        if let Data::I64(values) = array.data()
-            && let Some((i, value)) =
-                values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err())
-        {
-            return Err(Error::Value {
-                argument: "array",
-                expected: "integers that fit i32".into(),
-                actual: format!("{value} at element {i}"),
-            });
-        }
         self.upload_argument("array", array).await
     }
 
@@ -37,9 +27,18 @@ impl Gpu {
         args.map_async(async |argument, array| self.upload_argument(argument, array).await).await
     }
 
-    /// [`Gpu::upload`] of a named argument. An i64 that i32 does not hold becomes `i32::MIN`: ops
-    /// have checked that it is their `ignore_index`, which they pass on to kernels likewise.
+    /// [`Gpu::upload`] of a named argument.
     async fn upload_argument(&self, argument: &'static str, array: &Array<'_>) -> Result<Tensor> {
+        if let Data::I64(values) = array.data()
+            && let Some((i, value)) =
+                values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err())
+        {
+            return Err(Error::Value {
+                argument,
+                expected: "integers that fit i32".into(),
+                actual: format!("{value} at element {i}"),
+            });
+        }
         let tensor = self.allocate(argument, &device_layout(array.layout())).await?;
         let write = || {
             let mut encoder = self.device().create_command_encoder(&Default::default());
@@ -115,7 +114,8 @@ impl Upload {
     }
 }
 
-/// The elements' bytes as devices have them.
+/// The elements' bytes as devices have them. An i64 that i32 does not hold becomes `i32::MIN`: ops have
+/// checked that it is their `ignore_index`, which they pass on to kernels likewise.
 fn device_bytes<'a>(array: &'a Array<'_>) -> Cow<'a, [u8]> {
     match array.data() {
         Data::I64(values) => {

@@ -213,7 +213,7 @@ fn a_tensor_of_another_gpu() {
 }
 
 #[test]
-fn one_buffer_in_two_roles() {
+fn one_buffer_in_several_roles() {
     let Some(gpu) = gpu() else { return };
     // read twice is fine
     let half = Elements::new(&[0.25; 8], &[0.25; 8]);
@@ -224,12 +224,6 @@ fn one_buffer_in_two_roles() {
     let want = run(gpu, &half.weight(&[8], &[0.25; 8]), Pass::ForwardBackward);
     assert_eq!(gpu.block_on(gpu.read(&got.loss)).unwrap(), want.loss.unwrap());
     assert_eq!(gpu.block_on(gpu.read(&got.grad)).unwrap(), want.grad.unwrap());
-
-    // read and written is not
-    let input = gpu.block_on(gpu.upload(&Array::new(&[0.0_f32; 8], &[2, 4]).unwrap())).unwrap();
-    let target = gpu.block_on(gpu.upload(&Array::from(&[0, 1]))).unwrap();
-    let args = Args::new(input.clone()).target(target).state(input);
-    assert_refused(gpu.block_on(gpu.backward(&CrossEntropy::default(), &args)));
 }
 
 #[test]

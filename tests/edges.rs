@@ -166,8 +166,68 @@ fn two_million_classes() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(7);
     let rows = Rows::random(&mut random, Logits::Normal, &[1, 2_000_000]);
-    check(gpu, &Rows { target: vec![1_999_999], ..rows.clone() });
-    check(gpu, &Rows { target: vec![1_999_999], ..rows.smoothing(0.1) });
+    let rows = Rows { target: vec![1_999_999], ..rows };
+    check(gpu, &rows);
+    // by one team, which keeps a state
+    let op = rows.cross_entropy().keep_state(true);
+    let out = gpu.block_on(gpu.run(&op, Pass::Forward, &rows.args(Pass::Forward))).unwrap();
+    judge(&rows, &out, &reference(&rows, Pass::Forward)).unwrap();
+    check(gpu, &rows.smoothing(0.1));
+}
+
+#[test]
+fn few_long_rows_by_several_teams() {
+    const CLASSES: usize = 70_001;
+    let mut random = Random::new(9);
+    let normal = random.normals(CLASSES, 3.0);
+    let with = |changes: &[(usize, f32)]| {
+        let mut row = normal.clone();
+        changes.iter().for_each(|&(class, value)| row[class] = value);
+        row
+    };
+    // parts begin at multiples of 4096 at least
+    let masked = |classes: std::ops::Range<usize>| {
+        with(&classes.map(|class| (class, -INF)).collect::<Vec<_>>())
+    };
+    let rows: [(Vec<f32>, i32); 10] = [
+        (normal.clone(), 35_000),
+        (with(&[(70_000, 60.0)]), 70_000),
+        (with(&[(0, 60.0)]), 70_000),
+        // ties in different parts
+        (with(&[(3, 20.0), (30_000, 20.0), (69_999, 20.0)]), 30_000),
+        (masked(0..50_000), 60_000),
+        (masked(20_000..70_001), 60_000),
+        (masked(0..70_001), 1),
+        (with(&[(65_000, NAN)]), 2),
+        (with(&[(5, INF)]), 2),
+        ((0..CLASSES).map(|c| c as f32 * 1e-3).collect(), -100),
+    ];
+    let Some(gpu) = gpu() else { return };
+    for pair in rows.chunks(2) {
+        let logits: Vec<f32> = pair.iter().flat_map(|(row, _)| row.clone()).collect();
+        let target: Vec<i32> = pair.iter().map(|&(_, target)| target).collect();
+        let rows = Rows::new(&logits, &target).upstream(&[0.75, -1.25]);
+        for rows in plain_and_smoothed(&mut random, rows) {
+            check(gpu, &rows);
+            for reduction in REDUCTIONS {
+                let rows = Rows { upstream: None, ..rows.clone() }.reduced(reduction);
+                check_pass(gpu, &rows, Pass::Forward);
+                check_pass(gpu, &rows, Pass::Backward);
+            }
+            // from a kept state
+            let mut state = None;
+            for pass in [Pass::Forward, Pass::Backward] {
+                let args = match state.take() {
+                    Some(state) => rows.args(pass).state(state),
+                    None => rows.args(pass),
+                };
+                let op = rows.cross_entropy().keep_state(true);
+                let out = gpu.block_on(gpu.run(&op, pass, &args)).unwrap();
+                judge(&rows, &out, &reference(&rows, pass)).unwrap();
+                state = out.state;
+            }
+        }
+    }
 }
 
 #[test]
@@ -980,6 +1040,8 @@ fn subnormal_targets_are_not_zero() {
             let out = check(gpu, &pairs(op, &[-INF], &targets));
             assert!(loss(&out).iter().all(|&loss| loss == INF), "{op:?}: {:?}", loss(&out));
         }
+        // nor, below 0, a number that has a logarithm
+        assert_nan(&loss(&check(gpu, &pairs(&ops[1], &[-1.0, 0.0], &[-1e-45, -1e-40]))));
     });
 }
 

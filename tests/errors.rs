@@ -6,8 +6,8 @@ use common::call::{Call, PASSES, Rows, bits_of, run};
 use common::gpu::{gpu, on_every_device, open};
 use common::random::{Logits, Random};
 use wgloss::{
-    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Op, Pass,
-    Reduction, Tensor,
+    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout, Op,
+    Pass, Reduction, SigmoidFocal, SmoothL1, Tensor,
 };
 
 const LOGITS: [f32; 6] = [0.5, -1.0, 2.0, 0.0, 1.0, -0.25];
@@ -62,6 +62,42 @@ fn smoothing_outside_zero_to_one() {
     }
 }
 
+#[test]
+fn options_that_f32_does_not_hold() {
+    let Some(gpu) = gpu() else { return };
+    let entropy = |op: CrossEntropy, text: &str| refused(gpu, &op, Pass::Forward, &rows(), text);
+    let above_0 = "expected a finite number above 0";
+    let huge = format!("1{}", "0".repeat(39));
+    entropy(cross_entropy().logit_scale(0.0), &format!("logit_scale: {above_0}, got 0"));
+    let text = format!("logit_scale: {above_0}, in f32 too, got {huge}");
+    entropy(cross_entropy().logit_scale(1e39), &text);
+    let text = format!("softcap: {above_0}, in f32 too, got {huge}");
+    entropy(cross_entropy().softcap(1e39), &text);
+    let text = "logit_scale: expected one whose quotient by softcap is finite and above 0, in f32 \
+                too, got 1";
+    let text = format!("{text}{}", "0".repeat(40));
+    entropy(cross_entropy().logit_scale(1e20).softcap(1e-20), &text);
+    let text = "z_loss: expected a finite number, got inf";
+    entropy(cross_entropy().z_loss(f64::INFINITY), text);
+
+    let refused = |op: &dyn Op, text: &str| {
+        let args = Args::new(Array::from(&[0.5_f32])).target(Array::from(&[1.0_f32]));
+        let error = op.outputs(Pass::Forward, &args.layouts()).unwrap_err();
+        assert_eq!(error.to_string(), text);
+    };
+    let text = format!("gamma: expected a finite number, 0 or more, in f32 too, got {huge}");
+    refused(&SigmoidFocal::default().gamma(1e39), &text);
+    let text = format!("delta: {above_0}, in f32 too, got {huge}");
+    refused(&Huber::default().delta(1e39), &text);
+    let text = "beta: expected a finite number, 0 or more, got -1";
+    refused(&SmoothL1::default().beta(-1.0), text);
+
+    // just below 0 is no alpha, not 0
+    let args = Args::new(Array::from(&[0.5_f32])).target(Array::from(&[1.0_f32]));
+    let of = |alpha| gpu.block_on(gpu.forward(&SigmoidFocal::default().alpha(alpha), &args));
+    assert_eq!(of(-1e-50).unwrap().loss, of(-1.0).unwrap().loss);
+}
+
 // ---- shapes ----
 
 #[test]
@@ -77,9 +113,9 @@ fn shapes_that_do_not_fit() {
     ce(&target(&[3]), forward, "target: expected shape [2], got [3]");
     ce(&target(&[]), forward, "target: expected shape [2], got []");
     ce(&target(&[2, 1]), forward, "target: expected shape [2], got [2, 1]");
-    // floats are probabilities of every class
     let probabilities = logits().target(zeros(&[2]));
-    ce(&probabilities, forward, "target: expected shape [2, 3], got [2]");
+    // by their shape they are classes
+    ce(&probabilities, forward, "target: expected storage type i32 or i64, got f32");
     ce(&rows().weight(zeros(&[2])), forward, "weight: expected shape [3], got [2]");
     ce(&rows().weight(zeros(&[1, 3])), forward, "weight: expected shape [3], got [1, 3]");
     ce(&rows().state(zeros(&[2, 3])), backward, "state: expected shape [2, 4], got [2, 3]");
@@ -195,8 +231,11 @@ fn storage_types_that_an_argument_does_not_take() {
 fn integers_of_64_bits_that_32_do_not_hold() {
     let Some(gpu) = gpu() else { return };
     let error = gpu.block_on(gpu.upload(&Array::from(&[7, 1_i64 << 40]))).unwrap_err();
-    let text = "array: expected integers that fit i32, got 1099511627776 at element 1";
-    assert_eq!(error.to_string(), text);
+    let text = "expected integers that fit i32, got 1099511627776 at element 1";
+    assert_eq!(error.to_string(), format!("array: {text}"));
+    let args = Args::new(zeros(&[2, 3])).target(Array::from(&[2, 1_i64 << 40]));
+    let error = gpu.block_on(gpu.upload_args(&args)).unwrap_err();
+    assert_eq!(error.to_string(), format!("target: {text}"));
 }
 
 // ---- too few arguments, and too many ----
@@ -401,6 +440,14 @@ fn a_class_out_of_range_spoils_its_own_row_only() {
                 assert_eq!(others(&each.loss, 1), others(want.loss.as_ref().unwrap(), 1));
                 let want = want.grad.as_ref().unwrap();
                 assert_eq!(others(&each.grad, classes), others(want, classes));
+
+                let args = bad.args(Pass::ForwardBackward);
+                let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
+                let op = bad.cross_entropy().row_outputs(true);
+                let out = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
+                let same = gpu.block_on(gpu.read(&out.grad)).unwrap();
+                assert!(own(&same.to_f32()).iter().all(|g| g.is_nan()));
+                assert_eq!(others(&same, classes), others(&each.grad, classes));
 
                 let mean = run_on_tensors(gpu, &bad.reduced(Reduction::Mean), Pass::Backward);
                 let want = run(gpu, &ignored.reduced(Reduction::Mean), Pass::Backward);

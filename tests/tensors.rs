@@ -381,6 +381,23 @@ fn halves_of_a_word_do_not_overlap() {
 }
 
 #[test]
+fn a_state_in_a_buffer_with_another_argument() {
+    let Some(gpu) = gpu() else { return };
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let shared = buffer(gpu, 4096, usage);
+    let tensor = |shape: &[usize], offset| {
+        Tensor::from_buffer(shared.clone(), f32(shape).with_offset(offset)).unwrap()
+    };
+    let target = gpu.block_on(gpu.upload(&Array::from(&[0, 1, 2, 0]))).unwrap();
+    let args = Args::new(tensor(&[4, 3], 0)).target(target).state(tensor(&[4, 4], 64));
+    let run = |args: &Args<Tensor>| gpu.block_on(gpu.backward(&CrossEntropy::default(), args));
+    let text =
+        "state: expected a buffer other than input's, or Args::one_buffer, got the same buffer";
+    assert_eq!(run(&args).unwrap_err().to_string(), text);
+    assert!(run(&args.one_buffer()).is_ok());
+}
+
+#[test]
 fn buffers_shared_otherwise_than_said() {
     let Some(gpu) = gpu() else { return };
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;

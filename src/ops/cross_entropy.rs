@@ -3,7 +3,7 @@
 use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
-use super::{
+use super::{expect_option, expect_positive,
     FLOATS, Op, expect_dtype, expect_finite, expect_shape, expect_upstream, grad_layout, loss_layout,
     refuse_batch_mean, required, sealed,
 };
@@ -186,22 +186,22 @@ impl CrossEntropy {
 
     /// Refuses options outside their range.
     fn check_options(&self) -> Result<()> {
-        let (scale, softcap) = (self.logit_scale, self.softcap.unwrap_or(1.0));
-        let options = [
-            ("label_smoothing", self.label_smoothing, "a number in [0, 1]",
-                (0.0..=1.0).contains(&self.label_smoothing)),
-            ("logit_scale", scale, "a finite number above 0", scale.is_finite() && scale > 0.0),
-            ("softcap", softcap, "a finite number above 0", softcap.is_finite() && softcap > 0.0),
-            ("z_loss", self.z_loss, "a finite number", self.z_loss.is_finite()),
-        ];
-        match options.into_iter().find(|option| !option.3) {
-            None => refuse_batch_mean(self.reduction),
-            Some((argument, value, expected, _)) => Err(Error::Value {
-                argument,
-                expected: expected.into(),
-                actual: value.to_string(),
-            }),
+        expect_option("label_smoothing", self.label_smoothing, "a number in [0, 1]", |v| {
+            (0.0..=1.0).contains(&v)
+        })?;
+        expect_positive("logit_scale", self.logit_scale)?;
+        if let Some(softcap) = self.softcap {
+            expect_positive("softcap", softcap)?;
+            // what kernels multiply logits by
+            expect_option(
+                "logit_scale",
+                self.logit_scale / softcap,
+                "one whose quotient by softcap is finite and above 0",
+                |v| v > 0.0,
+            )?;
         }
+        expect_option("z_loss", self.z_loss, "a finite number", |_| true)?;
+        refuse_batch_mean(self.reduction)
     }
 }
 

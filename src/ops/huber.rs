@@ -1,12 +1,12 @@
 //! Huber loss.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::{expect_positive, sealed};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
-use crate::{Error, Reduction, Result};
+use crate::{Reduction, Result};
 
 /// Huber loss: squared below `delta`, linear above, element by element.
 ///
@@ -87,14 +87,7 @@ impl Elementwise for Huber {
     }
 
     fn check_options(&self) -> Result<()> {
-        if !(self.delta.is_finite() && self.delta > 0.0) {
-            return Err(Error::Value {
-                argument: "delta",
-                expected: "a finite number above 0".into(),
-                actual: self.delta.to_string(),
-            });
-        }
-        Ok(())
+        expect_positive("delta", self.delta)
     }
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {

@@ -143,6 +143,28 @@ fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) ->
     }
 }
 
+/// Refuses an option that is not finite or out of range, also once it is rounded to f32, as kernels
+/// have it.
+fn expect_option(
+    argument: &'static str,
+    value: f64,
+    expected: &str,
+    is_right: impl Fn(f64) -> bool,
+) -> Result<()> {
+    let is_right = |value: f64| value.is_finite() && is_right(value);
+    let expected = match (is_right(value), is_right(f64::from(value as f32))) {
+        (true, true) => return Ok(()),
+        (true, false) => format!("{expected}, in f32 too"),
+        (false, _) => expected.into(),
+    };
+    Err(Error::Value { argument, expected, actual: value.to_string() })
+}
+
+/// Refuses an option that is not finite and above 0.
+fn expect_positive(argument: &'static str, value: f64) -> Result<()> {
+    expect_option(argument, value, "a finite number above 0", |v| v > 0.0)
+}
+
 /// Refuses a weight that is not finite, naming its place.
 fn expect_finite(argument: &'static str, array: Option<&Array<'_>>) -> Result<()> {
     let Some(array) = array else { return Ok(()) };

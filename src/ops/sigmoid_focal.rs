@@ -1,12 +1,12 @@
 //! Sigmoid focal loss.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::{expect_option, sealed};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
-use crate::{Error, Reduction, Result};
+use crate::{Reduction, Result};
 
 /// Sigmoid focal loss of logits with targets, element by element.
 ///
@@ -97,25 +97,15 @@ impl Elementwise for SigmoidFocal {
     }
 
     fn settings(&self) -> [f64; 3] {
-        [self.alpha, 1.0 - self.alpha, self.gamma]
+        // -1: what is just below 0 may be 0 in f32
+        let alpha = if self.alpha < 0.0 { -1.0 } else { self.alpha };
+        [alpha, 1.0 - alpha, self.gamma]
     }
 
     fn check_options(&self) -> Result<()> {
-        if !(self.alpha <= 1.0 && self.alpha.is_finite()) {
-            return Err(Error::Value {
-                argument: "alpha",
-                expected: "a number in [0, 1], or a negative one for none".into(),
-                actual: self.alpha.to_string(),
-            });
-        }
-        if !(self.gamma.is_finite() && self.gamma >= 0.0) {
-            return Err(Error::Value {
-                argument: "gamma",
-                expected: "a finite number, 0 or more".into(),
-                actual: self.gamma.to_string(),
-            });
-        }
-        Ok(())
+        let expected = "a number in [0, 1], or a negative one for none";
+        expect_option("alpha", self.alpha, expected, |v| v <= 1.0)?;
+        expect_option("gamma", self.gamma, "a finite number, 0 or more", |v| v >= 0.0)
     }
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {

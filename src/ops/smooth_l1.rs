@@ -1,12 +1,12 @@
 //! Smooth L1.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::{expect_option, sealed};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
-use crate::{Error, Reduction, Result};
+use crate::{Reduction, Result};
 
 /// Smooth L1: squared below `beta`, absolute above, element by element.
 ///
@@ -88,14 +88,7 @@ impl Elementwise for SmoothL1 {
     }
 
     fn check_options(&self) -> Result<()> {
-        if !(self.beta.is_finite() && self.beta >= 0.0) {
-            return Err(Error::Value {
-                argument: "beta",
-                expected: "a finite number, 0 or more".into(),
-                actual: self.beta.to_string(),
-            });
-        }
-        Ok(())
+        expect_option("beta", self.beta, "a finite number, 0 or more", |v| v >= 0.0)
     }
 
     fn zero_gradient_at_nan(&self) -> bool {
