@@ -15,7 +15,7 @@ use common::random::{Logits, Random};
 use wgloss::reference::Values;
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass,
-    Reduction, SigmoidFocal, SmoothL1,
+    Reduction, SigmoidFocal, SmoothL1, Tensor,
 };
 
 const NAN: f32 = f32::NAN;
@@ -214,6 +214,13 @@ fn few_long_rows_by_several_teams() {
                 check_pass(gpu, &rows, Pass::Forward);
                 check_pass(gpu, &rows, Pass::Backward);
             }
+            let args = gpu.block_on(gpu.upload_args(&rows.args(Pass::ForwardBackward))).unwrap();
+            let args = args.in_place();
+            let out = gpu.block_on(gpu.run(&rows.cross_entropy(), Pass::ForwardBackward, &args));
+            let read = |tensor: Option<Tensor>| gpu.block_on(gpu.read(&tensor?)).ok();
+            let out = out.unwrap();
+            let out = Output { loss: read(out.loss), grad: read(out.grad), ..Output::default() };
+            judge(&rows, &out, &reference(&rows, Pass::ForwardBackward)).unwrap();
             // from a kept state
             let mut state = None;
             for pass in [Pass::Forward, Pass::Backward] {
