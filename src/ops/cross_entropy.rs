@@ -3,9 +3,9 @@
 use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
-use super::{expect_option, expect_positive,
-    FLOATS, Op, expect_dtype, expect_finite, expect_shape, expect_upstream, grad_layout, loss_layout,
-    refuse_batch_mean, required, sealed,
+use super::{
+    FLOATS, Op, expect_dtype, expect_finite, expect_option, expect_positive, expect_shape,
+    expect_upstream, grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::args::Memory;
 use crate::kernel::{self, shader};
@@ -17,8 +17,9 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 
 /// Softmax cross entropy of logits with class indices or probabilities as targets.
 ///
-/// With `p = softmax(z)` over C classes of the logits `z` (the input `x`, but for the extras below), class weights `w` (1 without them) and label smoothing
-/// `e`, the loss of a row with target class `y`, in nats, is
+/// With `p = softmax(z)` over C classes of the logits `z` (the input `x`, but for the extras below),
+/// class weights `w` (1 without them) and label smoothing `e`, the loss of a row with target class
+/// `y`, in nats, is
 ///
 /// ```text
 /// loss = (1 - e) * w[y] * -ln p[y]  +  (e / C) * sum over c of w[c] * -ln p[c]

@@ -95,10 +95,7 @@ impl Elementwise for Huber {
         if d.abs() < delta {
             return Point { loss: [d * d / 2.0, 0.0], grad: [d, 0.0, 0.0] };
         }
-        Point {
-            loss: [delta * d.abs(), -delta * delta / 2.0],
-            grad: [delta * sign(d), 0.0, 0.0],
-        }
+        Point { loss: [delta * d.abs(), -delta * delta / 2.0], grad: [delta * sign(d), 0.0, 0.0] }
     }
 
     #[cfg(feature = "cpu")]

@@ -2,11 +2,11 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
-use crate::Reduction;
 
 /// Absolute error, element by element.
 ///

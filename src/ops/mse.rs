@@ -2,10 +2,10 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
-use crate::Reduction;
 
 /// Squared error, element by element.
 ///

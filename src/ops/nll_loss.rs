@@ -1,6 +1,8 @@
 //! Negative log-likelihood.
 
-use super::rows::{RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight};
+use super::rows::{
+    RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
+};
 use super::{
     FLOATS, Op, expect_dtype, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
 };

@@ -2,9 +2,9 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
-use crate::Reduction;
 use crate::kernel::{File, shader};
 use crate::reference::sigmoid;
 

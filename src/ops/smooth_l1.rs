@@ -98,7 +98,10 @@ impl Elementwise for SmoothL1 {
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let d = x - t;
         if d.abs() < self.beta {
-            return Point { loss: [d * d / (2.0 * self.beta), 0.0], grad: [d / self.beta, 0.0, 0.0] };
+            return Point {
+                loss: [d * d / (2.0 * self.beta), 0.0],
+                grad: [d / self.beta, 0.0, 0.0],
+            };
         }
         Point { loss: [d.abs(), -self.beta / 2.0], grad: [sign(d), 0.0, 0.0] }
     }

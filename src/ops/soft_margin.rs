@@ -2,11 +2,11 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
-use crate::Reduction;
 
 /// Soft margin (logistic) loss of scores with targets 1 and -1, element by element.
 ///
