@@ -1,6 +1,6 @@
 // Losses of rows of classes: one team a row, its statistics (shared/row_form.wgsl) and then its
-// gradient. Or several teams a row (SHARED): each sums its part in a dispatch of `sums`, and adds up
-// all parts, in order, in that of the pass.
+// gradient. Or several teams a row (SHARED): each sums its share in a dispatch of `sums`, and adds
+// up all shares, in order, in that of the pass.
 //
 // Reads `input` (twice where the pass computes a gradient of a row that is not held; once from a
 // kept state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
@@ -13,7 +13,7 @@
 // Bits of f32 and i32: as floats, small integers might be flushed to 0. A loss a row; with
 // ROW_OUTPUTS then a logsumexp a row, an argmax a row, and whether it is the target.
 @group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
-// What forward keeps of a row; with SHARED what `sums` found of each part, two numbers of four a part.
+// What forward keeps of a row; with SHARED what `sums` found of each share, two vectors a share.
 @group(0) @binding(8) var<storage, read_write> row_state: array<vec4<f32>>;
 
 // Whether forward keeps the row's state for backward.
@@ -22,11 +22,11 @@ override KEEP_STATE: bool = false;
 override ROW_OUTPUTS: bool = false;
 // Whether backward takes the row's state from forward.
 override FROM_STATE: bool = false;
-// Whether rows have several parts, a team each.
+// Whether rows have several shares, a team each.
 override SHARED: bool = false;
 
-// The i-th row; or the i-th part of all rows' parts.
-fn part_of_row(i: u32) -> Row {
+// The i-th row; or the i-th share of all rows' shares.
+fn share_of_row(i: u32) -> Row {
     if !SHARED {
         return row_of(i);
     }
@@ -37,15 +37,15 @@ fn part_of_row(i: u32) -> Row {
     return row;
 }
 
-fn place_of_part(row: Row, part: u32) -> u32 {
-    return place(STATE, 0u, 2u * (row.index * params.shares + part));
+fn place_of_share(row: Row, share: u32) -> u32 {
+    return place(STATE, 0u, 2u * (row.index * params.shares + share));
 }
 
-// The sums of all parts, in order.
-fn sums_of_parts(row: Row) -> Sums {
+// The sums of all shares, in order.
+fn sums_of_shares(row: Row) -> Sums {
     var total = empty_partial();
-    for (var part = 0u; part < params.shares; part += 1u) {
-        let at = place_of_part(row, part);
+    for (var share = 0u; share < params.shares; share += 1u) {
+        let at = place_of_share(row, share);
         let first = row_state[at];
         let second = row_state[at + 1u];
         var other = empty_partial();
@@ -89,7 +89,7 @@ fn statistics_of(team: Team, row: Row) -> Statistics {
     }
     var sums: Sums;
     if SHARED {
-        sums = sums_of_parts(row);
+        sums = sums_of_shares(row);
     } else {
         sums = row_sums(team, row);
     }
@@ -185,7 +185,7 @@ fn forward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = part_of_row(index);
+        let row = share_of_row(index);
         store_loss(team, row, statistics_of(team, row));
     }
 }
@@ -196,7 +196,7 @@ fn backward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = part_of_row(index);
+        let row = share_of_row(index);
         store_gradient(team, row, statistics_of(team, row));
     }
 }
@@ -207,27 +207,27 @@ fn forward_backward(builtins: Builtins) {
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = part_of_row(index);
+        let row = share_of_row(index);
         let statistics = statistics_of(team, row);
         store_loss(team, row, statistics);
         store_gradient(team, row, statistics);
     }
 }
 
-// What each team finds of its part of a row.
+// What each team finds of its share of a row.
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sums(builtins: Builtins) {
     read_places();
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = part_of_row(index);
+        let row = share_of_row(index);
         if row.kind != ROW_KEPT {
             continue;
         }
         let found = row_sums(team, row);
         if team.member == 0u {
-            let at = place_of_part(row, row.begin / params.share);
+            let at = place_of_share(row, row.begin / params.share);
             row_state[at] = vec4(found.m, found.below, found.at, found.rest);
             row_state[at + 1u] = vec4(found.top, found.gap, f32(found.flags), 0.0);
         }

@@ -281,7 +281,7 @@ fn hold_block(team: Team, row: Row, block: u32) {
     }
 }
 
-// Whether the team's part of the row ends before this block.
+// Whether the team's share of the row ends before this block.
 fn is_past_row(row: Row, block: u32) -> bool {
     return (FITS && block > row.begin) || block >= row.end;
 }
@@ -293,7 +293,7 @@ fn row_statistics(team: Team, row: Row) -> Statistics {
     return statistics_of_sums(row_sums(team, row));
 }
 
-// What a team knows of its part of a row: as a Partial of one number each. flags has HAS_NAN_LOGIT for
+// What a team knows of its share of a row: as a Partial of one number each. flags has HAS_NAN_LOGIT for
 // logits that there are.
 struct Sums {
     m: f32,
