@@ -14,7 +14,7 @@ use crate::select::{DeviceClass, Facts};
 use crate::shape::{ALIGNMENT, ClassShape};
 use crate::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Error, Layout, Mse, NllLoss, Op, Output, Pass,
-    Reduction, Softmax, check_status,
+    Reduction, Softmax, Team, check_status,
 };
 
 /// What one dispatch works on at most.
@@ -410,6 +410,57 @@ fn sums_take_as_many_levels_as_they_need() {
             terms = sums;
         }
         assert_eq!(levels.next(), None);
+    }
+}
+
+#[test]
+fn few_long_rows_are_shared() {
+    let long = || Args::new(f32(&[2, 70_001])).target(classes(&[2]));
+    let state = f32(&[2, 4]);
+    for facts in [large_gpu(), lavapipe()] {
+        let entries = |op: &CrossEntropy, pass, args| {
+            let planned = plan(op, pass, args, &facts);
+            let steps = planned.steps_of("family/rows.wgsl");
+            for step in &steps {
+                let RowParams { shares, share, .. } = params(step);
+                assert!(shares * share >= 70_001 && (shares - 1) * share < 70_001, "{shares}");
+                // no block of a team reaches into the next share; on both, a team is a workgroup
+                let mut constants = step.kernel.constants.iter();
+                let (_, members) = constants.find(|(name, _)| *name == "WORKGROUP_SIZE").unwrap();
+                let block = 4 * step.kernel.blocks.held * members;
+                assert!(shares == 1 || share % block == 0, "{share} {block}");
+            }
+            steps.iter().map(|step| step.kernel.entry_point).collect::<Vec<_>>()
+        };
+        let op = CrossEntropy::default();
+        for pass in PASSES {
+            assert_eq!(entries(&op, pass, long()), ["sums", pass.name()]);
+            plan(&op, pass, long(), &facts).check();
+        }
+        // nothing to sum, and what is one team's
+        let from_state = long().state(state.clone());
+        assert_eq!(entries(&op, Pass::Backward, from_state), ["backward"]);
+        let op = op.keep_state(true);
+        assert_eq!(entries(&op, Pass::Forward, long()), ["forward"]);
+        let op = CrossEntropy::default().row_outputs(true);
+        assert_eq!(entries(&op, Pass::Forward, long()), ["forward"]);
+    }
+}
+
+#[test]
+fn teams_take_short_rows_in_turn_within_what_lavapipe_iterates() {
+    let forced = [None, Some(Team::Invocation), Some(Team::Subgroup), Some(Team::Workgroup)];
+    for forced in forced {
+        let facts = Facts { forced, ..lavapipe() };
+        for few in [1, 2, 10, 64] {
+            let args = Args::new(f32(&[1_000_000, few])).target(classes(&[1_000_000]));
+            let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+            for step in planned.steps_of("family/rows.wgsl") {
+                let RowParams { rows_each, .. } = params(step);
+                // each with exchanges of some 40 iterations, if a workgroup takes it
+                assert!(rows_each > 1 && rows_each * 40 < 65_535, "{forced:?} {few}: {rows_each}");
+            }
+        }
     }
 }
 

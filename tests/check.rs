@@ -15,8 +15,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wgloss::{
-    Args, Array, Huber, KlDiv, LogSigmoid, LogSoftmax, Op, Pass, Reduction, SmoothL1, SoftMargin,
-    reference,
+    Args, Array, Huber, KlDiv, LogSigmoid, LogSoftmax, Op, Pass, Reduction, SigmoidFocal, SmoothL1,
+    SoftMargin, reference,
 };
 
 fn last(report: &str) -> &str {
@@ -129,6 +129,10 @@ fn every_op_and_option_of_the_format_is_known() {
         (json!({"reduction": "batchmean"}), Box::new(KlDiv::default().reduction(batch_mean))),
         (json!({"log_target": true}), Box::new(KlDiv::default().log_target(true))),
         (json!({"reduction": "mean"}), Box::new(SoftMargin::default())),
+        (json!({"alpha": 0.5, "gamma": 3, "reduction": "sum"}), {
+            let op = SigmoidFocal::default().alpha(0.5).gamma(3.0);
+            Box::new(op.reduction(Reduction::Sum))
+        }),
         (json!({}), Box::new(LogSigmoid)),
         (json!({"dim": 0}), Box::new(LogSoftmax::default().dim(0))),
     ];
