@@ -16,12 +16,13 @@
 //! what a run over all vectors finds. Otherwise each row is a run of its own, whose lanes are put
 //! together afterwards, all rows' at once: within the loop it would take registers of it apart.
 //!
-//! Each step is [`vectorized`] by itself. Inner loops work on arrays of their own, which nothing else
-//! can point into: that way they stay in registers.
+//! All of it is inlined into what a family does with a tile, which is vectorised as one: of few classes
+//! a step is too short to be called. Inner loops work on arrays of their own, which nothing else can
+//! point into: that way they stay in registers.
 
 use super::math::{
     LANES, LOWEST, Lanes, exp_nonpositive, log1p, max, max_lanes, or_lanes, select, sum_lanes,
-    tanh, tanh_slope, times, vectorized,
+    tanh, tanh_slope, times,
 };
 use super::tiles::{Tiling, map};
 
@@ -88,12 +89,8 @@ pub(super) fn by_row<T: Copy + Default>(
 }
 
 /// Each row's largest number, and [`IS_NAN`] where there is a NaN or +inf.
-pub(super) fn peaks(tiling: &Tiling, logits: &[f32]) -> (Lanes, [u32; LANES]) {
-    vectorized!(peaks_of(tiling, logits))
-}
-
 #[inline(always)]
-fn peaks_of(tiling: &Tiling, logits: &[f32]) -> (Lanes, [u32; LANES]) {
+pub(super) fn peaks(tiling: &Tiling, logits: &[f32]) -> (Lanes, [u32; LANES]) {
     const NOTHING: (Lanes, [u32; LANES]) = ([LOWEST; LANES], [0; LANES]);
     if tiling.by_lane {
         return peaks_of_run(logits.as_chunks().0, NOTHING);
@@ -128,6 +125,7 @@ fn peaks_of_run(
 }
 
 /// The first class at each row's maximum; 0 where none is.
+#[inline(always)]
 pub(super) fn first_at(tiling: &Tiling, logits: &[f32], m: &Lanes) -> [usize; LANES] {
     let mut first = [0; LANES];
     if tiling.by_lane {
@@ -150,6 +148,7 @@ pub(super) fn capped(settings: &Logits, softcap: f32, x: f32) -> f32 {
 }
 
 /// All numbers of a tile capped, and their derivatives by the input.
+#[inline(always)]
 pub(super) fn cap(
     settings: &Logits,
     softcap: f32,
@@ -157,15 +156,16 @@ pub(super) fn cap(
     to: &mut [f32],
     slopes: &mut [f32],
 ) {
-    vectorized!(for ((&x, to), slope) in input.iter().zip(to).zip(slopes) {
+    for ((&x, to), slope) in input.iter().zip(to).zip(slopes) {
         *to = capped(settings, softcap, x);
         // a class at -inf has a slope of 0 in a cap; its amount counts all the same
         let factor = tanh_slope(x * (settings.scale / softcap));
         *slope = settings.scale * select(x == f32::NEG_INFINITY, 1.0, factor);
-    });
+    }
 }
 
 /// `e^(x - m)`: all that a gradient needs where the statistics are known.
+#[inline(always)]
 pub(super) fn exponentials(
     settings: &Logits,
     tiling: &Tiling,
@@ -174,7 +174,7 @@ pub(super) fn exponentials(
     m: &Lanes,
 ) {
     // their sums are known
-    vectorized!(sums_of(tiling, logits, to, m, settings.distance_scale()));
+    sums_of(tiling, logits, to, m, settings.distance_scale());
 }
 
 /// `a (m - x)`, also where the distance alone is beyond f32. Nothing of classes that are masked (a
@@ -196,6 +196,7 @@ fn cost_flags(a: f32, x: f32) -> u32 {
 
 /// The sums of a tile, of which the maximum is known. `e^(x - m)` is left in `to`. `amounts` are what
 /// multiplies `-ln p` of each class: empty where that is 0 but for single classes.
+#[inline(always)]
 pub(super) fn statistics(
     settings: &Logits,
     tiling: &Tiling,
@@ -205,11 +206,11 @@ pub(super) fn statistics(
     (m, flags): (Lanes, [u32; LANES]),
 ) -> Statistics {
     let scale = settings.distance_scale();
-    let s = vectorized!(sums_of(tiling, logits, to, &m, scale));
+    let s = sums_of(tiling, logits, to, &m, scale);
     let zero = [0.0; LANES];
     let mut found = Statistics { m, s, rest: zero, top: zero, gap: zero, flags };
     if !amounts.is_empty() {
-        vectorized!(found.add_amounts(tiling, logits, amounts, scale));
+        found.add_amounts(tiling, logits, amounts, scale);
     }
     found
 }
@@ -377,12 +378,8 @@ impl Statistics {
     }
 
     /// Adds an amount at one class of each row, with logit `x`, and draws the conclusions.
-    pub fn conclude(&mut self, settings: &Logits, marks: &Marks, x: &Lanes) -> Results {
-        vectorized!(self.conclude_lanes(settings, marks, x))
-    }
-
     #[inline(always)]
-    fn conclude_lanes(&mut self, settings: &Logits, marks: &Marks, x: &Lanes) -> Results {
+    pub fn conclude(&mut self, settings: &Logits, marks: &Marks, x: &Lanes) -> Results {
         const ZERO: Lanes = [0.0; LANES];
         let (scale, z_loss) = (settings.distance_scale(), settings.z_loss);
         let [mut losses, mut logsumexps, mut logs, mut inverses] = [ZERO; 4];
@@ -449,12 +446,8 @@ impl Gradients {
 
     /// The gradients at one class of each row, of which `e^(x - m)` is e, whose amount is a, and whose
     /// logit has this derivative by the input.
-    pub fn at(&self, e: &Lanes, a: &Lanes, slope: &Lanes) -> Lanes {
-        vectorized!(self.at_lanes(e, a, slope))
-    }
-
     #[inline(always)]
-    fn at_lanes(&self, e: &Lanes, a: &Lanes, slope: &Lanes) -> Lanes {
+    pub fn at(&self, e: &Lanes, a: &Lanes, slope: &Lanes) -> Lanes {
         let rows = self.of_rows();
         let mut at = [0.0; LANES];
         for lane in 0..LANES {
@@ -465,6 +458,7 @@ impl Gradients {
 
     /// Writes gradients over exponentials. `amounts` and `slopes` are empty where they are 0 and the
     /// scale.
+    #[inline(always)]
     pub fn write(
         &self,
         tiling: &Tiling,
@@ -474,7 +468,7 @@ impl Gradients {
         scale: f32,
     ) {
         let rows = self.of_rows();
-        vectorized!(match (amounts, slopes) {
+        match (amounts, slopes) {
             ([], []) => map(
                 tiling,
                 rows,
@@ -507,7 +501,7 @@ impl Gradients {
                 #[inline(always)]
                 |row, e, [a, slope]| gradient(row, e, a, slope),
             ),
-        });
+        }
     }
 }
 

@@ -108,8 +108,8 @@ impl<T: Stored> Job<'_, T> {
                 tiling.write(task.grad.as_mut(), within, grad, |grad| {
                     let tile = Tile { tiling: &tiling, x, g, rows: rows.len(), has_grad };
                     match self.map {
-                        Map::Softmax => tile.softmax(output, grad),
-                        Map::LogSoftmax => tile.log_softmax(output, grad),
+                        Map::Softmax => vectorized!(tile.softmax(output, grad)),
+                        Map::LogSoftmax => vectorized!(tile.log_softmax(output, grad)),
                     }
                 });
             });
@@ -128,6 +128,7 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     /// `(x - m) - ln sum e^(x - m)`, and the gradient `g - p sum g`.
+    #[inline(always)]
     fn log_softmax(&self, output: &mut [f32], grad: &mut [f32]) {
         let Tile { tiling, x, .. } = *self;
         // the gradient is that of a loss with these amounts, for which there is still room
@@ -142,7 +143,7 @@ impl Tile<'_> {
         if self.has_grad {
             gradients.write(tiling, grad, amounts, &[], 1.0);
         }
-        vectorized!(map(
+        map(
             tiling,
             [&found.m, &log],
             [x],
@@ -150,25 +151,26 @@ impl Tile<'_> {
             // two subtractions: a large maximum would swallow the logarithm
             #[inline(always)]
             |[m, log], _, [x]| (x - m) - log,
-        ));
+        );
     }
 
     /// `p = e^(x - m) / sum e^(x - m)`, and the gradient
     /// `p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j]))`, which does not cancel where class k
     /// has nearly all of the mass.
+    #[inline(always)]
     fn softmax(&self, output: &mut [f32], grad: &mut [f32]) {
         let Tile { tiling, x, g, .. } = *self;
         let peaks = peaks(tiling, x);
         let mut found = statistics(&Logits::PLAIN, tiling, x, grad, &[], peaks);
         let Results { inverse, .. } = found.conclude(&Logits::PLAIN, &Marks::NONE, &[0.0; LANES]);
-        vectorized!(map(
+        map(
             tiling,
             [&inverse],
             [&*grad],
             output,
             #[inline(always)]
             |[inverse], _, [e]| e * inverse,
-        ));
+        );
         if !self.has_grad {
             return;
         }
@@ -177,15 +179,15 @@ impl Tile<'_> {
         for row in 0..self.rows {
             g_k[row] = g[tiling.place(row, k[row])];
         }
-        let mean = vectorized!(self.mean(output, &g_k));
-        vectorized!(map(
+        let mean = self.mean(output, &g_k);
+        map(
             tiling,
             [&g_k, &mean],
             [&*output, g],
             grad,
             #[inline(always)]
             |[g_k, mean], _, [p, g]| p * ((g - g_k) + mean),
-        ));
+        );
     }
 
     /// The sum of `p[j] (g[k] - g[j])`, by lane.

@@ -223,7 +223,7 @@ impl<T: Stored> Job<'_, T> {
             }
             let input = tiling.load(self.input, &rows, logits);
             let found = tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| {
-                self.form.work(input, grad, extra, &rows, &marks)
+                vectorized!(self.form.work(input, grad, extra, &rows, &marks))
             });
             let losses = &found.loss[..rows.len()];
             sum += losses.iter().copied().map(f64::from).sum::<f64>();
@@ -275,6 +275,7 @@ impl<T: Stored> Job<'_, T> {
 impl Form<'_> {
     /// What there is to know of a tile's rows. The gradient is written to `to`; exponentials are, if
     /// it is not asked for.
+    #[inline(always)]
     fn work(
         &self,
         input: &[f32],
@@ -288,7 +289,7 @@ impl Form<'_> {
             true => &self.by_class[..],
             false => {
                 let amounts = &mut extra.amounts[..input.len()];
-                vectorized!(self.smooth(amounts));
+                self.smooth(amounts);
                 &*amounts
             }
         };
@@ -335,6 +336,7 @@ impl Form<'_> {
     }
 
     /// The numbers of a tile at the labels.
+    #[inline(always)]
     fn at_labels(&self, tile: &[f32], marks: &Marks, rows: usize) -> Lanes {
         let mut numbers = [0.0; LANES];
         for row in 0..rows {
@@ -355,6 +357,7 @@ impl Form<'_> {
     }
 
     /// Writes the gradient over the exponentials.
+    #[inline(always)]
     fn gradient(
         &self,
         gradients: &Gradients,
