@@ -1,5 +1,7 @@
 //! Class-index targets.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::storage::slice;
@@ -32,6 +34,25 @@ impl<'a> Labels<'a> {
             Classes::I32(classes) => classes[row].into(),
             Classes::I64(classes) => classes[row],
         };
+        self.unless_ignored(class)
+    }
+
+    /// The class of each of some rows, likewise.
+    #[inline(always)]
+    pub fn each_class(&self, rows: Range<usize>, mut take: impl FnMut(usize, Option<usize>)) {
+        let each = 0..rows.len();
+        match self.classes {
+            Classes::I32(classes) => each
+                .zip(&classes[rows])
+                .for_each(|(i, &class)| take(i, self.unless_ignored(class.into()))),
+            Classes::I64(classes) => {
+                each.zip(&classes[rows]).for_each(|(i, &class)| take(i, self.unless_ignored(class)))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unless_ignored(&self, class: i64) -> Option<usize> {
         (class != self.ignore_index).then_some(class as usize)
     }
 

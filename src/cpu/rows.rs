@@ -199,7 +199,8 @@ impl<T: Stored> Job<'_, T> {
     /// Computes a task; the sum of its losses.
     fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) -> f64 {
         let tiling = self.form.tiling;
-        let mut sum = 0.0;
+        // a sum a lane, so that none waits for another
+        let mut sums = [0.0; LANES];
         for rows in tiling.tiles(task.rows.clone()) {
             let row = rows.start - task.rows.start;
             let within = row..row + rows.len();
@@ -226,7 +227,9 @@ impl<T: Stored> Job<'_, T> {
                 vectorized!(self.form.work(input, grad, extra, &rows, &marks))
             });
             let losses = &found.loss[..rows.len()];
-            sum += losses.iter().copied().map(f64::from).sum::<f64>();
+            for (sum, &loss) in sums.iter_mut().zip(losses) {
+                *sum += f64::from(loss);
+            }
             if let Some(loss) = &mut task.loss {
                 loss[within.clone()].copy_from_slice(losses);
             }
@@ -249,25 +252,24 @@ impl<T: Stored> Job<'_, T> {
                 }
             }
         }
-        sum
+        sums.iter().sum()
     }
 
     fn marks(&self, rows: &Range<usize>) -> Marks {
         let mut marks = Marks { factor: [self.factor; LANES], ..Marks::NONE };
-        for (lane, row) in rows.clone().enumerate() {
-            if let Some(upstream) = self.upstream {
-                marks.factor[lane] = upstream[row].to_f32();
-            }
-            match self.labels.as_ref().map(|labels| labels.class(row)) {
-                None => {}
-                Some(None) => marks.kept[lane] = 0.0,
-                Some(Some(label)) => {
-                    let weight = self.weight.map_or(1.0, |weight| weight[label]);
-                    marks.label[lane] = label;
-                    marks.amount[lane] = self.form.confidence * weight;
-                }
-            }
+        if let Some(upstream) = self.upstream {
+            let upstream = &upstream[rows.clone()];
+            marks.factor.iter_mut().zip(upstream).for_each(|(to, from)| *to = from.to_f32());
         }
+        let Some(labels) = &self.labels else { return marks };
+        labels.each_class(rows.clone(), |lane, label| match label {
+            None => marks.kept[lane] = 0.0,
+            Some(label) => {
+                let weight = self.weight.map_or(1.0, |weight| weight[label]);
+                marks.label[lane] = label;
+                marks.amount[lane] = self.form.confidence * weight;
+            }
+        });
         marks
     }
 }

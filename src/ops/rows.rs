@@ -31,8 +31,16 @@ pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> 
     let Some(target) = &args.target else { return Ok(()) };
     let classes = ClassShape::of(args.input.shape())?.classes as i64;
     let first = match target.data() {
-        Data::I32(target) => first_outside(target, classes, ignore_index),
-        Data::I64(target) => first_outside(target, classes, ignore_index),
+        Data::I32(target) => {
+            let ignored = i32::try_from(ignore_index).ok();
+            // as u32, negative classes lie past all others
+            let end = classes.min(1 << 31) as u32;
+            first_of(target, |class| (class as u32 >= end) & (Some(class) != ignored))
+        }
+        Data::I64(target) => {
+            let end = classes as u64;
+            first_of(target, |class| (class as u64 >= end) & (class != ignore_index))
+        }
         _ => None, // refused before
     };
     match first {
@@ -41,16 +49,17 @@ pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> 
     }
 }
 
-/// The first class outside `0..classes` that is not ignored, and its row.
-fn first_outside<T>(target: &[T], classes: i64, ignore_index: i64) -> Option<(usize, i64)>
-where
-    T: std::marker::Copy + Into<i64>,
-{
-    let is_outside = |class: i64| class != ignore_index && !(0..classes).contains(&class);
-    let mut rows = target.iter().map(|&class| class.into()).enumerate();
-    // they are counted first, which takes no branches
-    let count = rows.clone().filter(|&(_, class)| is_outside(class)).count();
-    if count == 0 { None } else { rows.find(|&(_, class)| is_outside(class)) }
+/// The first class that is refused, and its row.
+fn first_of<T: Into<i64> + std::marker::Copy>(
+    target: &[T],
+    is_refused: impl Fn(T) -> bool,
+) -> Option<(usize, i64)> {
+    // all of a stretch are looked at, which takes no branches
+    const STRETCH: usize = 1024;
+    let has_refused = |target: &[T]| target.iter().fold(false, |any, &c| any | is_refused(c));
+    let stretch = target.chunks(STRETCH).position(has_refused)?;
+    let mut rows = target.iter().enumerate().skip(stretch * STRETCH);
+    rows.find(|&(_, &class)| is_refused(class)).map(|(row, &class)| (row, class.into()))
 }
 
 /// An `ignore_index` as kernels know it. One that i32 does not hold is uploaded as `i32::MIN` (see
