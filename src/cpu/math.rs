@@ -128,7 +128,8 @@ fn exp_parts(x: f32) -> (f32, u32) {
     let p = r.mul_add(p, 4.166_579_6e-2);
     let p = r.mul_add(p, 1.666_666_5e-1);
     let p = r.mul_add(p, 5e-1);
-    ((r * r).mul_add(p, r) + 1.0, shifted.to_bits())
+    let p = r.mul_add(p, 1.0);
+    (r.mul_add(p, 1.0), shifted.to_bits())
 }
 
 /// e^x for x <= 0, -inf included: 1.5 ULP; 0 below -87.
