@@ -296,7 +296,8 @@ impl Program {
                 actual: format!("work for {teams}"),
             }
         })?;
-        kernel.files.extend([kernel::team(choice.team), kernel::MATH, kernel::PLACES]);
+        let team = kernel::team(choice.team, facts.subgroup.is_some());
+        kernel.files.extend([team, kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();

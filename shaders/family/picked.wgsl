@@ -6,6 +6,10 @@
 
 @group(0) @binding(6) var<storage, read_write> row_losses: array<f32>;
 
+fn holds_exponentials() -> bool {
+    return false;
+}
+
 fn store_picked_loss(team: Team, row: Row) {
     if team.member != 0u {
         return;

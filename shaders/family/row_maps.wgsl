@@ -5,11 +5,13 @@
 // member of one team.
 //
 // With SPREAD, the amounts are the negated upstream gradient. Hooks, from the op's file:
-//     fn output_of_four(statistics: Statistics, x: vec4<f32>) -> vec4<f32>
+//     fn holds_exponentials() -> bool            as in shared/row_form.wgsl
+//     fn output_of_four(k: u32, statistics: Statistics) -> vec4<f32>
+//                                                the output of the k-th four held
 //     fn prepare(team: Team, row: Row, statistics: Statistics) -> vec2<f32>
 //                                                what else the gradient needs to know of the row
-//     fn map_gradient(statistics: Statistics, prepared: vec2<f32>, x: vec4<f32>, g: vec4<f32>)
-//         -> vec4<f32>                           the gradient for upstream g
+//     fn map_gradient(k: u32, statistics: Statistics, prepared: vec2<f32>, g: vec4<f32>)
+//         -> vec4<f32>                           their gradient for upstream g
 
 // Whether there is an upstream gradient; ones otherwise.
 override HAS_UPSTREAM: bool = true;
@@ -73,7 +75,7 @@ fn store_outputs(team: Team, row: Row, statistics: Statistics) {
         for (var k = 0u; k < HELD; k += 1u) {
             let c = class_held(team, block, k);
             if c < params.classes {
-                let value = select(output_of_four(statistics, held[k]), vec4(nan()), is_nan_row);
+                let value = select(output_of_four(k, statistics), vec4(nan()), is_nan_row);
                 store_output(element_of(output, c), output.step, last_of_four(c), value);
             }
         }
@@ -91,7 +93,7 @@ fn store_map_gradient(team: Team, row: Row, statistics: Statistics) {
         for (var k = 0u; k < HELD; k += 1u) {
             let c = class_held(team, block, k);
             if c < params.classes {
-                let g = map_gradient(statistics, prepared, held[k], load_row_upstream(row, c));
+                let g = map_gradient(k, statistics, prepared, load_row_upstream(row, c));
                 let value = select(g, vec4(nan()), is_nan_row);
                 store_grad(element_of(grad, c), grad.step, last_of_four(c), value);
             }

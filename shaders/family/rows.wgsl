@@ -25,6 +25,16 @@ override FROM_STATE: bool = false;
 // Whether rows have several shares, a team each.
 override SHARED: bool = false;
 
+// Whether a row is still held when its gradient is computed.
+fn is_still_held() -> bool {
+    return FITS && !FROM_STATE && !SHARED;
+}
+
+fn holds_exponentials() -> bool {
+    // the slope of a cap is that at the number itself
+    return is_still_held() && !SOFTCAP;
+}
+
 // The i-th row; or the i-th share of all rows' shares.
 fn share_of_row(i: u32) -> Row {
     if !SHARED {
@@ -51,7 +61,7 @@ fn sums_of_shares(row: Row) -> Sums {
         var other = empty_partial();
         other.m = first.x;
         other.below.x = first.y;
-        other.at.x = first.z;
+        other.at.x = u32(first.z);
         other.rest.x = first.w;
         other.top.x = second.x;
         other.gap.x = second.y;
@@ -59,7 +69,8 @@ fn sums_of_shares(row: Row) -> Sums {
         total.flags |= u32(second.z);
     }
     return Sums(
-        total.m, total.below.x, total.at.x, total.rest.x, total.top.x, total.gap.x, total.flags);
+        total.m, total.below.x, f32(total.at.x), total.rest.x, total.top.x, total.gap.x,
+        total.flags);
 }
 
 // The statistics of a row whose only amount is at its target.
@@ -164,14 +175,21 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
     let gradient = row_gradient(statistics);
     let grad = span_of(row.line, row.position, GRAD);
     for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
-        if !filled && (!FITS || FROM_STATE || SHARED) {
+        if !filled && !is_still_held() {
             hold_block(team, row, block);
         }
         for (var k = 0u; k < HELD; k += 1u) {
             let c = class_held(team, block, k);
             if c < params.classes {
-                let a = amount(row, c, valid_classes(c));
-                let g = gradient_of_four(statistics, gradient, held[k], a);
+                let e = exponentials(k, statistics.m);
+                var g = e * gradient.factor;
+                // elsewhere there are no amounts
+                if SPREAD || row.label - c < 4u {
+                    g = gradient_of_four(gradient, e, amount(row, c, valid_classes(c)));
+                }
+                if SCALED || SOFTCAP {
+                    g *= slopes_of(held[k]);
+                }
                 let scaled = select(annihilating_product(g, vec4(scale.value)), filling, filled);
                 store_grad(element_of(grad, c), grad.step, last_of_four(c), scaled);
             }

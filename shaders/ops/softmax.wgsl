@@ -2,8 +2,12 @@
 //     grad[c] = p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j]))
 // which does not cancel where one class has nearly all of the mass.
 
-fn output_of_four(statistics: Statistics, x: vec4<f32>) -> vec4<f32> {
-    return exp_nonpositive(x - statistics.m) / (1.0 + statistics.s);
+fn holds_exponentials() -> bool {
+    return FITS;
+}
+
+fn output_of_four(k: u32, statistics: Statistics) -> vec4<f32> {
+    return exponentials(k, statistics.m) * (1.0 / (1.0 + statistics.s));
 }
 
 // g[k], and the sum.
@@ -25,8 +29,7 @@ fn prepare(team: Team, row: Row, statistics: Statistics) -> vec2<f32> {
 }
 
 fn map_gradient(
-    statistics: Statistics, prepared: vec2<f32>, x: vec4<f32>, g: vec4<f32>,
+    k: u32, statistics: Statistics, prepared: vec2<f32>, g: vec4<f32>,
 ) -> vec4<f32> {
-    let p = exp_nonpositive(x - statistics.m) / (1.0 + statistics.s);
-    return p * ((g - prepared.x) + prepared.y);
+    return output_of_four(k, statistics) * ((g - prepared.x) + prepared.y);
 }

@@ -59,7 +59,9 @@ fn has_nan_or_positive_infinity(e: Extremes) -> bool {
 }
 
 // e^y as p * 2^n, for y from -88 to 89. p is exactly 1 at 0.
-// Cody-Waite reduction and a degree-6 polynomial (coefficients of Cephes' expf).
+// y = n ln 2 + r, with ln 2 in two parts. The first has nine bits, so that its product with n is exact.
+// For the second, n is (y - r) / ln 2: a multiple of y is added, which leaves 1.00030613 r, and the
+// coefficients (Cephes' expf) are divided by the powers of that.
 struct Exp {
     p: vec4<f32>,
     // n + 127 in the lowest bits
@@ -72,17 +74,17 @@ const TO_EXPONENT: f32 = 12583039.0; // 1.5 * 2^23 + 127
 fn exp_parts(y: vec4<f32>) -> Exp {
     let n = bitcast<vec4<i32>>(fma(y, vec4(1.44269504), vec4(TO_EXPONENT)));
     // as integers: a compiler may cancel what was added as a float
-    let whole = n - vec4(bitcast<i32>(TO_EXPONENT));
-    // fma: some back ends fold a separate product and difference into something else. And 16 whole in
-    // integers: Mesa would join `whole a + whole b` to `whole (a + b)`, and be off by 2^-24 |y|.
-    var r = fma(vec4<f32>(whole), vec4(-0.693359375), y);
-    r = fma(vec4<f32>(whole << vec4(4u)), vec4(2.12194440e-4 / 16.0), r);
-    var p = fma(r, vec4(1.9875691500e-4), vec4(1.3981999507e-3));
-    p = fma(r, p, vec4(8.3334519073e-3));
-    p = fma(r, p, vec4(4.1665795894e-2));
-    p = fma(r, p, vec4(1.6666665459e-1));
-    p = fma(r, p, vec4(5.0000001201e-1));
-    return Exp(fma(r * r, p, r) + 1.0, n);
+    let whole = vec4<f32>(n - vec4(bitcast<i32>(TO_EXPONENT)));
+    // Not `whole` times the second part: Mesa would join `whole a + whole b` to `whole (a + b)`, and be
+    // off by 2^-24 |y|.
+    let r = fma(y, vec4(3.06131867e-4), fma(whole, vec4(-0.693359375), y));
+    var p = fma(r, vec4(1.98331519e-4), vec4(1.39563448e-3));
+    p = fma(r, p, vec4(8.32070778e-3));
+    p = fma(r, p, vec4(4.16148162e-2));
+    p = fma(r, p, vec4(1.66513680e-1));
+    p = fma(r, p, vec4(4.99694022e-1));
+    p = fma(r, p, vec4(9.99693962e-1));
+    return Exp(fma(r, p, vec4(1.0)), n);
 }
 
 // 2^n for n from -126 to 127, and 0 for -127.

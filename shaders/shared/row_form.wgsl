@@ -13,6 +13,8 @@
 // Hook, from the op's file:
 //     fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32>
 //                                                a[c], ..., a[c + 3]; 0 where not valid
+// and from the op's file or the family's:
+//     fn holds_exponentials() -> bool            whether a row that is held is so as e^(x[c] - m)
 
 struct Params {
     places: array<vec4<u32>, 9>,
@@ -146,10 +148,11 @@ fn logits_of(x: vec4<f32>) -> vec4<f32> {
     return x;
 }
 
-// Their derivative by the input.
+// Their derivative by the input. A class at -inf has a slope of 0 in a cap, but its amount counts.
 fn slopes_of(x: vec4<f32>) -> vec4<f32> {
     if SOFTCAP {
-        return params.scale * tanh_slope4(x * (params.scale / params.softcap));
+        let slope = tanh_slope4(x * (params.scale / params.softcap));
+        return params.scale * select(slope, vec4(1.0), is_negative_infinity4(x));
     }
     if SCALED {
         return vec4(params.scale);
@@ -194,7 +197,7 @@ fn valid_classes(c: u32) -> vec4<bool> {
 struct Partial {
     m: f32,
     below: vec4<f32>,
-    at: vec4<f32>,
+    at: vec4<u32>,
     rest: vec4<f32>,
     top: vec4<f32>,
     gap: vec4<f32>,
@@ -203,7 +206,7 @@ struct Partial {
 
 fn empty_partial() -> Partial {
     return Partial(
-        LOWEST, vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0), 0u);
+        LOWEST, vec4(0.0), vec4(0u), vec4(0.0), vec4(0.0), vec4(0.0), 0u);
 }
 
 // Moves a partial's maximum up to m: what was at the maximum is below it now.
@@ -211,8 +214,8 @@ fn raise(partial: ptr<function, Partial>, m: f32) {
     let moved = m > (*partial).m;
     let factor = exp_nonpositive(min(relative4(vec4((*partial).m), m), vec4(0.0))).x;
     (*partial).below =
-        select((*partial).below, ((*partial).below + (*partial).at) * factor, moved);
-    (*partial).at = select((*partial).at, vec4(0.0), moved);
+        select((*partial).below, ((*partial).below + vec4<f32>((*partial).at)) * factor, moved);
+    (*partial).at = select((*partial).at, vec4(0u), moved);
     if SPREAD {
         let amounts = (*partial).rest + (*partial).top;
         // amounts of 0 gain nothing, even where the distance overflows
@@ -225,15 +228,13 @@ fn raise(partial: ptr<function, Partial>, m: f32) {
     (*partial).m = max((*partial).m, m);
 }
 
-fn add_four(
-    partial: ptr<function, Partial>, row: Row, x: vec4<f32>, c: u32, valid: vec4<bool>,
-) {
+// Adds logits x, from class c on, and their exponentials e.
+fn add_four(partial: ptr<function, Partial>, row: Row, x: vec4<f32>, e: vec4<f32>, c: u32) {
     let is_max = x == vec4((*partial).m);
-    let below = exp_nonpositive(relative4(x, (*partial).m));
-    (*partial).below += select(below, vec4(0.0), is_max);
-    (*partial).at += select(vec4(0.0), vec4(1.0), is_max);
+    (*partial).below += select(e, vec4(0.0), is_max);
+    (*partial).at += select(vec4(0u), vec4(1u), is_max);
     if SPREAD {
-        let a = amount(row, c, valid);
+        let a = amount(row, c, valid_classes(c));
         (*partial).top += select(vec4(0.0), a, is_max);
         (*partial).rest += select(a, vec4(0.0), is_max);
         let masked = is_negative_infinity4(x);
@@ -264,6 +265,14 @@ fn merge(partial: ptr<function, Partial>, other: ptr<function, Partial>) {
 // side. Where FITS, the row is one block, and still held when the gradient asks for it: it is read
 // once. The host defines all three (src/kernel.rs).
 var<private> held: array<vec4<f32>, HELD>;
+
+// e^(x - m) of the k-th four held.
+fn exponentials(k: u32, m: f32) -> vec4<f32> {
+    if holds_exponentials() {
+        return held[k];
+    }
+    return exp_nonpositive(relative4(logits_of(held[k]), m));
+}
 
 fn block_size(team: Team) -> u32 {
     return 4u * HELD * team.size;
@@ -333,8 +342,12 @@ fn row_sums(team: Team, row: Row) -> Sums {
                 raise(&partial, m);
             }
             for (var k = 0u; k < HELD; k += 1u) {
-                let c = class_held(team, block, k);
-                add_four(&partial, row, logits_of(held[k]), c, valid_classes(c));
+                let x = logits_of(held[k]);
+                let e = exp_nonpositive(relative4(x, partial.m));
+                add_four(&partial, row, x, e, class_held(team, block, k));
+                if holds_exponentials() {
+                    held[k] = e;
+                }
             }
             block += block_size(team);
         }
@@ -353,17 +366,18 @@ fn row_sums(team: Team, row: Row) -> Sums {
         m = team_max(team, m);
         raise(&total, m);
     }
-    var masses = vec4(add_up(total.below), add_up(total.at), 0.0, 0.0);
-    var gap = 0.0;
-    if SPREAD {
-        masses = team_sum(team, vec4(masses.xy, add_up(total.rest), add_up(total.top)));
-        gap = team_sum(team, vec4(add_up(total.gap))).x;
-    } else {
-        masses = vec4(team_sum_pair(team, masses.xy), 0.0, 0.0);
-    }
+    let below = add_up(total.below);
+    let at = add_up(vec4<f32>(total.at));
     let has_nan = has_nan_or_positive_infinity(extremes);
-    let flags = team_or(team, total.flags | select(0u, HAS_NAN_LOGIT, has_nan));
-    return Sums(m, masses.x, masses.y, masses.z, masses.w, gap, flags);
+    if SPREAD {
+        let masses = team_sum(team, vec4(below, at, add_up(total.rest), add_up(total.top)));
+        let gap = team_sum(team, vec4(add_up(total.gap))).x;
+        let flags = team_or(team, total.flags | select(0u, HAS_NAN_LOGIT, has_nan));
+        return Sums(m, masses.x, masses.y, masses.z, masses.w, gap, flags);
+    }
+    let masses = team_sum_three(team, vec3(below, at, select(0.0, 1.0, has_nan)));
+    return Sums(
+        m, masses.x, masses.y, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, masses.z != 0.0));
 }
 
 // The first class at the maximum; the number of classes where nothing is.
@@ -397,10 +411,11 @@ fn logsumexp(row: Statistics) -> f32 {
 
 // What the gradient of a row needs of its statistics.
 struct RowGradient {
-    inverse: f32,
-    amounts: f32,
+    // what multiplies e^(x - m)
+    factor: f32,
     at_max: f32,
-    is_alone: bool,
+    // what only the exponential of a lone maximum is above
+    threshold: f32,
 }
 
 fn row_gradient(row: Statistics) -> RowGradient {
@@ -409,22 +424,14 @@ fn row_gradient(row: Statistics) -> RowGradient {
     if Z_LOSS {
         z = 2.0 * params.z_loss * logsumexp(row);
     }
-    // with a rival within a factor of two the general form does not cancel, and ties stay equal
+    // With a rival within a factor of two the general form does not cancel, and ties stay equal.
     let at_max = ((row.rest + z) - row.s * row.top) * inverse;
-    return RowGradient(inverse, row.rest + row.top + z, at_max, row.s < 0.5);
+    return RowGradient(
+        (row.rest + row.top + z) * inverse, at_max, select(2.0, 0.5, row.s < 0.5));
 }
 
-// The gradient at four classes with numbers x of the input and amounts a.
-fn gradient_of_four(
-    statistics: Statistics, gradient: RowGradient, x: vec4<f32>, a: vec4<f32>,
-) -> vec4<f32> {
-    let logits = logits_of(x);
-    let p = exp_nonpositive(relative4(logits, statistics.m)) * gradient.inverse;
-    let is_lone_max = vec4(gradient.is_alone) & (logits == vec4(statistics.m));
-    let g = select(p * gradient.amounts - a, vec4(gradient.at_max), is_lone_max);
-    if SCALED || SOFTCAP {
-        // a class at -inf has a slope of 0 in a cap; its amount counts all the same
-        return g * select(slopes_of(x), vec4(params.scale), is_negative_infinity4(x));
-    }
-    return g;
+// The gradient at four classes, by the logit, of exponentials e and amounts a.
+fn gradient_of_four(gradient: RowGradient, e: vec4<f32>, a: vec4<f32>) -> vec4<f32> {
+    return select(
+        e * gradient.factor - a, vec4(gradient.at_max), e > vec4(gradient.threshold));
 }

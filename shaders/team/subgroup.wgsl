@@ -39,7 +39,7 @@ fn team_or(team: Team, value: u32) -> u32 {
     return subgroupOr(value);
 }
 
-fn team_sum_pair(team: Team, value: vec2<f32>) -> vec2<f32> {
+fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
     return subgroupAdd(value);
 }
 

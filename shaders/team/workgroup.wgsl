@@ -68,8 +68,8 @@ fn team_or(team: Team, value: u32) -> u32 {
     return exchange_bits[0];
 }
 
-fn team_sum_pair(team: Team, value: vec2<f32>) -> vec2<f32> {
-    return team_sum(team, vec4(value, 0.0, 0.0)).xy;
+fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
+    return team_sum(team, vec4(value, 0.0)).xyz;
 }
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
