@@ -80,7 +80,7 @@ const NAIVE: &[Naive] = &[
     Naive {
         what: "cross entropy's gradient at the target as p - 1",
         path: "shared/row_form.wgsl",
-        replacements: &[("vec4(gradient.is_alone) & (logits", "vec4(false) & (logits")],
+        replacements: &[("e > vec4(gradient.threshold)", "e > vec4(2.0)")],
         by: By::Table("cross_entropy", "classes", "none confident"),
     },
     Naive {
@@ -131,14 +131,17 @@ const NAIVE: &[Naive] = &[
         path: "ops/softmax.wgsl",
         replacements: &[
             ("annihilating_product(e, vec4(g_k) - g)", "e * g"),
-            ("p * ((g - prepared.x) + prepared.y)", "p * (g - prepared.y)"),
+            ("* ((g - prepared.x) + prepared.y)", "* (g - prepared.y)"),
         ],
         by: By::Table("softmax", "", "confident"),
     },
     Naive {
         what: "log-softmax as x - logsumexp",
         path: "ops/log_softmax.wgsl",
-        replacements: &[("(x - statistics.m) - log1p(statistics.s)", "x - logsumexp(statistics)")],
+        replacements: &[(
+            "(held[k] - statistics.m) - log1p(statistics.s)",
+            "held[k] - logsumexp(statistics)",
+        )],
         by: By::Table("log_softmax", "", "extreme"),
     },
     Naive {

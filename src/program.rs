@@ -299,6 +299,9 @@ impl Program {
         let team = kernel::team(choice.team, facts.subgroup.is_some());
         kernel.files.extend([team, kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
+        if choice.team == crate::Team::Subgroup {
+            kernel.constants.push(("TEAM_SIZE", choice.team_size));
+        }
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {

@@ -65,9 +65,9 @@ fn class_counts_at_the_seams() {
     let seams: [&[usize]; 10] = [
         &[1, 2],                // no rival, one rival
         &[3, 4, 5],             // fours are loaded together: too few, whole, one over
-        &[15, 16, 17],          // sixteen are rescaled together by one invocation
-        &[31, 32, 33],          // eight lanes with a four each
-        &[63, 64, 65],          // a small workgroup's invocations; where rows go to subgroups
+        &[15, 16, 17],          // rescaled together by one invocation; where rows go to subgroups
+        &[31, 32, 33],          // eight lanes with a four each, two with sixteen
+        &[63, 64, 65],          // a small workgroup's invocations; four lanes with sixteen each
         &[127, 128, 129],       // eight lanes with sixteen each
         &[255, 256, 257],       // sixteen times sixteen, 64 lanes with a four each
         &[1023, 1024, 1025],    // 64 lanes with sixteen each; where rows go to workgroups

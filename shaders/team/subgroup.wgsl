@@ -1,18 +1,17 @@
-// A team of one subgroup: exchanges without memory and without a barrier. The workgroup may hold
-// several subgroups, each a team of its own.
-//
-// The size of a subgroup is no compile-time fact. The host dispatches for the fewest teams a
-// workgroup can hold; where it holds more, the teams past the end find no row and return.
+// A team of neighbours in a subgroup: they exchange without memory and without a barrier, each with the
+// one at twice the distance of the step before. So all come to the same bits, whatever the size of a
+// subgroup, which is no compile-time fact.
 
 override WORKGROUP_SIZE: u32 = 64u;
+// A power of two, and no more than the smallest subgroup has. A workgroup has whole subgroups.
+override TEAM_SIZE: u32 = 4u;
 
 struct Builtins {
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
     @builtin(subgroup_invocation_id) invocation: u32,
-    @builtin(subgroup_size) size: u32,
 }
 
 struct Team {
@@ -23,26 +22,47 @@ struct Team {
 
 fn team_of(builtins: Builtins) -> Team {
     let workgroup = builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
-    let index = workgroup * builtins.subgroups + builtins.subgroup;
-    return Team(index, builtins.invocation, builtins.size);
+    let invocation = builtins.subgroup * builtins.subgroup_size + builtins.invocation;
+    let index = workgroup * (WORKGROUP_SIZE / TEAM_SIZE) + invocation / TEAM_SIZE;
+    return Team(index, invocation % TEAM_SIZE, TEAM_SIZE);
 }
 
 fn team_max(team: Team, value: f32) -> f32 {
-    return subgroupMax(value);
+    var all = value;
+    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+        all = max(all, subgroupShuffleXor(all, distance));
+    }
+    return all;
 }
 
 fn team_min(team: Team, value: u32) -> u32 {
-    return subgroupMin(value);
+    var all = value;
+    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+        all = min(all, subgroupShuffleXor(all, distance));
+    }
+    return all;
 }
 
 fn team_or(team: Team, value: u32) -> u32 {
-    return subgroupOr(value);
+    var all = value;
+    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+        all |= subgroupShuffleXor(all, distance);
+    }
+    return all;
 }
 
 fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
-    return subgroupAdd(value);
+    var all = value;
+    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+        all += subgroupShuffleXor(all, distance);
+    }
+    return all;
 }
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
-    return subgroupAdd(value);
+    var all = value;
+    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+        all += subgroupShuffleXor(all, distance);
+    }
+    return all;
 }
