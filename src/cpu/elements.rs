@@ -1,9 +1,8 @@
 //! Element-wise losses and maps: blocks that fit the nearest cache, in tasks of many.
 
-use rayon::prelude::*;
-
 use super::math::{LANES, Lanes, select, sum_lanes, times, vectorized};
 use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stored, write_f32};
+use super::threads;
 use crate::ops::{Elementwise, divisor, weight_dims};
 use crate::shape::Dim;
 use crate::{Args, Array, Output, Reduction, Result};
@@ -94,10 +93,7 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
         let (grad, losses) = (take(&mut grad, count), take(&mut losses, count));
         tasks.push(Task { first, count, grad, losses });
     }
-    let sums: Vec<f64> = tasks
-        .into_par_iter()
-        .map_init(Buffers::default, |buffers, task| job.run(task, buffers))
-        .collect();
+    let sums = threads::run(tasks, Buffers::default, |buffers, task| job.run(task, buffers));
 
     if has_loss && !is_none {
         let sum: f64 = sums.iter().sum();

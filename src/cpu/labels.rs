@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::storage::slice;
+use super::threads;
 use crate::array::Data;
 use crate::{Array, Result};
 
@@ -63,7 +62,7 @@ impl<'a> Labels<'a> {
             Classes::I32(classes) => classes.len(),
             Classes::I64(classes) => classes.len(),
         };
-        let tasks = (0..rows).into_par_iter().step_by(TASK).map(|first| {
+        let count = |_: &mut (), first: usize| {
             let kept = (first..rows.min(first + TASK)).filter_map(|row| self.class(row));
             match weight {
                 Some(weight) => {
@@ -74,8 +73,8 @@ impl<'a> Labels<'a> {
                     (count, count as f64)
                 }
             }
-        });
-        let tasks: Vec<(usize, f64)> = tasks.collect();
+        };
+        let tasks = threads::run((0..rows).step_by(TASK), || (), count);
         tasks.into_iter().fold((0, 0.0), |(n, sum), (count, weights)| (n + count, sum + weights))
     }
 }

@@ -5,6 +5,7 @@
 
 mod math;
 mod storage;
+mod threads;
 mod tiles;
 mod labels;
 mod elements;

@@ -1,9 +1,8 @@
 //! Negative log-likelihood: of each row only the entry at the target is read.
 
-use rayon::prelude::*;
-
 use super::labels::Labels;
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
+use super::threads;
 use crate::ops::NllLoss;
 use crate::shape::ClassShape;
 use crate::{Args, Array, Output, Reduction, Result};
@@ -56,12 +55,16 @@ fn run<T: Stored>(
         };
         let losses = |first: usize| (first..shape.rows().min(first + TASK)).map(loss_of);
         if is_none {
-            to.par_chunks_mut(TASK).enumerate().for_each(|(task, to)| {
-                to.iter_mut().zip(losses(task * TASK)).for_each(|(to, loss)| *to = loss);
-            });
+            threads::run(
+                to.chunks_mut(TASK).enumerate(),
+                || (),
+                |_, (task, to)| {
+                    to.iter_mut().zip(losses(task * TASK)).for_each(|(to, loss)| *to = loss);
+                },
+            );
         } else {
-            let tasks = (0..shape.rows()).into_par_iter().step_by(TASK);
-            let sums: Vec<f64> = tasks.map(|first| losses(first).map(f64::from).sum()).collect();
+            let sum_of = |_: &mut (), first| losses(first).map(f64::from).sum::<f64>();
+            let sums = threads::run((0..shape.rows()).step_by(TASK), || (), sum_of);
             to.fill((sums.iter().sum::<f64>() / divisor) as f32);
         }
     }
@@ -71,17 +74,21 @@ fn run<T: Stored>(
     let upstream = if is_none { slice_of::<T>(&args.upstream)? } else { None };
     // whole indices of the batch, of which rows are never divided
     let batches = ELEMENTS.div_ceil(shape.batch_elements().max(1));
-    let tasks = grad.par_chunks_mut(batches * shape.batch_elements().max(1)).enumerate();
-    tasks.for_each(|(task, grad)| {
-        grad.fill(T::from_f32(0.0));
-        let first = task * batches * shape.batch_elements();
-        let rows = grad.len() / classes;
-        for row in task * batches * positions..task * batches * positions + rows {
-            let Some((weight, at)) = entry(row) else { continue };
-            let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
-            grad[at - first] = T::from_f32(times(-weight, factor));
-        }
-    });
+    let tasks = grad.chunks_mut(batches * shape.batch_elements().max(1)).enumerate();
+    threads::run(
+        tasks,
+        || (),
+        |_, (task, grad)| {
+            grad.fill(T::from_f32(0.0));
+            let first = task * batches * shape.batch_elements();
+            let rows = grad.len() / classes;
+            for row in task * batches * positions..task * batches * positions + rows {
+                let Some((weight, at)) = entry(row) else { continue };
+                let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
+                grad[at - first] = T::from_f32(times(-weight, factor));
+            }
+        },
+    );
     Ok(())
 }
 

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::math::{LANES, Lanes, sum_lanes, times, vectorized};
 use super::row_form::{Logits, Marks, Results, by_row, first_at, peaks, statistics};
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
+use super::threads;
 use super::tiles::{Piece, Tiling, map};
 use crate::ops::rows_along;
 use crate::{Args, Array, Output, Result};
@@ -82,7 +81,7 @@ fn run<T: Stored>(
         .zip(results)
         .map(|(rows, (output, grad))| Task { rows, output, grad })
         .collect();
-    tasks.into_par_iter().for_each_init(|| job.scratch(), |scratch, task| job.run(task, scratch));
+    threads::run(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
     Ok(())
 }
 

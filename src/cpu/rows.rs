@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::labels::Labels;
 use super::math::{LANES, Lanes, times, vectorized};
 use super::row_form::{
@@ -11,6 +9,7 @@ use super::row_form::{
     statistics,
 };
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
+use super::threads;
 use super::tiles::{Piece, Tiling};
 use crate::ops::{CrossEntropy, has_classes};
 use crate::shape::ClassShape;
@@ -167,10 +166,7 @@ fn run<T: Stored>(
             rows,
         })
         .collect();
-    let sums: Vec<f64> = tasks
-        .into_par_iter()
-        .map_init(|| job.scratch(), |scratch, task| job.run(task, scratch))
-        .collect();
+    let sums = threads::run(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
 
     if has_loss && !is_none {
         let mean_of_none = op.reduction == Reduction::Mean && kept == 0;
