@@ -296,12 +296,10 @@ impl Program {
                 actual: format!("work for {teams}"),
             }
         })?;
-        let team = kernel::team(choice.team, facts.subgroup.is_some());
+        let team = kernel::team(choice.team, choice.neighbours.is_some());
         kernel.files.extend([team, kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
-        if choice.team == crate::Team::Subgroup {
-            kernel.constants.push(("TEAM_SIZE", choice.team_size));
-        }
+        kernel.constants.extend(choice.neighbours.map(|count| ("NEIGHBOURS", count)));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {

@@ -161,6 +161,8 @@ pub(crate) struct Choice {
     pub workgroup_size: u32,
     pub teams_per_workgroup: u32,
     pub team_size: u32,
+    /// Of these, how many neighbours in a subgroup exchange by shuffles: all, some or none.
+    pub neighbours: Option<u32>,
     pub blocks: Blocks,
 }
 
@@ -213,7 +215,14 @@ impl Facts {
                 let size = 1 << most.ilog2();
                 let team_size = smallest.min(size);
                 let teams_per_workgroup = size / team_size;
-                Choice { team, workgroup_size: size, teams_per_workgroup, team_size, blocks }
+                Choice {
+                    team,
+                    workgroup_size: size,
+                    teams_per_workgroup,
+                    team_size,
+                    neighbours: Some(team_size),
+                    blocks,
+                }
             }
             (Team::Invocation, _) => {
                 let size = self.table().by_invocation.min(self.max_workgroup_size);
@@ -222,6 +231,7 @@ impl Facts {
                     workgroup_size: size,
                     teams_per_workgroup: size,
                     team_size: 1,
+                    neighbours: None,
                     blocks,
                 }
             }
@@ -234,6 +244,7 @@ impl Facts {
                     workgroup_size: size,
                     teams_per_workgroup: 1,
                     team_size: size,
+                    neighbours: self.subgroup.map(|(smallest, _)| smallest.min(size)),
                     blocks,
                 }
             }
@@ -299,7 +310,7 @@ impl Facts {
         let members = classes.div_ceil(CLASSES).next_power_of_two();
         let team_size = members.min(choice.team_size.into()) as u32;
         let teams_per_workgroup = choice.workgroup_size / team_size;
-        Choice { team_size, teams_per_workgroup, ..choice }
+        Choice { team_size, teams_per_workgroup, neighbours: Some(team_size), ..choice }
     }
 
     fn whole_team_for_rows(&self, classes: u64, positions: u64) -> Choice {

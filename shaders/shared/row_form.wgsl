@@ -427,7 +427,7 @@ fn row_gradient(row: Statistics) -> RowGradient {
     // With a rival within a factor of two the general form does not cancel, and ties stay equal.
     let at_max = ((row.rest + z) - row.s * row.top) * inverse;
     return RowGradient(
-        (row.rest + row.top + z) * inverse, at_max, select(2.0, 0.5, row.s < 0.5));
+        (row.rest + row.top + z) * inverse, at_max, select(2.0, 0.75, row.s < 0.5));
 }
 
 // The gradient at four classes, by the logit, of exponentials e and amounts a.

@@ -3,8 +3,9 @@
 // subgroup, which is no compile-time fact.
 
 override WORKGROUP_SIZE: u32 = 64u;
-// A power of two, and no more than the smallest subgroup has. A workgroup has whole subgroups.
-override TEAM_SIZE: u32 = 4u;
+// The size of a team: a power of two, and no more than the smallest subgroup has. A workgroup has
+// whole subgroups.
+override NEIGHBOURS: u32 = 4u;
 
 struct Builtins {
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -23,13 +24,13 @@ struct Team {
 fn team_of(builtins: Builtins) -> Team {
     let workgroup = builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
     let invocation = builtins.subgroup * builtins.subgroup_size + builtins.invocation;
-    let index = workgroup * (WORKGROUP_SIZE / TEAM_SIZE) + invocation / TEAM_SIZE;
-    return Team(index, invocation % TEAM_SIZE, TEAM_SIZE);
+    let index = workgroup * (WORKGROUP_SIZE / NEIGHBOURS) + invocation / NEIGHBOURS;
+    return Team(index, invocation % NEIGHBOURS, NEIGHBOURS);
 }
 
 fn team_max(team: Team, value: f32) -> f32 {
     var all = value;
-    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+    for (var distance = 1u; distance < NEIGHBOURS; distance *= 2u) {
         all = max(all, subgroupShuffleXor(all, distance));
     }
     return all;
@@ -37,7 +38,7 @@ fn team_max(team: Team, value: f32) -> f32 {
 
 fn team_min(team: Team, value: u32) -> u32 {
     var all = value;
-    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+    for (var distance = 1u; distance < NEIGHBOURS; distance *= 2u) {
         all = min(all, subgroupShuffleXor(all, distance));
     }
     return all;
@@ -45,7 +46,7 @@ fn team_min(team: Team, value: u32) -> u32 {
 
 fn team_or(team: Team, value: u32) -> u32 {
     var all = value;
-    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+    for (var distance = 1u; distance < NEIGHBOURS; distance *= 2u) {
         all |= subgroupShuffleXor(all, distance);
     }
     return all;
@@ -53,7 +54,7 @@ fn team_or(team: Team, value: u32) -> u32 {
 
 fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
     var all = value;
-    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+    for (var distance = 1u; distance < NEIGHBOURS; distance *= 2u) {
         all += subgroupShuffleXor(all, distance);
     }
     return all;
@@ -61,7 +62,7 @@ fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
     var all = value;
-    for (var distance = 1u; distance < TEAM_SIZE; distance *= 2u) {
+    for (var distance = 1u; distance < NEIGHBOURS; distance *= 2u) {
         all += subgroupShuffleXor(all, distance);
     }
     return all;

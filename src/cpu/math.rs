@@ -116,7 +116,7 @@ fn times_power_of_two(number: f32, n: u32) -> f32 {
 }
 
 /// `x = n ln 2 + r`: e^r, and n in the last bits of the other one.
-/// Cody-Waite reduction and a polynomial of degree 6 (coefficients of Cephes' expf).
+/// Cody-Waite reduction and a polynomial of degree 7 (coefficients of Cephes' expf).
 #[inline(always)]
 fn exp_parts(x: f32) -> (f32, u32) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, TO_INTEGER);

@@ -413,9 +413,9 @@ impl Statistics {
             amounts[lane] = inverse * (rest + top + 2.0 * z);
             at_max[lane] = inverse * ((rest + 2.0 * z) - s * top);
             // Where rivals have less than half of the maximum's mass together, its exponential of 1
-            // is the only one above a half. With a nearer rival the general form does not cancel,
+            // is the only one above three quarters. With a nearer rival the general form does not cancel,
             // and ties stay equal.
-            threshold[lane] = select(s < 0.5, 0.5, f32::INFINITY);
+            threshold[lane] = select(s < 0.5, 0.75, f32::INFINITY);
             let of_kept = select(is_nan | marks.factor[lane].is_nan(), f32::NAN, 1.0);
             filling[lane] = select(is_ignored, 0.0, of_kept);
 

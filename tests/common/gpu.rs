@@ -4,7 +4,7 @@
 use std::io::{Write, stderr};
 use std::sync::{Once, OnceLock};
 
-use wgloss::{Error, Gpu, GpuOptions, Team};
+use wgloss::{Error, Gpu, GpuOptions, Team, wgpu};
 
 /// A device and how it comes to its kernels.
 pub struct Device {
@@ -56,9 +56,29 @@ pub fn devices() -> impl Iterator<Item = Device> {
     }))
 }
 
+/// Workgroups forced on a device without subgroups.
+fn without_subgroups() -> Option<Device> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let open = || {
+        let features = gpu()?.device().features() - wgpu::Features::SUBGROUP;
+        let adapters = pollster::block_on(wgloss::adapters());
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: features,
+            required_limits: adapters[0].limits(),
+            ..Default::default()
+        };
+        let device = pollster::block_on(adapters[0].request_device(&descriptor));
+        let (device, queue) = device.unwrap();
+        let options = GpuOptions::default().team(Team::Workgroup);
+        Some(pollster::block_on(Gpu::from_device(device, queue, &options)).unwrap())
+    };
+    let gpu = GPU.get_or_init(open).clone()?;
+    Some(Device { name: "workgroup, no subgroups", gpu })
+}
+
 /// Runs a test on every device, and says before each which it is: a failure is the last one's.
 pub fn on_every_device(mut test: impl FnMut(&Gpu)) {
-    for Device { name, gpu } in devices() {
+    for Device { name, gpu } in devices().chain(without_subgroups()) {
         println!("kernels: {name}");
         test(&gpu);
     }
