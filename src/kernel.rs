@@ -47,13 +47,16 @@ pub(crate) const SUM: File = shader!("family/sum.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
 pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl");
 
-/// The shader of a team, of which neighbours in a subgroup exchange by shuffles or none do.
-pub(crate) fn team(team: crate::Team, has_neighbours: bool) -> File {
+/// The shaders of a team, of which neighbours in a subgroup exchange by shuffles or none do.
+pub(crate) fn team(team: crate::Team, has_neighbours: bool) -> Vec<File> {
+    const NEIGHBOURS: File = shader!("shared/neighbours.wgsl");
     match team {
-        crate::Team::Invocation => shader!("team/invocation.wgsl"),
-        crate::Team::Subgroup => shader!("team/subgroup.wgsl"),
-        crate::Team::Workgroup if has_neighbours => shader!("team/workgroup_of_subgroups.wgsl"),
-        crate::Team::Workgroup => shader!("team/workgroup.wgsl"),
+        crate::Team::Invocation => vec![shader!("team/invocation.wgsl")],
+        crate::Team::Subgroup => vec![shader!("team/subgroup.wgsl"), NEIGHBOURS],
+        crate::Team::Workgroup if has_neighbours => {
+            vec![shader!("team/workgroup_of_subgroups.wgsl"), NEIGHBOURS]
+        }
+        crate::Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
     }
 }
 

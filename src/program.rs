@@ -296,8 +296,8 @@ impl Program {
                 actual: format!("work for {teams}"),
             }
         })?;
-        let team = kernel::team(choice.team, choice.neighbours.is_some());
-        kernel.files.extend([team, kernel::MATH, kernel::PLACES]);
+        kernel.files.extend(kernel::team(choice.team, choice.neighbours.is_some()));
+        kernel.files.extend([kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
         kernel.constants.extend(choice.neighbours.map(|count| ("NEIGHBOURS", count)));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());

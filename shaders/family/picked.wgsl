@@ -7,6 +7,7 @@
 @group(0) @binding(6) var<storage, read_write> row_losses: array<f32>;
 
 fn holds_exponentials() -> bool {
+    // nothing is held
     return false;
 }
 
