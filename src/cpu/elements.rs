@@ -93,7 +93,7 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
         let (grad, losses) = (take(&mut grad, count), take(&mut losses, count));
         tasks.push(Task { first, count, grad, losses });
     }
-    let sums = threads::run(tasks, Buffers::default, |buffers, task| job.run(task, buffers));
+    let sums = threads::run_with(tasks, Buffers::default, |buffers, task| job.run(task, buffers));
 
     if has_loss && !is_none {
         let sum: f64 = sums.iter().sum();

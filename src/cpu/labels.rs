@@ -62,7 +62,7 @@ impl<'a> Labels<'a> {
             Classes::I32(classes) => classes.len(),
             Classes::I64(classes) => classes.len(),
         };
-        let count = |_: &mut (), first: usize| {
+        let count = |first: usize| {
             let kept = (first..rows.min(first + TASK)).filter_map(|row| self.class(row));
             match weight {
                 Some(weight) => {
@@ -74,7 +74,7 @@ impl<'a> Labels<'a> {
                 }
             }
         };
-        let tasks = threads::run((0..rows).step_by(TASK), || (), count);
+        let tasks = threads::run((0..rows).step_by(TASK), count);
         tasks.into_iter().fold((0, 0.0), |(n, sum), (count, weights)| (n + count, sum + weights))
     }
 }

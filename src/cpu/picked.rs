@@ -55,16 +55,12 @@ fn run<T: Stored>(
         };
         let losses = |first: usize| (first..shape.rows().min(first + TASK)).map(loss_of);
         if is_none {
-            threads::run(
-                to.chunks_mut(TASK).enumerate(),
-                || (),
-                |_, (task, to)| {
-                    to.iter_mut().zip(losses(task * TASK)).for_each(|(to, loss)| *to = loss);
-                },
-            );
+            threads::run(to.chunks_mut(TASK).enumerate(), |(task, to)| {
+                to.iter_mut().zip(losses(task * TASK)).for_each(|(to, loss)| *to = loss);
+            });
         } else {
-            let sum_of = |_: &mut (), first| losses(first).map(f64::from).sum::<f64>();
-            let sums = threads::run((0..shape.rows()).step_by(TASK), || (), sum_of);
+            let sum_of = |first| losses(first).map(f64::from).sum::<f64>();
+            let sums = threads::run((0..shape.rows()).step_by(TASK), sum_of);
             to.fill((sums.iter().sum::<f64>() / divisor) as f32);
         }
     }
@@ -75,20 +71,16 @@ fn run<T: Stored>(
     // whole indices of the batch, of which rows are never divided
     let batches = ELEMENTS.div_ceil(shape.batch_elements().max(1));
     let tasks = grad.chunks_mut(batches * shape.batch_elements().max(1)).enumerate();
-    threads::run(
-        tasks,
-        || (),
-        |_, (task, grad)| {
-            grad.fill(T::from_f32(0.0));
-            let first = task * batches * shape.batch_elements();
-            let rows = grad.len() / classes;
-            for row in task * batches * positions..task * batches * positions + rows {
-                let Some((weight, at)) = entry(row) else { continue };
-                let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
-                grad[at - first] = T::from_f32(times(-weight, factor));
-            }
-        },
-    );
+    threads::run(tasks, |(task, grad)| {
+        grad.fill(T::from_f32(0.0));
+        let first = task * batches * shape.batch_elements();
+        let rows = grad.len() / classes;
+        for row in task * batches * positions..task * batches * positions + rows {
+            let Some((weight, at)) = entry(row) else { continue };
+            let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
+            grad[at - first] = T::from_f32(times(-weight, factor));
+        }
+    });
     Ok(())
 }
 

@@ -81,7 +81,7 @@ fn run<T: Stored>(
         .zip(results)
         .map(|(rows, (output, grad))| Task { rows, output, grad })
         .collect();
-    threads::run(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
+    threads::run_with(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
     Ok(())
 }
 

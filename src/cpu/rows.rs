@@ -166,7 +166,7 @@ fn run<T: Stored>(
             rows,
         })
         .collect();
-    let sums = threads::run(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
+    let sums = threads::run_with(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
 
     if has_loss && !is_none {
         let mean_of_none = op.reduction == Reduction::Mean && kept == 0;
