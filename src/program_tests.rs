@@ -448,6 +448,39 @@ fn few_long_rows_are_shared() {
 }
 
 #[test]
+fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
+    // SwiftShader, lavapipe, Intel, RDNA, Adreno; and fewer invocations than a subgroup may have
+    let subgroups = [(4, 4), (8, 8), (8, 32), (32, 64), (64, 128)];
+    for (subgroup, max_workgroup_size) in subgroups.into_iter().flat_map(|s| [(s, 1024), (s, 100)])
+    {
+        for forced in [None, Some(Team::Subgroup), Some(Team::Workgroup)] {
+            let large = large_gpu();
+            let facts = Facts { subgroup: Some(subgroup), max_workgroup_size, forced, ..large };
+            for count in [1, 17, 33, 100, 128, 1000, 1025] {
+                let args = Args::new(f32(&[100, count])).target(classes(&[100]));
+                let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+                for step in planned.steps_of("family/rows.wgsl") {
+                    let constant = |name| {
+                        let mut all = step.kernel.constants.iter();
+                        all.find(|(known, _)| *known == name).map(|(_, value)| *value)
+                    };
+                    let Some(neighbours) = constant("NEIGHBOURS") else { continue };
+                    let workgroup = constant("WORKGROUP_SIZE").unwrap();
+                    let what = format!("{facts:?} {count}: {neighbours} of {workgroup}");
+                    assert!(neighbours.is_power_of_two() && neighbours <= subgroup.0, "{what}");
+                    assert!(workgroup.is_power_of_two() && neighbours <= workgroup, "{what}");
+                    assert!(workgroup <= max_workgroup_size, "{what}");
+                    // a workgroup each, or one for as many teams as it holds
+                    let is_team = step.kernel.label.contains("subgroup");
+                    let teams = if is_team { workgroup / neighbours } else { 1 };
+                    assert_eq!(step.workgroups, [100_u32.div_ceil(teams), 1, 1], "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn teams_take_short_rows_in_turn_within_what_lavapipe_iterates() {
     let forced = [None, Some(Team::Invocation), Some(Team::Subgroup), Some(Team::Workgroup)];
     for forced in forced {

@@ -12,7 +12,9 @@ use common::conformance::{self, Case, magnitude, values};
 use common::grid;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
-use wgloss::{Array, Cpu, Op, Pass, Reduction, SigmoidFocal};
+use wgloss::{
+    Args, Array, Cpu, CrossEntropy, Error, Mse, NllLoss, Op, Pass, Reduction, SigmoidFocal,
+};
 
 #[test]
 fn every_op_keeps_the_promise() {
@@ -72,6 +74,31 @@ fn focal_loss_where_the_probability_missed_is_negative() {
 }
 
 /// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
+#[test]
+fn any_number_of_threads_comes_to_the_same_bits() {
+    assert!(matches!(Cpu::with_threads(0), Err(Error::Value { argument: "threads", .. })));
+    let logits: Vec<f32> = (0..300_000).map(|i| (i as f32 * 0.7).sin() * 5.0).collect();
+    let classes: Vec<i32> = (0..30_000).map(|row| row % 10).collect();
+    let args = Args::new(Array::new(&logits, &[30_000, 10]).unwrap());
+    let elements = args.clone().target(Array::new(&logits, &[30_000, 10]).unwrap());
+    let classes = args.target(Array::from(&classes));
+    let ops: [(&dyn Op, _); 3] = [
+        (&CrossEntropy::default(), &classes),
+        (&NllLoss::default(), &classes),
+        (&Mse::default(), &elements),
+    ];
+    for (op, args) in ops {
+        let of = |cpu: Cpu| {
+            let out = cpu.forward_backward(op, args).unwrap();
+            [out.loss, out.grad].map(|array| array.to_f32().iter().map(|x| x.to_bits()).collect())
+        };
+        let want: [Vec<u32>; 2] = of(Cpu::default());
+        for threads in [1, 2, 3] {
+            assert!(of(Cpu::with_threads(threads).unwrap()) == want, "{op:?}: {threads} threads");
+        }
+    }
+}
+
 fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
     let cases = conformance::load(&conformance::folder(folder)).cases.into_iter();
     let single = cases.filter(|case| case.pre().unwrap().is_none());

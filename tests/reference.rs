@@ -683,6 +683,15 @@ fn wrong_arguments_are_refused() {
         let error = of(rows(&[1.0, 2.0, 3.0, 4.0], &target));
         assert_eq!(error, Error::Class { row: 1, class: class.into(), classes: 2 });
     }
+    // far down, and the first of two
+    let mut target = vec![1_i32; 5000];
+    (target[10], target[2500], target[2501]) = (-100, 3, 4);
+    let wide: Vec<i64> = target.iter().map(|&class| class.into()).collect();
+    let logits = vec![1.0; 10_000];
+    for target in [Array::from(&target), Array::from(&wide)] {
+        let error = of(Args::new(array(&logits, &[5000, 2])).target(target));
+        assert_eq!(error, Error::Class { row: 2500, class: 3, classes: 2 });
+    }
     let long = Args::new(array(&[1.0; 4], &[2, 2])).target(Array::from(&[0, 1, 1]));
     assert!(matches!(of(long), Error::Shape { argument: "target", .. }));
     let args = rows(&[1.0, 2.0], &[0]);
