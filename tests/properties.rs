@@ -7,7 +7,7 @@ mod common;
 use common::any::{self, AnyCall, shape};
 use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run};
 use common::compare::{Promise, compare};
-use common::gpu::{Device, devices};
+use common::gpu::{Device, own_devices};
 use common::random::{Logits, Random};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -25,13 +25,13 @@ struct Cases {
 }
 
 /// Of properties whose cases share their kernels.
-const SAME_KERNELS: Cases = Cases { automatic: 200, forced: 200 };
+const SAME_KERNELS: Cases = Cases { automatic: 200, forced: 50 };
 /// Of any calls: most of the time goes into compiling.
-const ANY_CALL: Cases = Cases { automatic: 700, forced: 70 };
+const ANY_CALL: Cases = Cases { automatic: 400, forced: 40 };
 
 /// Holds a property against cases on every device.
 fn for_all<S: Strategy>(cases: Cases, strategy: S, property: impl Fn(&Gpu, &S::Value) -> Outcome) {
-    for Device { name, gpu } in devices() {
+    for Device { name, gpu } in own_devices() {
         let from_environment = ProptestConfig::default();
         let is_set = |name| std::env::var_os(name).is_some();
         let automatic = match is_set("PROPTEST_CASES") {

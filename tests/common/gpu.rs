@@ -1,5 +1,5 @@
-//! The devices that tests run on: one [`Gpu`] a test binary, whose kernels are chosen by shape, and
-//! one for each team that is forced on every shape.
+//! The devices that tests run on: one whose kernels are chosen by shape, and one for each team that is
+//! forced on every shape.
 
 use std::io::{Write, stderr};
 use std::sync::{Once, OnceLock};
@@ -37,23 +37,33 @@ pub fn open(options: &GpuOptions) -> Option<Gpu> {
     }
 }
 
-/// The automatic choice. `None`, and once a line that says so, where there is no adapter.
-pub fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| open(&GpuOptions::default())).as_ref()
+/// Which devices there are: the automatic choice, and every team forced.
+fn kinds() -> [(&'static str, GpuOptions); 4] {
+    let forced = |team: Team| (team.name(), GpuOptions::default().team(team));
+    let [invocation, subgroup, workgroup] =
+        [Team::Invocation, Team::Subgroup, Team::Workgroup].map(forced);
+    [("automatic", GpuOptions::default()), invocation, subgroup, workgroup]
 }
 
-/// The automatic choice, and every team forced. None where there is no adapter.
+/// Devices of the test's own, one after the other, for tests of hundreds of kernels: software drivers
+/// keep megabytes for each, and compile those of one device on one thread.
+pub fn own_devices() -> impl Iterator<Item = Device> {
+    kinds().into_iter().map_while(|(name, options)| Some(Device { name, gpu: open(&options)? }))
+}
+
+/// Devices that the tests of a binary share. None where there is no adapter.
 pub fn devices() -> impl Iterator<Item = Device> {
-    static FORCED: [OnceLock<Option<Gpu>>; 3] = [const { OnceLock::new() }; 3];
-    let automatic = gpu().map(|gpu| Device { name: "automatic", gpu: gpu.clone() });
-    let is_there = automatic.is_some();
-    let teams = [Team::Invocation, Team::Subgroup, Team::Workgroup];
-    let forced = teams.into_iter().zip(&FORCED).filter(move |_| is_there);
-    automatic.into_iter().chain(forced.filter_map(|(team, cell)| {
-        let gpu = cell.get_or_init(|| open(&GpuOptions::default().team(team))).as_ref()?;
-        Some(Device { name: team.name(), gpu: gpu.clone() })
-    }))
+    static GPUS: [OnceLock<Option<Gpu>>; 4] = [const { OnceLock::new() }; 4];
+    kinds().into_iter().zip(&GPUS).map_while(|((name, options), cell)| {
+        let gpu = cell.get_or_init(|| open(&options)).clone()?;
+        Some(Device { name, gpu })
+    })
+}
+
+/// The automatic choice, shared. `None`, and once a line that says so, where there is no adapter.
+pub fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| Some(devices().next()?.gpu)).as_ref()
 }
 
 /// Workgroups forced on a device without subgroups.
