@@ -27,7 +27,7 @@ const MAP: &[Reduction] = &[Reduction::None];
 pub struct Row {
     /// What the options are, in a few words; empty for the defaults.
     pub options: &'static str,
-    op: Box<dyn Fn(Reduction) -> Box<dyn Op>>,
+    op: Box<dyn Fn(Reduction) -> Box<dyn Op> + Sync>,
     reductions: &'static [Reduction],
     kind: Kind,
     weights: Weights,

@@ -60,14 +60,16 @@ pub fn check(flags: &Flags) -> Result<bool> {
         folders::expect_unique_names(&folders)?;
     }
 
-    let machine = Machine::open(flags.device).map_err(|error| {
-        let text = error.to_string();
-        let text = text.strip_prefix("device: ").unwrap_or(&text);
-        anyhow!("--device {}: {text}", flags.device.word())
-    })?;
+    let open = || {
+        Machine::open(flags.device).map_err(|error| {
+            let text = error.to_string();
+            let text = text.strip_prefix("device: ").unwrap_or(&text);
+            anyhow!("--device {}: {text}", flags.device.word())
+        })
+    };
     let (report, tensors) = match &folders[..] {
-        [] => (self_test::run(&machine, &table)?, vec![]),
-        folders => folders::run(&machine, folders),
+        [] => (self_test::run(open, &table)?, vec![]),
+        folders => folders::run(&open()?, folders),
     };
     if let Some(place) = &flags.dump {
         place.write_tensors(&tensors).with_context(|| format!("--dump {place}"))?;

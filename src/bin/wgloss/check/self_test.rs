@@ -1,9 +1,10 @@
 //! The device against the float64 reference, over the grid of every op and option.
 
 use anyhow::Result;
+use rayon::prelude::*;
 use wgloss::{Array, Output};
 
-use super::grid::{self, Row};
+use super::grid::{self, Case, Row};
 use super::report::{Outcome, Record, Report};
 use super::{Only, progress};
 use crate::files::Tensor;
@@ -17,41 +18,55 @@ pub fn rows(only: &Only) -> Result<Vec<Row>> {
     Ok(table)
 }
 
-/// Runs every case under every pass.
-pub fn run(machine: &Machine, table: &[Row]) -> Result<Report> {
-    let cases: Vec<_> =
-        table.iter().flat_map(|row| row.cases().into_iter().map(move |case| (row, case))).collect();
-    let bar = progress(cases.len());
-    let mut records = Vec::new();
-    for (row, case) in &cases {
-        bar.set_message(row.op());
-        let passes = case.check(|op, pass, args| {
-            let output = machine.run(op, pass, args).and_then(rounded);
-            output.map_err(|error| error.to_string())
-        })?;
-        let worst = passes.each_ref().map(|worst| worst.as_ref().ok().copied());
-        let reasons = passes
-            .into_iter()
-            .zip(grid::PASSES)
-            .filter_map(|(worst, pass)| Some(format!("{}: {}", pass.name(), worst.err()?)));
-        let reasons: Vec<_> = reasons.collect();
-        records.push(Record {
-            op: row.op().into(),
-            group: row.options.into(),
-            case: case.name(),
-            outcome: if reasons.is_empty() { Outcome::Passed } else { Outcome::Failed },
-            worst,
-            reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
-        });
-        bar.inc(1);
-    }
+/// Runs every case under every pass. Each row of the grid has a device of its own, since rows share few
+/// kernels: so rows run side by side, where most of the time goes into compiling, and no driver keeps
+/// the kernels of all.
+pub fn run(open: impl Fn() -> Result<Machine> + Sync, table: &[Row]) -> Result<Report> {
+    let bar = progress(table.iter().map(|row| row.cases().len()).sum());
+    let run_row = |row: &Row| {
+        let machine = open()?;
+        let records: Result<Vec<_>> = row
+            .cases()
+            .iter()
+            .map(|case| {
+                bar.set_message(row.op());
+                let record = record(&machine, row, case)?;
+                bar.inc(1);
+                Ok(record)
+            })
+            .collect();
+        Ok((machine.description, records?))
+    };
+    let rows: Result<Vec<_>> = table.par_iter().with_max_len(1).map(run_row).collect();
     bar.finish_and_clear();
+    let (devices, records): (Vec<_>, Vec<_>) = rows?.into_iter().unzip();
     Ok(Report {
-        device: machine.description.clone(),
+        device: devices.into_iter().next().unwrap_or_default(),
         unit: "in units of the error allowed: what the documentation promises, or 1",
         group: "options",
         columns: ["forward", "backward", "fused"],
-        cases: records,
+        cases: records.into_iter().flatten().collect(),
+    })
+}
+
+fn record(machine: &Machine, row: &Row, case: &Case<'_>) -> Result<Record> {
+    let passes = case.check(|op, pass, args| {
+        let output = machine.run(op, pass, args).and_then(rounded);
+        output.map_err(|error| error.to_string())
+    })?;
+    let worst = passes.each_ref().map(|worst| worst.as_ref().ok().copied());
+    let reasons = passes
+        .into_iter()
+        .zip(grid::PASSES)
+        .filter_map(|(worst, pass)| Some(format!("{}: {}", pass.name(), worst.err()?)));
+    let reasons: Vec<_> = reasons.collect();
+    Ok(Record {
+        op: row.op().into(),
+        group: row.options.into(),
+        case: case.name(),
+        outcome: if reasons.is_empty() { Outcome::Passed } else { Outcome::Failed },
+        worst,
+        reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
     })
 }
 
