@@ -44,6 +44,9 @@ struct Table {
     strided_rows_by_invocation: u64,
     /// Up to so many classes, a subgroup takes a row; from there on, a workgroup.
     rows_by_subgroup: u64,
+    /// Classes of a row for each member of its team at least, whatever the team: what is done once a
+    /// row, each does.
+    classes_each: u64,
     /// How many fours of a row's elements a member can hold: one of these, or the row is read in
     /// blocks of four fours, and again for its gradient.
     held: &'static [u32],
@@ -71,6 +74,8 @@ const DISCRETE: Table = Table {
     rows_by_invocation: 16,
     strided_rows_by_invocation: 1024,
     rows_by_subgroup: 1024,
+    // 512 classes: 53 instructions an element with 16 each, 41 with 32 (DESIGN.md, "Blocks")
+    classes_each: 32,
     held: &[1, 2, 4, 8, 16],
     run: 1,
     row_elements_each: 0,
@@ -95,6 +100,8 @@ const SOFTWARE: Table = Table {
     strided_rows_by_invocation: 1024,
     // barriers cost a factor of up to 80
     rows_by_subgroup: u64::MAX,
+    // 65536 x 32: 5.5 ms with 16, 6.3 with 8 or with all members of a subgroup
+    classes_each: 16,
     // 8 and 16 gain a tenth at 256 and 512 classes, 32 loses as much at 1000 (spills), and all of them
     // take minutes to compile for all ops
     held: &[1, 2, 3, 4],
@@ -300,17 +307,23 @@ impl Facts {
     }
 
     fn team_for_rows(&self, classes: u64, positions: u64) -> Choice {
-        // What is left to each member of a subgroup at least: what is done once a row, each does. On
-        // lavapipe 65536 x 32 takes 5.5 ms with 16, 6.3 with 8 or with all members.
-        const CLASSES: u64 = 16;
         let choice = self.whole_team_for_rows(classes, positions);
-        if choice.team != Team::Subgroup {
-            return choice;
+        let members = classes.div_ceil(self.table().classes_each).next_power_of_two();
+        let most = choice.team_size;
+        match choice.team {
+            Team::Invocation => choice,
+            Team::Subgroup => {
+                let team_size = members.min(most.into()) as u32;
+                let teams_per_workgroup = choice.workgroup_size / team_size;
+                Choice { team_size, teams_per_workgroup, neighbours: Some(team_size), ..choice }
+            }
+            Team::Workgroup => {
+                // whole subgroups
+                let least = self.subgroup.map_or(64, |(_, largest)| largest).min(most);
+                let size = members.clamp(least.into(), most.into()) as u32;
+                Choice { workgroup_size: size, team_size: size, ..choice }
+            }
         }
-        let members = classes.div_ceil(CLASSES).next_power_of_two();
-        let team_size = members.min(choice.team_size.into()) as u32;
-        let teams_per_workgroup = choice.workgroup_size / team_size;
-        Choice { team_size, teams_per_workgroup, neighbours: Some(team_size), ..choice }
     }
 
     fn whole_team_for_rows(&self, classes: u64, positions: u64) -> Choice {

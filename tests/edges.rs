@@ -459,6 +459,17 @@ fn a_zero_weight_annihilates_an_infinite_upstream() {
 }
 
 #[test]
+fn weights_and_upstream_whose_product_overflows() {
+    // Both times e^-40 and less: what is left of the gradient does not.
+    let rows = Rows::new(&[0.0, -40.0, -41.0, 0.0, -60.0, -50.0], &[0, 0]);
+    on_every_device(|gpu| {
+        for (weight, upstream) in [(1e30, 1e15), (1e15, 1e30), (1e-30, 1e-15), (-1e30, 1e12)] {
+            check(gpu, &rows.clone().weight(&[weight; 3]).upstream(&[upstream; 2]));
+        }
+    });
+}
+
+#[test]
 fn not_a_number_upstream() {
     on_every_device(|gpu| {
         let mut random = Random::new(13);

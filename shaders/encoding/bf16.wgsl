@@ -7,10 +7,10 @@ fn decode_pair(word: u32) -> vec2<f32> {
 
 // The 16 bits of four numbers: rounded to nearest even; too large is infinite; NaN stays NaN.
 fn encode4(value: vec4<f32>) -> vec4<u32> {
-    let bits = bitcast<vec4<u32>>(value);
+    // Rounding could carry a NaN over into the sign: as integers, NaN are the largest of their sign.
+    // Those of arithmetic are quiet, and stay NaN without their lower half.
+    let positive = min(bitcast<vec4<i32>>(value), vec4(0x7fff0000));
+    let bits = min(bitcast<vec4<u32>>(positive), vec4(0xffff0000u));
     let is_odd = (bits >> vec4(16u)) & vec4(1u);
-    let rounded = (bits + vec4(0x7fffu) + is_odd) >> vec4(16u);
-    // rounding could carry a NaN over into the sign; a bit that is set anyway keeps it one
-    let is_nan = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);
-    return select(rounded, (bits >> vec4(16u)) | vec4(0x40u), is_nan);
+    return (bits + vec4(0x7fffu) + is_odd) >> vec4(16u);
 }

@@ -172,7 +172,15 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
         || is_nan(scale.value);
     let filled = is_undefined || row.kind == ROW_IGNORED;
     let filling = vec4(select(nan(), 0.0, row.kind == ROW_IGNORED));
-    let gradient = row_gradient(statistics);
+    // Where no product overflows and no infinity meets a 0, the scale is multiplied in before: but at its
+    // target, a row's gradient is a multiple of its exponentials.
+    var gradient = row_gradient(statistics);
+    let largest = max(abs(scale.value), max(abs(gradient.factor), abs(row.amount)));
+    let is_multiple = !(SPREAD || SCALED || SOFTCAP || filled) && largest < 1e18;
+    let before = select(1.0, scale.value, is_multiple);
+    let after = select(scale.value, 1.0, is_multiple);
+    gradient.factor *= before;
+    gradient.at_max *= before;
     let grad = span_of(row.line, row.position, GRAD);
     for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
         if !filled && !is_still_held() {
@@ -183,15 +191,15 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
             if c < params.classes {
                 let e = exponentials(k, statistics.m);
                 var g = e * gradient.factor;
-                // elsewhere there are no amounts
-                if SPREAD || row.label - c < 4u {
-                    g = gradient_of_four(gradient, e, amount(row, c, valid_classes(c)));
+                if !is_multiple || row.label - c < 4u {
+                    let a = amount(row, c, valid_classes(c));
+                    g = gradient_of_four(gradient, e, a * before);
+                    if SCALED || SOFTCAP {
+                        g *= slopes_of(held[k]);
+                    }
+                    g = select(annihilating_product(g, vec4(after)), filling, filled);
                 }
-                if SCALED || SOFTCAP {
-                    g *= slopes_of(held[k]);
-                }
-                let scaled = select(annihilating_product(g, vec4(scale.value)), filling, filled);
-                store_grad(element_of(grad, c), grad.step, last_of_four(c), scaled);
+                store_grad(element_of(grad, c), grad.step, last_of_four(c), g);
             }
         }
     }

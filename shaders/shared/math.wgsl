@@ -61,7 +61,7 @@ fn has_nan_or_positive_infinity(e: Extremes) -> bool {
 // e^y as p * 2^n, for y from -88 to 89. p is exactly 1 at 0.
 // y = n ln 2 + r, with ln 2 in two parts. The first has nine bits, so that its product with n is exact.
 // For the second, n is (y - r) / ln 2: a multiple of y is added, which leaves 1.00030613 r, and the
-// coefficients (Cephes' expf) are divided by the powers of that.
+// coefficients are divided by the powers of that.
 struct Exp {
     p: vec4<f32>,
     // n + 127 in the lowest bits
@@ -78,12 +78,11 @@ fn exp_parts(y: vec4<f32>) -> Exp {
     // Not `whole` times the second part: Mesa would join `whole a + whole b` to `whole (a + b)`, and be
     // off by 2^-24 |y|.
     let r = fma(y, vec4(3.06131867e-4), fma(whole, vec4(-0.693359375), y));
-    var p = fma(r, vec4(1.98331519e-4), vec4(1.39563448e-3));
-    p = fma(r, p, vec4(8.32070778e-3));
-    p = fma(r, p, vec4(4.16148162e-2));
-    p = fma(r, p, vec4(1.66513680e-1));
-    p = fma(r, p, vec4(4.99694022e-1));
-    p = fma(r, p, vec4(9.99693962e-1));
+    var p = fma(r, vec4(1.40361668e-3), vec4(8.36638889e-3));
+    p = fma(r, p, vec4(4.16137807e-2));
+    p = fma(r, p, vec4(1.66510660e-1));
+    p = fma(r, p, vec4(4.99694053e-1));
+    p = fma(r, p, vec4(9.99694012e-1));
     return Exp(fma(r, p, vec4(1.0)), n);
 }
 
@@ -126,10 +125,8 @@ fn ln_parts(x: vec4<f32>) -> Log {
     let f = bitcast<vec4<f32>>(bits - (n << vec4(23u)));
     let s = (f - 1.0) / (f + 1.0);
     let z = s * s;
-    var p = fma(z, vec4(0.181818182), vec4(0.222222222));
-    p = fma(z, p, vec4(0.285714286));
-    p = fma(z, p, vec4(0.4));
-    p = fma(z, p, vec4(0.666666667));
+    var p = fma(z, vec4(0.298724067), vec4(0.399775238));
+    p = fma(z, p, vec4(0.666667765));
     let exponent = vec4<f32>(n) - select(vec4(0.0), vec4(149.0), is_subnormal);
     return Log(fma(s * z, p, s + s), exponent);
 }
@@ -186,11 +183,9 @@ fn tanh_slope4(x: vec4<f32>) -> vec4<f32> {
 fn log1p_unit(u: vec4<f32>) -> vec4<f32> {
     let s = u / (u + 2.0);
     let z = s * s;
-    var p = fma(z, vec4(0.153846154), vec4(0.181818182));
-    p = fma(z, p, vec4(0.222222222));
-    p = fma(z, p, vec4(0.285714286));
-    p = fma(z, p, vec4(0.4));
-    p = fma(z, p, vec4(0.666666667));
+    var p = fma(z, vec4(0.280126651), vec4(0.280016786));
+    p = fma(z, p, vec4(0.400215342));
+    p = fma(z, p, vec4(0.666664162));
     return fma(s * z, p, s + s);
 }
 

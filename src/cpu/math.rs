@@ -116,18 +116,17 @@ fn times_power_of_two(number: f32, n: u32) -> f32 {
 }
 
 /// `x = n ln 2 + r`: e^r, and n in the last bits of the other one.
-/// Cody-Waite reduction and a polynomial of degree 7 (coefficients of Cephes' expf).
+/// Cody-Waite reduction and a polynomial of degree 6, of the least greatest error.
 #[inline(always)]
 fn exp_parts(x: f32) -> (f32, u32) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, TO_INTEGER);
     let n = shifted - TO_INTEGER;
     let r = n.mul_add(-0.693_359_4, x); // nine bits of ln 2, so that the product is exact
     let r = n.mul_add(2.121_944_4e-4, r);
-    let p = r.mul_add(1.987_569_1e-4, 1.398_199_9e-3);
-    let p = r.mul_add(p, 8.333_452e-3);
-    let p = r.mul_add(p, 4.166_579_6e-2);
-    let p = r.mul_add(p, 1.666_666_5e-1);
-    let p = r.mul_add(p, 5e-1);
+    let p = r.mul_add(1.406_196_8e-3, 8.379_203e-3);
+    let p = r.mul_add(p, 4.166_476_1e-2);
+    let p = r.mul_add(p, 1.666_636_3e-1);
+    let p = r.mul_add(p, 5.000_000_4e-1);
     let p = r.mul_add(p, 1.0);
     (r.mul_add(p, 1.0), shifted.to_bits())
 }
@@ -163,10 +162,8 @@ fn ln_parts(x: f32) -> (f32, f32) {
     let f = f32::from_bits(bits.wrapping_sub(n << 23).cast_unsigned());
     let s = (f - 1.0) / (f + 1.0);
     let z = s * s;
-    let p = z.mul_add(0.181_818_18, 0.222_222_22);
-    let p = z.mul_add(p, 0.285_714_3);
-    let p = z.mul_add(p, 0.4);
-    let p = z.mul_add(p, 0.666_666_7);
+    let p = z.mul_add(0.298_724_07, 0.399_775_24);
+    let p = z.mul_add(p, 0.666_667_8);
     ((s * z).mul_add(p, s + s), n as f32 - select(is_subnormal, 23.0, 0.0))
 }
 
