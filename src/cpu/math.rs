@@ -124,7 +124,7 @@ fn exp_parts(x: f32) -> (f32, u32) {
     let r = n.mul_add(-0.693_359_4, x); // nine bits of ln 2, so that the product is exact
     let r = n.mul_add(2.121_944_4e-4, r);
     let p = r.mul_add(1.406_196_8e-3, 8.379_203e-3);
-    let p = r.mul_add(p, 4.166_476_1e-2);
+    let p = r.mul_add(p, 4.166_476e-2);
     let p = r.mul_add(p, 1.666_636_3e-1);
     let p = r.mul_add(p, 5.000_000_4e-1);
     let p = r.mul_add(p, 1.0);
