@@ -37,7 +37,11 @@ pub fn run(open: impl Fn() -> Result<Machine> + Sync, table: &[Row]) -> Result<R
             .collect();
         Ok((machine.description, records?))
     };
-    let rows: Result<Vec<_>> = table.par_iter().with_max_len(1).map(run_row).collect();
+    // few at once: a device of a hardware GPU takes some of its memory too
+    let threads = rayon::current_num_threads().min(4);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let rows: Result<Vec<_>> =
+        pool.install(|| table.par_iter().with_max_len(1).map(run_row).collect());
     bar.finish_and_clear();
     let (devices, records): (Vec<_>, Vec<_>) = rows?.into_iter().unzip();
     Ok(Report {
