@@ -158,6 +158,32 @@ fn numbers_are_rounded_to_nearest_even() {
     }
 }
 
+#[test]
+fn not_a_number_is_written_as_such() {
+    // Rounding could carry a payload of ones over into the sign, or a small one be cut off to infinity.
+    let Some(gpu) = gpu() else { return };
+    let op = BceWithLogits::default().reduction(Reduction::Sum);
+    let all = [0x7fff_ffff, 0xffff_ffff, 0x7fff_8000, 0x7fc0_0001, 0xffc0_0000, 0x7f80_0001_u32];
+    for half in HALVES {
+        // in groups of four and by the element
+        for count in [8, 9] {
+            let weights: Vec<_> =
+                all.iter().cycle().take(count).copied().map(f32::from_bits).collect();
+            let args = Args::new(zeros(count, half.dtype))
+                .target(zeros(count, half.dtype))
+                .weight(Array::from(&weights));
+            // as device tensors: the host would refuse them
+            let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
+            let grad = gpu.block_on(gpu.backward(&op, &args)).unwrap().grad;
+            let grad = gpu.block_on(gpu.read(&grad)).unwrap();
+            for (got, weight) in patterns(&grad).into_iter().zip(weights) {
+                let number = (half.number)(got);
+                assert!(number.is_nan(), "{} {:#x}: {number:e}", half.dtype, weight.to_bits());
+            }
+        }
+    }
+}
+
 /// The ops over rows of classes, of [`every_op`].
 fn row_ops(shape: &[usize], dtype: DType) -> Vec<Job> {
     let ops = ["cross_entropy", "nll_loss", "softmax", "log_softmax"];
