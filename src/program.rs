@@ -289,17 +289,18 @@ impl Program {
         }
         let workgroups = facts.workgroups(teams, choice).ok_or_else(|| {
             let workgroups = u64::from(facts.max_workgroups).pow(2);
-            let most = workgroups.saturating_mul(choice.teams_per_workgroup.into());
+            let most = workgroups.saturating_mul(choice.teams_per_workgroup().into());
             Error::Value {
                 argument: "input",
                 expected: format!("work for at most {most} teams on {}", facts.device),
                 actual: format!("work for {teams}"),
             }
         })?;
-        kernel.files.extend(kernel::team(choice.team, choice.neighbours.is_some()));
+        let neighbours = facts.neighbours(choice);
+        kernel.files.extend(kernel::team(choice.team, neighbours.is_some()));
         kernel.files.extend([kernel::MATH, kernel::PLACES]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
-        kernel.constants.extend(choice.neighbours.map(|count| ("NEIGHBOURS", count)));
+        kernel.constants.extend(neighbours.map(|count| ("NEIGHBOURS", count)));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
         let mut places = Places::default();
         for &Binding { binding, place: [first, stride], .. } in &bindings {

@@ -470,6 +470,9 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
                     assert!(neighbours.is_power_of_two() && neighbours <= subgroup.0, "{what}");
                     assert!(workgroup.is_power_of_two() && neighbours <= workgroup, "{what}");
                     assert!(workgroup <= max_workgroup_size, "{what}");
+                    // whole subgroups, where one fits
+                    let most = 1 << max_workgroup_size.ilog2();
+                    assert!(workgroup >= subgroup.1.min(most), "{what}");
                     // a workgroup each, or one for as many teams as it holds
                     let is_team = step.kernel.label.contains("subgroup");
                     let teams = if is_team { workgroup / neighbours } else { 1 };

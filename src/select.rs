@@ -166,11 +166,15 @@ pub(crate) struct Choice {
     pub team: Team,
     /// Invocations of a workgroup.
     pub workgroup_size: u32,
-    pub teams_per_workgroup: u32,
+    /// Of one team; a divisor of the workgroup's.
     pub team_size: u32,
-    /// Of these, how many neighbours in a subgroup exchange by shuffles: all, some or none.
-    pub neighbours: Option<u32>,
     pub blocks: Blocks,
+}
+
+impl Choice {
+    pub fn teams_per_workgroup(&self) -> u32 {
+        self.workgroup_size / self.team_size
+    }
 }
 
 /// How rows are given to teams.
@@ -220,41 +224,27 @@ impl Facts {
             (Team::Subgroup, Some((smallest, largest))) => {
                 let most = largest.max(self.table().by_subgroup).min(self.max_workgroup_size);
                 let size = 1 << most.ilog2();
-                let team_size = smallest.min(size);
-                let teams_per_workgroup = size / team_size;
-                Choice {
-                    team,
-                    workgroup_size: size,
-                    teams_per_workgroup,
-                    team_size,
-                    neighbours: Some(team_size),
-                    blocks,
-                }
+                Choice { team, workgroup_size: size, team_size: smallest.min(size), blocks }
             }
             (Team::Invocation, _) => {
                 let size = self.table().by_invocation.min(self.max_workgroup_size);
-                Choice {
-                    team,
-                    workgroup_size: size,
-                    teams_per_workgroup: size,
-                    team_size: 1,
-                    neighbours: None,
-                    blocks,
-                }
+                Choice { team, workgroup_size: size, team_size: 1, blocks }
             }
             (Team::Subgroup | Team::Workgroup, _) => {
                 // the tree needs a power of two
                 let most = self.table().by_workgroup.min(self.max_workgroup_size);
                 let size = 1 << most.ilog2();
-                Choice {
-                    team: Team::Workgroup,
-                    workgroup_size: size,
-                    teams_per_workgroup: 1,
-                    team_size: size,
-                    neighbours: self.subgroup.map(|(smallest, _)| smallest.min(size)),
-                    blocks,
-                }
+                Choice { team: Team::Workgroup, workgroup_size: size, team_size: size, blocks }
             }
+        }
+    }
+
+    /// How many of a team's members, as neighbours in a subgroup, exchange by shuffles.
+    pub(crate) fn neighbours(&self, choice: Choice) -> Option<u32> {
+        match choice.team {
+            Team::Invocation => None,
+            Team::Subgroup => Some(choice.team_size),
+            Team::Workgroup => self.subgroup.map(|(smallest, _)| smallest.min(choice.team_size)),
         }
     }
 
@@ -312,11 +302,7 @@ impl Facts {
         let most = choice.team_size;
         match choice.team {
             Team::Invocation => choice,
-            Team::Subgroup => {
-                let team_size = members.min(most.into()) as u32;
-                let teams_per_workgroup = choice.workgroup_size / team_size;
-                Choice { team_size, teams_per_workgroup, neighbours: Some(team_size), ..choice }
-            }
+            Team::Subgroup => Choice { team_size: members.min(most.into()) as u32, ..choice },
             Team::Workgroup => {
                 // whole subgroups
                 let least = self.subgroup.map_or(64, |(_, largest)| largest).min(most);
@@ -404,7 +390,7 @@ impl Facts {
 
     /// Workgroups for so many teams, folded over two dimensions where one does not hold them.
     pub(crate) fn workgroups(&self, teams: u64, choice: Choice) -> Option<[u32; 3]> {
-        let count = teams.div_ceil(choice.teams_per_workgroup.into());
+        let count = teams.div_ceil(choice.teams_per_workgroup().into());
         let most = u64::from(self.max_workgroups);
         let y = count.div_ceil(most).max(1);
         let x = count.div_ceil(y);
