@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-drivers bench-peers lint clean
+.PHONY: help setup demo test test-drivers bench-peers record lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -23,6 +23,9 @@ test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="l
 
 bench-peers: setup ## measure wgloss beside burn, candle and PyTorch (downloads gigabytes)
 	@benches/peers/run.py
+
+record: setup ## record what a device does (DEVICE=nvidia-h100 STEPS="bench sweep")
+	@$(runtime_dir) scripts/record.sh "$(DEVICE)" $(STEPS)
 
 lint: setup ## check formatting, clippy and rustdoc, warnings denied
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
