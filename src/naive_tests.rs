@@ -10,7 +10,10 @@ use crate::ops::sealed;
 use crate::program::Program;
 use crate::reference::{self, Promise, Values};
 use crate::select::{Blocks, DeviceClass, Facts};
-use crate::{Args, Array, DType, Error, Gpu, Layout, Mse, Op, Output, Pass, Result};
+use crate::{
+    Args, Array, CrossEntropy, DType, Error, Gpu, Layout, LogSoftmax, Mse, Op, Output, Pass,
+    Result, Softmax,
+};
 
 // The table of `wgloss check`, of which little is needed here.
 #[allow(dead_code)]
@@ -336,6 +339,40 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     Ok(())
 }
 
+/// Rows that no team holds whole, under every pass.
+fn rows_of_several_blocks(classes: usize, run: Run<'_>) -> Outcome {
+    let mut random = random::Random::new(classes as u64);
+    let shape = [3, classes];
+    let mut float = || Array::from_vec(random.normals(3 * classes, 3.0), &shape).unwrap();
+    let input = Args::new(float());
+    let target = Array::from_vec(vec![0, 700, classes as i32 - 1], &[3]).unwrap();
+    let upstream = input.clone().upstream(float());
+    let calls: [(&dyn Op, _); 4] = [
+        (&CrossEntropy::default(), input.clone().target(target)),
+        (&CrossEntropy::default(), input.clone().target(float())),
+        (&Softmax::default(), upstream.clone()),
+        (&LogSoftmax::default(), upstream),
+    ];
+    for (op, args) in calls {
+        for pass in grid::PASSES {
+            let args = match pass {
+                Pass::Forward => Args { upstream: None, ..args.clone() },
+                _ => args.clone(),
+            };
+            let (got, want) = (run(op, pass, &args), reference::run(op, pass, &args).unwrap());
+            for (part, got, want, promise) in [
+                ("loss", got.loss, want.loss, Promise::LOSS.scaled(3.0)),
+                ("grad", got.grad, want.grad, Promise::GRAD.scaled(3.0)),
+            ] {
+                let (Some(got), Some(want)) = (got, want) else { continue };
+                let what = |error| format!("{}, {}, {part}: {error}", op.name(), pass.name());
+                reference::compare(&got.to_f32(), &want, promise).map_err(what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An op with another program than its own.
 struct Changed<'a, P> {
     op: &'a dyn Op,
@@ -445,7 +482,10 @@ fn kernels_chosen_on_other_devices_keep_the_promise() {
                 check(case, &elsewhere).unwrap_or_else(|error| panic!("{class:?}: {error}"));
             }
         }
-    } // rows held whole, as far as each class of devices goes, and rows read twice
+        // of which a subgroup of eight holds half
+        rows_of_several_blocks(1021, &elsewhere).unwrap_or_else(|e| panic!("{class:?}: {e}"));
+    }
+    // rows held whole, as far as each class of devices goes, and rows read twice
     let blocks = blocks.into_inner().unwrap();
     for held in [16, 8] {
         assert!(blocks.contains(&Blocks { held, run: 1, fits: true }), "{held}: {blocks:?}");

@@ -47,8 +47,9 @@ struct Table {
     /// Classes of a row for each member of its team at least, whatever the team: what is done once a
     /// row, each does.
     classes_each: u64,
-    /// How many fours of a row's elements a member can hold: one of these, or the row is read in
-    /// blocks of four fours, and again for its gradient.
+    /// How many fours of a row's elements a member can hold: the first of these that is enough for its
+    /// part of the row; or the last, and the row is read in blocks, and all but one of them again for the
+    /// gradient.
     held: &'static [u32],
     /// How many fours side by side one member reads.
     run: u32,
@@ -257,7 +258,7 @@ impl Facts {
         let fours = classes.div_ceil(4 * u64::from(team_size));
         match self.table().held.iter().find(|&&held| u64::from(held) >= fours) {
             Some(&held) => self.blocks(held, true),
-            None => self.blocks(4, false),
+            None => self.blocks(*self.table().held.last().expect("a table has sizes"), false),
         }
     }
 

@@ -37,7 +37,11 @@ fn forward(builtins: Builtins) {
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);
-        store_outputs(team, row, row_statistics(team, row));
+        let statistics = row_statistics(team, row);
+        for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
+            hold_again(team, row, block);
+            store_outputs(team, row, block, statistics);
+        }
     }
 }
 
@@ -48,7 +52,12 @@ fn backward(builtins: Builtins) {
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);
-        store_map_gradient(team, row, row_statistics(team, row));
+        let statistics = row_statistics(team, row);
+        let prepared = prepare(team, row, statistics);
+        for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
+            hold_again(team, row, block);
+            store_map_gradient(team, row, block, statistics, prepared);
+        }
     }
 }
 
@@ -60,43 +69,44 @@ fn forward_backward(builtins: Builtins) {
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);
         let statistics = row_statistics(team, row);
-        store_outputs(team, row, statistics);
-        store_map_gradient(team, row, statistics);
+        let prepared = prepare(team, row, statistics);
+        for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
+            hold_again(team, row, block);
+            store_outputs(team, row, block, statistics);
+            store_map_gradient(team, row, block, statistics, prepared);
+        }
     }
 }
 
-fn store_outputs(team: Team, row: Row, statistics: Statistics) {
+fn hold_again(team: Team, row: Row, block: u32) {
+    if !is_left_held(row, block) {
+        hold_block(team, row, block);
+    }
+}
+
+fn store_outputs(team: Team, row: Row, block: u32, statistics: Statistics) {
     let is_nan_row = (statistics.flags & HAS_NAN_LOGIT) != 0u;
     let output = span_of(row.line, row.position, RESULTS);
-    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
-        if !FITS {
-            hold_block(team, row, block);
-        }
-        for (var k = 0u; k < HELD; k += 1u) {
-            let c = class_held(team, block, k);
-            if c < params.classes {
-                let value = select(output_of_four(k, statistics), vec4(nan()), is_nan_row);
-                store_output(element_of(output, c), output.step, last_of_four(c), value);
-            }
+    for (var k = 0u; k < HELD; k += 1u) {
+        let c = class_held(team, block, k);
+        if c < params.classes {
+            let value = select(output_of_four(k, statistics), vec4(nan()), is_nan_row);
+            store_output(element_of(output, c), output.step, last_of_four(c), value);
         }
     }
 }
 
-fn store_map_gradient(team: Team, row: Row, statistics: Statistics) {
+fn store_map_gradient(
+    team: Team, row: Row, block: u32, statistics: Statistics, prepared: vec2<f32>,
+) {
     let is_nan_row = (statistics.flags & (HAS_NAN_LOGIT | HAS_NAN_AMOUNT)) != 0u;
-    let prepared = prepare(team, row, statistics);
     let grad = span_of(row.line, row.position, GRAD);
-    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
-        if !FITS {
-            hold_block(team, row, block);
-        }
-        for (var k = 0u; k < HELD; k += 1u) {
-            let c = class_held(team, block, k);
-            if c < params.classes {
-                let g = map_gradient(k, statistics, prepared, load_row_upstream(row, c));
-                let value = select(g, vec4(nan()), is_nan_row);
-                store_grad(element_of(grad, c), grad.step, last_of_four(c), value);
-            }
+    for (var k = 0u; k < HELD; k += 1u) {
+        let c = class_held(team, block, k);
+        if c < params.classes {
+            let g = map_gradient(k, statistics, prepared, load_row_upstream(row, c));
+            let value = select(g, vec4(nan()), is_nan_row);
+            store_grad(element_of(grad, c), grad.step, last_of_four(c), value);
         }
     }
 }

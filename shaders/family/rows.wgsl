@@ -2,8 +2,8 @@
 // gradient. Or several teams a row (SHARED): each sums its share in a dispatch of `sums`, and adds
 // up all shares, in order, in that of the pass.
 //
-// Reads `input` (twice where the pass computes a gradient of a row that is not held; once from a
-// kept state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
+// Reads `input` (twice what is not held where the pass computes a gradient; once from a kept
+// state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
 // by one member of one team: rows never share a word.
 //
 // Hooks, from the op's file, beside that of shared/row_form.wgsl:
@@ -25,14 +25,14 @@ override FROM_STATE: bool = false;
 // Whether rows have several shares, a team each.
 override SHARED: bool = false;
 
-// Whether a row is still held when its gradient is computed.
-fn is_still_held() -> bool {
-    return FITS && !FROM_STATE && !SHARED;
+// Whether a gradient's dispatch has taken the row's sums itself.
+fn sums_come_first() -> bool {
+    return !FROM_STATE && !SHARED;
 }
 
 fn holds_exponentials() -> bool {
     // the slope of a cap is that at the number itself
-    return is_still_held() && !SOFTCAP;
+    return FITS && sums_come_first() && !SOFTCAP;
 }
 
 // The i-th row; or the i-th share of all rows' shares.
@@ -183,7 +183,7 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
     gradient.at_max *= before;
     let grad = span_of(row.line, row.position, GRAD);
     for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
-        if !filled && !is_still_held() {
+        if !filled && !(sums_come_first() && is_left_held(row, block)) {
             hold_block(team, row, block);
         }
         for (var k = 0u; k < HELD; k += 1u) {

@@ -290,9 +290,19 @@ fn hold_block(team: Team, row: Row, block: u32) {
     }
 }
 
-// Whether the team's share of the row ends before this block.
+// Whether the team's share of the row ends before this block, or begins after it.
 fn is_past_row(row: Row, block: u32) -> bool {
-    return (FITS && block > row.begin) || block >= row.end;
+    return (FITS && block != row.begin) || block - row.begin >= row.end - row.begin;
+}
+
+// Of longer rows the first block is held, too: their sums are taken from the last block to the first, and
+// gradients the other way, so that what is read again first is what was read last. Not on software
+// devices (RUN above 1), whose processors fetch ahead upwards.
+const DOWNWARDS: bool = !FITS && RUN == 1u;
+
+// Whether row_sums leaves a block held.
+fn is_left_held(row: Row, block: u32) -> bool {
+    return FITS || (DOWNWARDS && block == row.begin);
 }
 
 // Elements of one accumulator that are summed apart, so that none takes many additions.
@@ -326,6 +336,11 @@ fn row_sums(team: Team, row: Row) -> Sums {
     var total = empty_partial();
     var extremes = no_extremes();
     var block = row.begin;
+    var step = block_size(team);
+    if DOWNWARDS {
+        block += (row.end - row.begin - 1u) / step * step;
+        step = 0u - step;
+    }
     loop {
         var partial = empty_partial();
         for (var i = 0u; i < max(CHUNK / HELD, 1u) && !is_past_row(row, block); i += 1u) {
@@ -349,7 +364,7 @@ fn row_sums(team: Team, row: Row) -> Sums {
                     held[k] = e;
                 }
             }
-            block += block_size(team);
+            block += step;
         }
         if FITS {
             total = partial;
