@@ -582,9 +582,11 @@ fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu:
         return device.create_shader_module(descriptor);
     }
     // SAFETY: Every place that a kernel of this crate reads or writes is one of the elements of a
-    // layout, which was held to the buffer it is bound to, or a constant index into an array of the
-    // shader's own. Classes out of range, the only places that data tells of, are compared with the
-    // number of classes first. Every loop counts up to a bound that the host has set.
+    // layout, which was held to the buffer it is bound to; or in an array of the shader's own, at a
+    // constant, at a counter of a loop up to the array's size, or at the invocation's number in its
+    // workgroup, divided by what the array has less. Classes out of range, the only places that data
+    // tells of, are compared with the number of classes first. Every loop counts up to a bound that the
+    // host has set. Whole numbers are divided, unsigned, by constants and by sizes of at least 1.
     unsafe {
         device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
     }

@@ -12,10 +12,10 @@ use common::call::{
 };
 use common::gpu::{devices, gpu, on_every_device};
 use common::random::{Logits, Random};
-use wgloss::reference::Values;
+use wgloss::reference::{Promise, Values, compare};
 use wgloss::{
-    Args, Array, BceWithLogits, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass,
-    Reduction, SigmoidFocal, SmoothL1, Tensor,
+    Args, Array, BceWithLogits, Cpu, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass,
+    Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor,
 };
 
 const NAN: f32 = f32::NAN;
@@ -614,6 +614,45 @@ fn logits_further_apart_than_f32_reaches() {
         check(gpu, &rows);
         check(gpu, &rows.clone().weight(&[0.25; 4]));
         check(gpu, &rows.clone().weight(&[0.5, 1.0, 0.0, -0.25]).smoothing(0.2));
+    });
+}
+
+/// A call with no helper of its own, on a device and on the CPU twin.
+fn check_everywhere(gpu: &Gpu, op: &dyn Op, args: &Args<Array<'_>>, scale: f64) {
+    for pass in [Pass::Backward, Pass::ForwardBackward] {
+        let want = wgloss::reference::run(op, pass, args).unwrap();
+        let outputs = [gpu.block_on(gpu.run(op, pass, args)), Cpu::default().run(op, pass, args)];
+        for got in outputs.map(Result::unwrap) {
+            for (got, want) in [(&got.loss, &want.loss), (&got.grad, &want.grad)] {
+                let (Some(got), Some(want)) = (got, want) else { continue };
+                compare(&got.to_f32(), want, Promise::GRAD.scaled(scale)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn tiny_amounts_at_distances_that_only_their_scale_takes_beyond_f32() {
+    let logits = Array::new(&[0.0, -1e37_f32], &[1, 2]).unwrap();
+    let args = Args::new(logits).target(Array::new(&[1.0, 1e-30_f32], &[1, 2]).unwrap());
+    let op = CrossEntropy::default().logit_scale(100.0);
+    on_every_device(|gpu| check_everywhere(gpu, &op, &args, 1.0));
+}
+
+#[test]
+fn masked_classes_of_softmax_have_no_gradient() {
+    // Where the upstream gradient is far from that of the largest class, and where it is infinite.
+    let logits = Array::new(&[2.0, -INF, 1.0], &[1, 3]).unwrap();
+    on_every_device(|gpu| {
+        for masked in [-3e38, INF, -INF] {
+            let upstream = Array::from_vec(vec![3e38, masked, 2.5e38], &[1, 3]).unwrap();
+            let args = Args::new(logits.clone()).upstream(upstream);
+            check_everywhere(gpu, &Softmax::default(), &args, 3e38);
+        }
+        let upstream = Array::new(&[1.0, NAN, 2.0], &[1, 3]).unwrap();
+        let args = Args::new(logits.clone()).upstream(upstream);
+        let out = gpu.block_on(gpu.backward(&Softmax::default(), &args)).unwrap();
+        assert_nan(&out.grad.to_f32());
     });
 }
 

@@ -31,5 +31,7 @@ fn prepare(team: Team, row: Row, statistics: Statistics) -> vec2<f32> {
 fn map_gradient(
     k: u32, statistics: Statistics, prepared: vec2<f32>, g: vec4<f32>,
 ) -> vec4<f32> {
-    return output_of_four(k, statistics) * ((g - prepared.x) + prepared.y);
+    let p = output_of_four(k, statistics);
+    let gradient = annihilating_product(p, (g - prepared.x) + prepared.y);
+    return select(gradient, vec4(prepared.y), is_nan(prepared.y));
 }

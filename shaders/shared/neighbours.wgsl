@@ -18,9 +18,11 @@ fn workgroup_of(builtins: Builtins) -> u32 {
     return builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
 }
 
-// Which of a workgroup's, neighbours by neighbours.
+// Which of a workgroup's, neighbours by neighbours: as many as there are where subgroups are full, as those
+// of a workgroup of whole ones are on all drivers known. No more than that whatever a driver does.
 fn invocation_of(builtins: Builtins) -> u32 {
-    return builtins.subgroup * builtins.subgroup_size + builtins.invocation;
+    return min(
+        builtins.subgroup * builtins.subgroup_size + builtins.invocation, WORKGROUP_SIZE - 1u);
 }
 
 fn neighbours_max(value: f32) -> f32 {

@@ -170,11 +170,11 @@ fn relative4(x: vec4<f32>, m: f32) -> vec4<f32> {
 
 // a (m - x), as logits: also where the distance alone is beyond f32.
 fn cost4(a: vec4<f32>, m: f32, x: vec4<f32>) -> vec4<f32> {
-    let cost = -a * relative4(x, m);
-    let is_beyond = bitcast<vec4<u32>>(m - x) == vec4(0x7f800000u);
+    let distance = relative4(x, m);
     let scaled = select(a, a * params.scale, vec4(SCALED));
     // fused, so that no compiler factors the distance out again
-    return select(cost, fma(scaled, vec4(m), -(scaled * x)), is_beyond);
+    let apart = fma(scaled, vec4(m), -(scaled * x));
+    return select(-a * distance, apart, is_negative_infinity4(distance));
 }
 
 // Four numbers from class c on; what lies past the row's end is -inf.

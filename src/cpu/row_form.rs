@@ -181,9 +181,9 @@ pub(super) fn exponentials(
 /// flag tells of those) or have no amount.
 #[inline(always)]
 fn cost(a: f32, m: f32, x: f32, scale: f32) -> f32 {
-    let distance = m - x;
+    let distance = (m - x) * scale;
     let apart = (a * scale).mul_add(m, -(a * scale * x));
-    let cost = select(distance == f32::INFINITY, apart, a * (distance * scale));
+    let cost = select(distance == f32::INFINITY, apart, a * distance);
     select((x == f32::NEG_INFINITY) | (a == 0.0), 0.0, cost)
 }
 

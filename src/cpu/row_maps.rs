@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::math::{LANES, Lanes, sum_lanes, times, vectorized};
+use super::math::{LANES, Lanes, annihilating_product, select, sum_lanes, times, vectorized};
 use super::row_form::{Logits, Marks, Results, by_row, first_at, peaks, statistics};
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
@@ -185,7 +185,10 @@ impl Tile<'_> {
             [&*output, g],
             grad,
             #[inline(always)]
-            |[g_k, mean], _, [p, g]| p * ((g - g_k) + mean),
+            |[g_k, mean], _, [p, g]| {
+                let gradient = annihilating_product(p, (g - g_k) + mean);
+                select(mean.is_nan(), mean, gradient)
+            },
         );
     }
 

@@ -26,8 +26,10 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// | `upstream` | the input's; ones without it | the input's |
 ///
 /// # Edges
-/// - A class at -inf has `p = 0`. A row that is all -inf, or holds +inf or NaN, is NaN, output and
-///   gradient; a NaN of the upstream gradient makes its row's gradient NaN.
+/// - A class at -inf has `p = 0`, and a gradient of 0 whatever its upstream gradient, but for NaN. A row
+///   that is all -inf, or holds +inf or NaN, is NaN, output and gradient; a NaN of the upstream gradient
+///   makes its row's gradient NaN.
+/// - Differences of a row's upstream gradients that are beyond f32 are infinite.
 ///
 /// Source: PyTorch's `torch.nn.Softmax`.
 ///

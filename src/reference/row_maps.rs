@@ -1,6 +1,6 @@
 //! Softmax and log-softmax from their definitions.
 
-use super::{Values, cross_entropy};
+use super::{Values, cross_entropy, times};
 use crate::ops::rows_along;
 use crate::shape::ClassShape;
 use crate::{Args, Array, Output, Pass};
@@ -20,13 +20,18 @@ pub(crate) fn softmax(dim: i64, pass: Pass, args: &Args<Array<'_>>) -> Output<Va
     map_rows(dim, pass, args, |x, g| {
         let (k, p) = probabilities(x);
         let from_k = |j: usize| g[k] - g[j];
-        let mean: f64 = (0..x.len()).map(|j| p[j] * from_k(j)).sum();
-        let mean_magnitude: f64 = (0..x.len()).map(|j| p[j] * from_k(j).abs()).sum();
+        let mean: f64 = (0..x.len()).map(|j| times(p[j], from_k(j))).sum();
+        let mean_magnitude: f64 = (0..x.len()).map(|j| times(p[j], from_k(j).abs())).sum();
+        // a class of no mass has no gradient, but in rows that are NaN
+        let product = |p: f64, value: f64| match mean.is_nan() {
+            true => mean,
+            false => times(p, value),
+        };
         Row {
             output_magnitudes: p.clone(),
-            grad: (0..x.len()).map(|c| p[c] * (mean - from_k(c))).collect(),
+            grad: (0..x.len()).map(|c| product(p[c], mean - from_k(c))).collect(),
             grad_magnitudes: (0..x.len())
-                .map(|c| p[c] * (mean_magnitude + from_k(c).abs()))
+                .map(|c| product(p[c], mean_magnitude + from_k(c).abs()))
                 .collect(),
             output: p,
         }
