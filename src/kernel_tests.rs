@@ -285,7 +285,7 @@ fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
         for program in programs(&facts) {
             for Step { kernel, bindings, params, .. } in &program.steps {
                 let (module, info) = parsed
-                    .entry(kernel.files.clone())
+                    .entry(kernel.source())
                     .or_insert_with(|| parse(&kernel.source(), &kernel.label));
 
                 let (used, storage) = used_bindings(module, info, kernel);
@@ -302,7 +302,8 @@ fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
                 assert_eq!(params.len(), size, "{}", kernel.label);
 
                 // constants mean the same whatever the storage: all of them once, with f32
-                let is_plain = kernel.label.contains(".f32") && !kernel.shares_buffers;
+                let is_half = [".f16", ".bf16"].iter().any(|t| kernel.label.contains(t));
+                let is_plain = !is_half && !kernel.shares_buffers;
                 let constants = if is_plain { &kernel.constants[..] } else { &[] };
                 let key = (kernel.source(), kernel.entry_point, format!("{constants:?}"));
                 if translated.insert(key) {

@@ -134,7 +134,7 @@ const NAIVE: &[Naive] = &[
         path: "ops/softmax.wgsl",
         replacements: &[
             ("annihilating_product(e, vec4(g_k) - g)", "e * g"),
-            ("* ((g - prepared.x) + prepared.y)", "* (g - prepared.y)"),
+            ("(p, (g - prepared.x) + prepared.y)", "(p, g - prepared.y)"),
         ],
         by: By::Table("softmax", "", "confident"),
     },

@@ -216,7 +216,8 @@ const LAST_PLACE: u32 = u32::MAX - 1;
 
 /// What is summed: one term for each element of a tensor.
 pub(crate) struct Terms {
-    pub label: String,
+    /// The same for all terms of a kind, whose kernels are the same.
+    pub label: &'static str,
     pub files: Vec<File>,
     /// The tensor's binding.
     pub binding: u32,
@@ -233,10 +234,10 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// Values in memory.
-    pub fn values(label: String, slot: Slot, stretches: Vec<[u64; 2]>) -> Self {
+    pub fn values(slot: Slot, stretches: Vec<[u64; 2]>) -> Self {
         let end = stretches.last().map_or(0, |[first, count]| first + count);
         Terms {
-            label,
+            label: "sum",
             files: vec![kernel::TERMS_VALUES],
             binding: 1,
             slot,
@@ -362,7 +363,7 @@ impl Program {
                 let constants =
                     [("TO_CONTROL", to_control.into()), ("DIVIDE", divisor.is_some().into())];
                 let kernel = Kernel {
-                    label: terms.label.clone(),
+                    label: terms.label.into(),
                     files: [&[kernel::SUM, kernel::CONTROL], &terms.files[..]].concat(),
                     entry_point: "sum",
                     constants: [&constants[..], &terms.constants].concat(),
@@ -384,7 +385,7 @@ impl Program {
             if is_last {
                 return Ok(());
             }
-            terms = Terms::values(terms.label, sums, vec![[0, teams]]);
+            terms = Terms::values(sums, vec![[0, teams]]);
         }
     }
 }

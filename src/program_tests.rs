@@ -394,8 +394,8 @@ fn sums_take_as_many_levels_as_they_need() {
     let sums = planned.steps_of("family/sum.wgsl");
     let count_of = |step: &&Step| u64::from(params::<SumParams>(step).count);
     // the targets' weights and the losses, each with the sums of sums
-    let (divisor, losses): (Vec<_>, Vec<_>) =
-        sums.into_iter().partition(|step| step.kernel.label.contains("divisor"));
+    let is_divisor = |step: &&Step| step.kernel.constants.contains(&("TO_CONTROL", 1));
+    let (divisor, losses) = sums.split_at(1 + sums.iter().position(is_divisor).unwrap());
     for levels in [divisor, losses] {
         let mut levels = levels.iter().map(count_of);
         let mut terms = rows as u64;

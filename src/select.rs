@@ -63,6 +63,9 @@ struct Table {
     elements_by: Team,
     /// Elements for each member of such a team.
     elements_each: u32,
+    /// Terms of a sum for each: a multiple of 32. One team sums as many as it may, and more take
+    /// another dispatch.
+    terms_each: u32,
     /// Invocations of a workgroup, by team. Subgroups: at least one.
     by_invocation: u32,
     by_subgroup: u32,
@@ -84,6 +87,8 @@ const DISCRETE: Table = Table {
     share: 8192,
     elements_by: Team::Workgroup,
     elements_each: 32,
+    // 32 loads one after the other, some 20 us; another dispatch takes a few
+    terms_each: 128,
     by_invocation: 64,
     by_subgroup: 128,
     by_workgroup: 256,
@@ -117,6 +122,8 @@ const SOFTWARE: Table = Table {
     elements_by: Team::Subgroup,
     // contiguous 32 KiB a subgroup copy fastest
     elements_each: 1024,
+    // another dispatch takes 3 us
+    terms_each: 2048,
     by_invocation: 8,
     // one a workgroup: lavapipe switches between several
     by_subgroup: 1,
@@ -349,7 +356,7 @@ impl Facts {
     /// Terms of a sum: the choice and the terms each team sums.
     pub(crate) fn for_sum(&self) -> (Choice, u32) {
         let choice = self.choice(self.forced.unwrap_or(self.table().elements_by));
-        (choice, 2048 * choice.team_size)
+        (choice, self.table().terms_each * choice.team_size)
     }
 
     /// The most bytes of a tensor that one dispatch works on: what one binding holds, with room for

@@ -87,7 +87,7 @@ fn class_counts_at_the_seams() {
 }
 
 #[test]
-fn odd_class_counts_share_no_words() {
+fn odd_class_counts() {
     // Rows of an odd length start at every alignment; each of these lengths is also a prime, so
     // that no lane's last group is whole.
     on_every_device(|gpu| {

@@ -2,7 +2,7 @@
 // gradient, which is 0 elsewhere.
 //
 // Takes row_of and row_scale from ops/cross_entropy.wgsl, whose amount is w[y] here. Writes
-// `row_losses` and `grad`; rows never share a word.
+// `row_losses` and `grad`; rows of 16 bits may share words (storage/half.wgsl).
 
 @group(0) @binding(6) var<storage, read_write> row_losses: array<f32>;
 

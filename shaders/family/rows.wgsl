@@ -4,7 +4,7 @@
 //
 // Reads `input` (twice what is not held where the pass computes a gradient; once from a kept
 // state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
-// by one member of one team: rows never share a word.
+// by one member of one team; rows of 16 bits may share words (storage/half.wgsl).
 //
 // Hooks, from the op's file, beside that of shared/row_form.wgsl:
 //     fn row_of(index: u32) -> Row               the row, and what its target says

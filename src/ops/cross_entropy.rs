@@ -66,6 +66,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 ///   whatever the row or its upstream gradient holds.
 /// - All rows ignored, or an empty batch: mean NaN, sum 0. Rows kept whose weights sum to 0: mean
 ///   NaN, and NaN gradients on those rows.
+/// - The sum of weights is f32's, as PyTorch's is: where weights of both signs nearly cancel it has only
+///   the digits that they leave, and where it is beyond f32 the mean is 0 or NaN.
 /// - A class with logit -inf costs nothing where `a[c] = 0`; with `a[c] != 0` the loss is the
 ///   infinity of that sign (NaN where both signs meet), and the gradient of that class `-a[c]`.
 /// - A row that is all -inf, or holds +inf or NaN: loss and gradient NaN.
@@ -161,7 +163,7 @@ impl CrossEntropy {
     }
 
     /// What logits are multiplied by, an inverse temperature: finite and above 0; rounded to f32.
-    /// Default: 1.
+    /// Default: 1. Logits of a row that are further apart than f32 reaches are so whatever the scale.
     pub fn logit_scale(mut self, logit_scale: f64) -> Self {
         self.logit_scale = logit_scale;
         self
@@ -177,7 +179,8 @@ impl CrossEntropy {
     }
 
     /// Adds `z_loss * logsumexp^2` to each kept row's loss, unweighted and before the reduction: it
-    /// keeps logits from drifting. Any finite number. Default: 0.
+    /// keeps logits from drifting. Any finite number. Default: 0. The logsumexp has the error of the
+    /// largest logit and the logarithm that it is the sum of, also where they cancel.
     ///
     /// Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022.
     pub fn z_loss(mut self, z_loss: f64) -> Self {

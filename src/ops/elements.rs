@@ -264,7 +264,7 @@ impl<E: Elementwise> Op for E {
                 _ if parts.is_empty() => Total::LossOver(0.0),
                 Reduction::Mean | Reduction::BatchMean => Total::LossOver(divisor as f32),
             };
-            let terms = Terms::values(format!("{label}.sum"), sums, vec![[0, all_teams]]);
+            let terms = Terms::values(sums, vec![[0, all_teams]]);
             program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
         }
         Ok(program)

@@ -43,6 +43,8 @@ use crate::{Args, Array, Error, Output, Pass, Reduction, Result};
 /// - Rows whose target is [`ignore_index`](Self::ignore_index) have loss 0 and gradient 0.
 /// - All rows ignored, or an empty batch: mean NaN, sum 0. Rows kept whose weights sum to 0: mean
 ///   NaN, and NaN gradients at the picked entries.
+/// - The sum of weights is f32's, as PyTorch's is: where weights of both signs nearly cancel it has only
+///   the digits that they leave, and where it is beyond f32 the mean is 0 or NaN.
 /// - A weight of 0 annihilates an infinite log-probability. A picked NaN makes the loss NaN; the
 ///   gradient does not look at it.
 /// - A class outside `0..C`: as in [`CrossEntropy`](super::CrossEntropy).

@@ -115,12 +115,7 @@ impl RowLoss<'_> {
             if self.has_classes {
                 // It comes first, since gradients carry the divisor; the same pass over the
                 // targets finds the first class out of range.
-                program.push_sum(
-                    facts,
-                    self.divisor_terms(&label, shape)?,
-                    Total::Divisor,
-                    None,
-                )?;
+                program.push_sum(facts, self.divisor_terms(shape)?, Total::Divisor, None)?;
             }
             let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
             let tensors: Vec<_> = tensors.into_iter().flatten().collect();
@@ -204,7 +199,7 @@ impl RowLoss<'_> {
             if !row_outputs {
                 losses.push([0, rows]);
             }
-            let terms = Terms::values(format!("{label}.sum"), results, losses);
+            let terms = Terms::values(results, losses);
             program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
         }
         Ok(program)
@@ -230,10 +225,10 @@ impl RowLoss<'_> {
         ("WEIGHTED", self.args.weight.is_some().into())
     }
 
-    fn divisor_terms(&self, label: &str, shape: ClassShape) -> Result<Terms> {
-        let target = required("target", &self.args.target, || label.into())?;
+    fn divisor_terms(&self, shape: ClassShape) -> Result<Terms> {
+        let target = required("target", &self.args.target, || self.name.into())?;
         Ok(Terms {
-            label: format!("{label}.divisor"),
+            label: "divisor",
             files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
             binding: 2,
             slot: Slot::Target,

@@ -79,7 +79,8 @@ impl SigmoidFocal {
         self
     }
 
-    /// How strongly easy elements are discounted: 0 or more. Default: 2.
+    /// How strongly easy elements are discounted: 0 or more. Default: 2. Above 10, errors grow with it:
+    /// the rounding of `q` is that of `q^gamma`, `gamma` times.
     pub fn gamma(mut self, gamma: f64) -> Self {
         self.gamma = gamma;
         self

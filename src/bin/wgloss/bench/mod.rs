@@ -205,7 +205,7 @@ fn prepare(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Call>, String)> {
         let bound = plan.bind(&tensors, &output)?;
         bytes += args.iter().map(|(_, array)| array.layout().bytes()).sum::<u64>();
         kernel =
-            plan.kernels().find(|label| !label.contains(".divisor")).unwrap_or_default().into();
+            plan.kernels().find(|label| !label.starts_with("divisor")).unwrap_or_default().into();
         calls.push(Call { args, bound });
     }
     Ok((calls, kernel))
