@@ -321,9 +321,6 @@ impl Facts {
     }
 
     fn whole_team_for_rows(&self, classes: u64, positions: u64) -> Choice {
-        if let Some(team) = self.forced {
-            return self.choice(team);
-        }
         let table = self.table();
         let by_invocation = match positions {
             0 | 1 => table.rows_by_invocation,
@@ -334,7 +331,7 @@ impl Facts {
             c if c <= table.rows_by_subgroup => Team::Subgroup,
             _ => Team::Workgroup,
         };
-        let choice = self.choice(preferred);
+        let choice = self.choice(self.forced.unwrap_or(preferred));
         // Where no compiler unrolls them, loops over four elements: four of the statistics, and as many
         // for an output and a gradient.
         let most = Self::SOFTWARE_ITERATIONS / 2;

@@ -47,18 +47,23 @@ const VARIANTS: [(u32, u32, u32); 9] = [
 pub struct Copy {
     pub name: String,
     kind: Kind,
-    from: wgpu::Buffer,
-    to: wgpu::Buffer,
+    /// From where to where: the next ones at every turn.
+    buffers: Vec<[wgpu::Buffer; 2]>,
 }
 
 enum Kind {
-    Kernel { pipeline: wgpu::ComputePipeline, group: wgpu::BindGroup, workgroups: [u32; 2] },
+    /// A bind group for each of the buffers.
+    Kernel {
+        pipeline: wgpu::ComputePipeline,
+        groups: Vec<wgpu::BindGroup>,
+        workgroups: [u32; 2],
+    },
     Command,
 }
 
 impl Copy {
-    /// Every way to move so many bytes, read and written ones together.
-    pub fn all(gpu: &Gpu, bytes: u64) -> Result<Vec<Copy>> {
+    /// Every way to move so many bytes, read and written ones together, in as many places.
+    pub fn all(gpu: &Gpu, bytes: u64, places: usize) -> Result<Vec<Copy>> {
         let device = gpu.device();
         let limit = device.limits().max_storage_buffer_binding_size;
         let size = (bytes / 2).next_multiple_of(16).clamp(16, limit / 16 * 16);
@@ -72,7 +77,7 @@ impl Copy {
                 mapped_at_creation: false,
             })
         };
-        let (from, to) = (buffer(), buffer());
+        let buffers: Vec<_> = (0..places).map(|_| [buffer(), buffer()]).collect();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some("copy"),
             source: wgpu::ShaderSource::Wgsl(COPY.into()),
@@ -80,8 +85,7 @@ impl Copy {
         let mut copies = vec![Copy {
             name: "copy_buffer_to_buffer".into(),
             kind: Kind::Command,
-            from: from.clone(),
-            to: to.clone(),
+            buffers: buffers.clone(),
         }];
         for (workgroup, each, run) in VARIANTS {
             let constants =
@@ -97,24 +101,27 @@ impl Copy {
                 },
                 cache: None,
             });
-            let entries = [(0, &from), (1, &to)].map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            });
-            let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("copy"),
-                layout: &pipeline.get_bind_group_layout(0),
-                entries: &entries,
-            });
+            let layout = pipeline.get_bind_group_layout(0);
+            let group = |[from, to]: &[wgpu::Buffer; 2]| {
+                let entries = [(0, from), (1, to)].map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: buffer.as_entire_binding(),
+                });
+                device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some("copy"),
+                    layout: &layout,
+                    entries: &entries,
+                })
+            };
+            let groups = buffers.iter().map(group).collect();
             let count = (size / 16).div_ceil(u64::from(workgroup * each));
             let most = u64::from(device.limits().max_compute_workgroups_per_dimension);
             let y = count.div_ceil(most);
             let workgroups = [count.div_ceil(y) as u32, y as u32];
             copies.push(Copy {
                 name: format!("{workgroup} x {each} x 16 bytes, {run} side by side"),
-                kind: Kind::Kernel { pipeline, group, workgroups },
-                from: from.clone(),
-                to: to.clone(),
+                kind: Kind::Kernel { pipeline, groups, workgroups },
+                buffers: buffers.clone(),
             });
         }
         match gpu.take_uncaptured_error() {
@@ -125,25 +132,28 @@ impl Copy {
 
     /// Bytes read and written.
     pub fn bytes(&self) -> u64 {
-        2 * self.from.size()
+        2 * self.buffers[0][0].size()
     }
 
-    /// Encodes it, and tells whether the timestamps were.
+    /// Encodes it, in the places of a turn.
     pub fn encode(
         &self,
+        turn: usize,
         encoder: &mut wgpu::CommandEncoder,
         timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
     ) {
+        let place = turn % self.buffers.len();
         match &self.kind {
             Kind::Command => {
-                encoder.copy_buffer_to_buffer(&self.from, 0, &self.to, 0, None);
+                let [from, to] = &self.buffers[place];
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, None);
             }
-            Kind::Kernel { pipeline, group, workgroups: [x, y] } => {
+            Kind::Kernel { pipeline, groups, workgroups: [x, y] } => {
                 let descriptor =
                     wgpu::ComputePassDescriptor { label: Some("copy"), timestamp_writes };
                 let mut pass = encoder.begin_compute_pass(&descriptor);
                 pass.set_pipeline(pipeline);
-                pass.set_bind_group(0, group, &[]);
+                pass.set_bind_group(0, &groups[place], &[]);
                 pass.dispatch_workgroups(*x, *y, 1);
             }
         }

@@ -191,19 +191,21 @@ struct Call {
     bound: Bound,
 }
 
-/// Calls on memory of their own, enough of them that none finds its input in a cache.
+/// Calls on memory of their own: together more than caches hold, unless they are very small.
 fn prepare(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Call>, String)> {
     const MORE_THAN_CACHES: u64 = 256 << 20;
+    const MOST: usize = 32;
     let mut calls = Vec::new();
     let mut kernel = String::new();
     let mut bytes = 0;
-    while calls.is_empty() || bytes < MORE_THAN_CACHES && calls.len() < 8 {
+    while calls.is_empty() || bytes < MORE_THAN_CACHES && calls.len() < MOST {
         let args = workload.draw(calls.len() as u64)?;
         let tensors: Args<Tensor> = gpu.block_on(gpu.upload_args(&args))?;
         let plan = gpu.block_on(gpu.plan(&*workload.op, workload.pass, &tensors.layouts()))?;
         let output = gpu.block_on(plan.allocate())?;
         let bound = plan.bind(&tensors, &output)?;
-        bytes += args.iter().map(|(_, array)| array.layout().bytes()).sum::<u64>();
+        bytes += tensors.iter().map(|(_, tensor)| tensor.layout().bytes()).sum::<u64>();
+        bytes += output.grad.as_ref().map_or(0, |grad| grad.layout().bytes());
         kernel =
             plan.kernels().find(|label| !label.starts_with("divisor")).unwrap_or_default().into();
         calls.push(Call { args, bound });
@@ -226,10 +228,11 @@ fn time(
     drop(output);
 
     let timer = Timer::new(gpu);
-    let copies = Copy::all(gpu, bytes)?;
-    let time_copy = |copy: &Copy| match copy.has_pass() {
-        true => timer.time(|encoder, writes| copy.encode(encoder, writes)),
-        false => timer.time_whole(|encoder| copy.encode(encoder, None)),
+    // in as many places as the kernel is given
+    let copies = Copy::all(gpu, bytes, calls.len())?;
+    let time_copy = |copy: &Copy, turn| match copy.has_pass() {
+        true => timer.time(|encoder, writes| copy.encode(turn, encoder, writes)),
+        false => timer.time_whole(|encoder| copy.encode(turn, encoder, None)),
     };
     let (kernels, commands): (Vec<_>, Vec<_>) = copies.iter().partition(|copy| copy.has_pass());
     let best = best_copy(&kernels, time_copy)?;
@@ -244,7 +247,7 @@ fn time(
         let call = &calls[round % calls.len()];
         let kernel =
             timer.time(|encoder, writes| call.bound.encode_timed(encoder, None, writes))?;
-        let (copy, copy_command) = (time_copy(best)?, time_copy(command)?);
+        let (copy, copy_command) = (time_copy(best, round)?, time_copy(command, round)?);
         let memcpy = memory.copy();
         let start = Instant::now();
         cpu.run_into(&*workload.op, workload.pass, &call.args, &mut on_cpu)?;
@@ -278,11 +281,11 @@ fn time(
 /// The fastest way to copy, by the medians of a few runs.
 fn best_copy<'a>(
     copies: &[&'a Copy],
-    time: impl Fn(&Copy) -> Result<Duration>,
+    time: impl Fn(&Copy, usize) -> Result<Duration>,
 ) -> Result<&'a Copy> {
     let mut best: Option<(Duration, &Copy)> = None;
     for &copy in copies {
-        let mut runs = (0..4).map(|_| time(copy)).collect::<Result<Vec<_>>>()?;
+        let mut runs = (0..4).map(|turn| time(copy, turn)).collect::<Result<Vec<_>>>()?;
         // the first one warmed up
         runs.remove(0);
         runs.sort();
@@ -334,11 +337,10 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
             "classes", "invocation", "subgroup", "workgroup"
         ),
     ];
-    // for each team
-    let mut up_to = [0; 3];
-    for classes in classes {
+    let mut rows = Vec::new();
+    for &classes in &classes {
         bar.set_message(format!("{classes} classes"));
-        let mut medians = Vec::new();
+        let mut contenders = Vec::new();
         for team in teams {
             let options = GpuOptions::default().team(team);
             let (device, queue) = (gpu.device().clone(), gpu.queue().clone());
@@ -350,22 +352,25 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
                 shape: vec![LOGITS / classes, classes],
             };
             let (calls, _) = prepare(&gpu, &workload)?;
-            let timer = Timer::new(&gpu);
-            let run = |i: usize| {
-                let bound = &calls[i % calls.len()].bound;
-                timer.time(|encoder, writes| bound.encode_timed(encoder, None, writes))
-            };
-            run(0)?;
-            let times = (1..=rounds as usize).map(run).collect::<Result<Vec<_>>>()?;
-            medians.push(report::median(&times).as_secs_f64() * 1e3);
+            let output = gpu.block_on(gpu.run(&*workload.op, workload.pass, &calls[0].args))?;
+            workload.judge(&calls[0].args, &output)?;
+            contenders.push((gpu, calls, Vec::new()));
         }
-        let fastest = (0..3).min_by(|&a, &b| medians[a].total_cmp(&medians[b])).unwrap_or(0);
-        for (team, most) in up_to.iter_mut().enumerate() {
-            // where a faster one is less than a twentieth faster, that may be noise
-            if medians[team] <= 1.05 * medians[fastest] {
-                *most = classes;
+        // the first round warms up
+        for round in 0..=rounds as usize {
+            for (gpu, calls, times) in &mut contenders {
+                let bound = &calls[round % calls.len()].bound;
+                let time = Timer::new(gpu)
+                    .time(|encoder, writes| bound.encode_timed(encoder, None, writes))?;
+                if round > 0 {
+                    times.push(time);
+                }
             }
         }
+        let median = |team: usize| report::median(&contenders[team].2).as_secs_f64() * 1e3;
+        let medians = [median(0), median(1), median(2)];
+        let fastest = (0..3).min_by(|&a, &b| medians[a].total_cmp(&medians[b])).unwrap_or(0);
+        rows.push(medians);
         lines.push(format!(
             "{classes:>8}  {:>10.3}  {:>10.3}  {:>10.3}  {}",
             medians[0],
@@ -376,13 +381,38 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let [by_invocation, by_subgroup, _] = up_to;
+    let up_to = thresholds(&rows).map(|count| count.checked_sub(1).map_or(0, |last| classes[last]));
     lines.extend([
         String::new(),
-        "thresholds for src/select.rs, each the most classes at which a team is within 5% of the fastest:"
-            .into(),
-        format!("    rows_by_invocation: {by_invocation},"),
-        format!("    rows_by_subgroup: {},", by_subgroup.max(by_invocation)),
+        "thresholds for src/select.rs, with which these times have the least product:".into(),
+        format!("    rows_by_invocation: {},", up_to[0]),
+        format!("    rows_by_subgroup: {},", up_to[1]),
     ]);
     print(&lines)
+}
+
+/// How many of the first rows are best left to the first team, and how many to the first two: times
+/// are noisy, so all of them have a say.
+fn thresholds(rows: &[[f64; 3]]) -> [usize; 2] {
+    let cost = |[first, second]: [usize; 2]| {
+        let team = |row: usize| usize::from(row >= first) + usize::from(row >= second);
+        rows.iter().enumerate().map(|(row, times)| times[team(row)].ln()).sum::<f64>()
+    };
+    let all = (0..=rows.len()).flat_map(|first| (first..=rows.len()).map(move |s| [first, s]));
+    all.min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thresholds;
+
+    #[test]
+    fn thresholds_are_where_all_times_together_are_least() {
+        // the second team is as fast as the first, once, and once a little faster than the third
+        let rows =
+            [[1.0, 2.0, 9.0], [2.0, 2.0, 9.0], [2.0, 3.0, 9.0], [4.0, 3.0, 9.0], [9.0, 3.0, 2.9]];
+        assert_eq!(thresholds(&rows), [3, 4]);
+        assert_eq!(thresholds(&[]), [0, 0]);
+        assert_eq!(thresholds(&[[3.0, 2.0, 1.0]]), [0, 0]);
+    }
 }
