@@ -237,7 +237,8 @@ impl Gpu {
     /// were created with. `options` may force a team and keep run-time checks; what it says of
     /// adapters is not looked at.
     ///
-    /// The device's lost callback is set; [`Error::DeviceLost`] comes from it.
+    /// The device's lost callback is set; [`Error::DeviceLost`] comes from it. A device has one such
+    /// callback: of several `Gpu`s made for it only the last hears, so clone one instead.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the device is lost already.
@@ -275,7 +276,11 @@ impl Gpu {
             max_binding: limits.max_storage_buffer_binding_size.min(u32::MAX.into()),
             max_buffer: limits.max_buffer_size,
             device: info.name.clone(),
-            forced: options.team,
+            // Browsers' compilers refuse barriers and shuffles that they cannot prove all members to
+            // come to.
+            forced: options
+                .team
+                .or((info.backend == wgpu::Backend::BrowserWebGpu).then_some(Team::Invocation)),
         };
         let small = |label, usage| wgpu::BufferDescriptor {
             label: Some(label),

@@ -29,10 +29,10 @@ fn devices() -> Vec<Facts> {
     };
     let discrete =
         Facts { class: DeviceClass::Discrete, subgroup: Some((32, 32)), ..lavapipe.clone() };
-    let browser = Facts { subgroup: None, max_workgroup_size: 256, ..discrete.clone() };
+    let simple = Facts { subgroup: None, max_workgroup_size: 256, ..discrete.clone() };
     let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
     let forced = forced.map(|team| Facts { forced: Some(team), ..lavapipe.clone() });
-    [lavapipe, discrete, browser].into_iter().chain(forced).collect()
+    [lavapipe, discrete, simple].into_iter().chain(forced).collect()
 }
 
 /// Every combination of arguments and options that leads to a kernel of its own.

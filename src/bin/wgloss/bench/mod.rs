@@ -206,8 +206,11 @@ fn prepare(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Call>, String)> {
         let bound = plan.bind(&tensors, &output)?;
         bytes += tensors.iter().map(|(_, tensor)| tensor.layout().bytes()).sum::<u64>();
         bytes += output.grad.as_ref().map_or(0, |grad| grad.layout().bytes());
-        kernel =
-            plan.kernels().find(|label| !label.starts_with("divisor")).unwrap_or_default().into();
+        kernel = plan
+            .kernels()
+            .find(|label| label.starts_with(workload.op.name()))
+            .unwrap_or_default()
+            .into();
         calls.push(Call { args, bound });
     }
     Ok((calls, kernel))
