@@ -511,6 +511,14 @@ fn what_cannot_be_done_in_batches_is_refused() {
                 "--batch-rows: expected an input of at least one dimension, got []",
             ),
             (
+                "softmax --input u.npy",
+                "--batch-rows: expected an input of at least one dimension, got []",
+            ),
+            (
+                "log-softmax --input u.npy --dim 0",
+                "--batch-rows: expected an input of at least one dimension, got []",
+            ),
+            (
                 "sigmoid --input fortran.npy",
                 "--input: expected C order for --batch-rows, got Fortran order: convert with \
                  np.ascontiguousarray",

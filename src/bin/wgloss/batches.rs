@@ -104,11 +104,12 @@ impl<'a> Batches<'a> {
     pub fn new(job: &'a Job, pass: Pass, sources: &'a Sources, size: usize) -> Result<Self> {
         let layout = sources.input.layout();
         let shape = layout.shape();
+        ensure!(
+            !shape.is_empty(),
+            "--batch-rows: expected an input of at least one dimension, got {shape:?}"
+        );
         match job.rows {
-            Rows::OfElements => ensure!(
-                !shape.is_empty(),
-                "--batch-rows: expected an input of at least one dimension, got {shape:?}"
-            ),
+            Rows::OfElements => {}
             Rows::OfClasses { .. } => ensure!(
                 shape.len() >= 2,
                 "--batch-rows: expected an input of shape [N, C] or [N, C, d1, ...], got {shape:?}"
