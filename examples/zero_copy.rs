@@ -216,7 +216,7 @@ fn main() -> Result<()> {
     for step in 0..=STEPS {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         encode(&mut encoder, &forward);
-        loss.encode(&mut encoder, output.status.as_ref());
+        loss.encode(&mut encoder, output.status.as_ref())?;
         encoder.copy_buffer_to_buffer(&hidden.buffer, 0, &slopes.buffer, 0, None);
         encode(&mut encoder, &backward);
         gpu.queue().submit([encoder.finish()]);

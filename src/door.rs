@@ -241,7 +241,7 @@ impl Station {
                 _ => Ok(()),
             })?;
             let writes = timestamps.map(Timestamps::writes);
-            self.bound.encode_timed(&mut encoder, None, writes);
+            self.bound.encode_timed(&mut encoder, None, writes)?;
             if let Some(Timestamps { queries, resolved }) = timestamps {
                 encoder.resolve_query_set(queries, 0..2, resolved, 0);
             }
@@ -277,10 +277,11 @@ impl Station {
         let again = Instant::now();
         let submit = || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            self.bound.encode(&mut encoder, None);
+            self.bound.encode(&mut encoder, None)?;
             gpu.queue().submit([encoder.finish()]);
+            Ok(())
         };
-        gpu.guarded(submit).await?;
+        gpu.guarded(submit).await??;
         gpu.idle().await;
         Ok((output, Timing { kernel: again.elapsed(), call: start.elapsed() }))
     }

@@ -52,7 +52,8 @@ pub struct Bound {
     dispatches: Vec<Dispatch>,
     copies: Vec<BufferCopy>,
     control: wgpu::Buffer,
-    has_status: bool,
+    /// Its layout, where the op has one.
+    status: Option<Layout>,
 }
 
 #[derive(Debug, Clone)]
@@ -229,8 +230,7 @@ impl Plan {
         args: &Args<Tensor>,
         output: &Output<Tensor>,
     ) -> Result<()> {
-        self.bind(args, output)?.encode(encoder, output.status.as_ref());
-        Ok(())
+        self.bind(args, output)?.encode(encoder, output.status.as_ref())
     }
 
     /// Fixes the buffers that it works on. In place, the gradient is the input, and no part of the
@@ -267,9 +267,15 @@ impl Plan {
         // the status may also be named later, or not at all
         let status = planned.status.filter(|_| output.status.is_some());
         Output { status, ..planned }.zip(&output, |part, planned, given| {
-            // it is copied, to any place
-            let compare = if part == "status" { Compare::Shape } else { Compare::Memory };
-            expect_same(part, planned.copied(), given.map(|tensor| tensor.layout()), compare)
+            if part == "status" {
+                return given.map_or(Ok(()), |status| expect_status(planned.copied(), status));
+            }
+            expect_same(
+                part,
+                planned.copied(),
+                given.map(|tensor| tensor.layout()),
+                Compare::Memory,
+            )
         })?;
         self.expect_apart(args, &output)?;
 
@@ -297,14 +303,11 @@ impl Plan {
                 bytes: copy.bytes,
             });
         }
-        if let Some(status) = output.status {
-            expect_copy_dst("status", status)?;
-        }
         Ok(Bound {
             dispatches: dispatches.collect(),
             copies,
             control: self.control.clone(),
-            has_status: self.outputs.status.is_some(),
+            status: self.outputs.status.clone(),
         })
     }
 
@@ -415,17 +418,32 @@ impl Bound {
     /// What only the device can see of the inputs goes to `status`, 32 bytes for
     /// [`Gpu::check`](crate::Gpu::check) or [`check_status`](crate::check_status), in a buffer with
     /// `COPY_DST`. An op that takes any input has none to give.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, status: Option<&Tensor>) {
-        self.encode_timed(encoder, status, None);
+    ///
+    /// # Errors
+    /// [`Error::DType`] or [`Error::Shape`] for a status other than i32 `[8]`, [`Error::Value`] for one
+    /// whose buffer lacks `COPY_DST`: nothing is encoded then.
+    pub fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        status: Option<&Tensor>,
+    ) -> Result<()> {
+        self.encode_timed(encoder, status, None)
     }
 
     /// [`Bound::encode`] with timestamps before and after the dispatches.
+    ///
+    /// # Errors
+    /// Those of [`Bound::encode`].
     pub fn encode_timed(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         status: Option<&Tensor>,
         timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
-    ) {
+    ) -> Result<()> {
+        let status = status.filter(|_| self.status.is_some());
+        if let Some(status) = status {
+            expect_status(self.status.as_ref(), status)?;
+        }
         encoder.clear_buffer(&self.control, 0, Some(CONTROL_BYTES));
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgloss"),
@@ -440,10 +458,11 @@ impl Bound {
         for BufferCopy { from, to, bytes } in &self.copies {
             encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
         }
-        if let Some(status) = status.filter(|_| self.has_status) {
+        if let Some(status) = status {
             let start = status.byte_range().start;
             encoder.copy_buffer_to_buffer(&self.control, 0, status.buffer(), start, CONTROL_BYTES);
         }
+        Ok(())
     }
 }
 
@@ -451,6 +470,12 @@ impl Bound {
 fn bytes_of(tensor: &Tensor) -> std::ops::Range<u64> {
     let layout = tensor.layout();
     (layout.offset() * layout.dtype().size()) as u64..layout.buffer_bytes()
+}
+
+/// Refuses what the status cannot be copied to. It may lie anywhere.
+fn expect_status(planned: Option<&Layout>, status: &Tensor) -> Result<()> {
+    expect_same("status", planned, Some(status.layout()), Compare::Shape)?;
+    expect_copy_dst("status", status)
 }
 
 /// Refuses a result that a copy cannot be written to.

@@ -158,14 +158,14 @@ fn encoding_creates_and_allocates_nothing() {
     for (op, copies) in [(rows.cross_entropy(), 1), (rows.cross_entropy().row_outputs(true), 4)] {
         let ready = ready(&gpu, &op, pass, &rows.args(pass));
         let status = ready.out.status.as_ref();
-        let got = allocations(&gpu, |encoder| ready.bound.encode(encoder, status));
+        let got = allocations(&gpu, |encoder| ready.bound.encode(encoder, status).unwrap());
         let want = allocations(&gpu, |encoder| bare.encode(encoder, 3, copies));
         assert_eq!(got, want, "allocations, and those of bare wgpu, with {copies} copies");
 
         let before = alive(&gpu);
         let mut encoder = new_encoder(&gpu);
         for _ in 0..10 {
-            ready.bound.encode(&mut encoder, status);
+            ready.bound.encode(&mut encoder, status).unwrap();
         }
         let commands = encoder.finish();
         assert_eq!(alive(&gpu), before);
@@ -236,9 +236,18 @@ fn a_status_goes_where_each_encoding_says() {
     };
     let (first, second) = (status(3), status(21));
     let mut encoder = new_encoder(&gpu);
-    good.bound.encode(&mut encoder, Some(&first));
-    bad.encode(&mut encoder, Some(&second));
-    good.bound.encode(&mut encoder, None);
+    good.bound.encode(&mut encoder, Some(&first)).unwrap();
+    bad.encode(&mut encoder, Some(&second)).unwrap();
+    good.bound.encode(&mut encoder, None).unwrap();
+    // what is behind a tensor that is too small stays as it is
+    let word = Layout::new(&[1], DType::I32).with_offset(32);
+    let word = Tensor::from_buffer(buffer.clone(), word).unwrap();
+    let error = good.bound.encode(&mut encoder, Some(&word)).unwrap_err();
+    assert_eq!(error.to_string(), "status: expected shape [8], got [1]");
+    let floats = Layout::new(&[8], DType::F32).with_offset(32);
+    let floats = Tensor::from_buffer(buffer.clone(), floats).unwrap();
+    let error = bad.encode(&mut encoder, Some(&floats)).unwrap_err();
+    assert_eq!(error.to_string(), "status: expected storage type i32, got f32");
     gpu.queue().submit([encoder.finish()]);
 
     let error = Error::Class { row: 3, class: 40, classes: 33 };
@@ -272,7 +281,7 @@ fn one_workspace_for_many_encodings() {
     let bound = [0, 1, 2].map(|i| plan.bind(&args[i], &outs[i]).unwrap());
     let mut encoder = new_encoder(&gpu);
     for (bound, out) in bound.iter().zip(&outs) {
-        bound.encode(&mut encoder, out.status.as_ref());
+        bound.encode(&mut encoder, out.status.as_ref()).unwrap();
     }
     gpu.queue().submit([encoder.finish()]);
     for (args, out) in args.iter().zip(&outs) {

@@ -64,7 +64,7 @@ impl Peer for OnGpu {
 
     fn run(&mut self, inputs: &mut Buffers, copy: usize) -> Result<()> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        inputs.copies[copy].encode(&mut encoder, inputs.output.status.as_ref());
+        inputs.copies[copy].encode(&mut encoder, inputs.output.status.as_ref())?;
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }

@@ -234,8 +234,14 @@ fn time(
     // in as many places as the kernel is given
     let copies = Copy::all(gpu, bytes, calls.len())?;
     let time_copy = |copy: &Copy, turn| match copy.has_pass() {
-        true => timer.time(|encoder, writes| copy.encode(turn, encoder, writes)),
-        false => timer.time_whole(|encoder| copy.encode(turn, encoder, None)),
+        true => timer.time(|encoder, writes| {
+            copy.encode(turn, encoder, writes);
+            Ok(())
+        }),
+        false => timer.time_whole(|encoder| {
+            copy.encode(turn, encoder, None);
+            Ok(())
+        }),
     };
     let (kernels, commands): (Vec<_>, Vec<_>) = copies.iter().partition(|copy| copy.has_pass());
     let best = best_copy(&kernels, time_copy)?;
@@ -261,12 +267,12 @@ fn time(
         let encode = || {
             let start = Instant::now();
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            call.bound.encode(&mut encoder, None);
+            call.bound.encode(&mut encoder, None)?;
             drop(encoder.finish());
-            start.elapsed()
+            Ok::<_, wgloss::Error>(start.elapsed())
         };
         // the second counts: after all of the above the host's caches are cold
-        let encode = [encode(), encode()][1];
+        let encode = [encode()?, encode()?][1];
         if round > 0 {
             times.encode.push(encode);
             times.kernel.push(kernel);

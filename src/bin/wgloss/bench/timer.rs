@@ -29,7 +29,10 @@ impl<'a> Timer<'a> {
     /// Runs what is encoded with the timestamps given, and waits for it.
     pub fn time(
         &self,
-        encode: impl FnOnce(&mut wgpu::CommandEncoder, Option<wgpu::ComputePassTimestampWrites<'_>>),
+        encode: impl FnOnce(
+            &mut wgpu::CommandEncoder,
+            Option<wgpu::ComputePassTimestampWrites<'_>>,
+        ) -> wgloss::Result<()>,
     ) -> Result<Duration> {
         if !self.has_timestamps {
             return self.time_whole(|encoder| encode(encoder, None));
@@ -56,7 +59,7 @@ impl<'a> Timer<'a> {
             beginning_of_pass_write_index: Some(0),
             end_of_pass_write_index: Some(1),
         };
-        encode(&mut encoder, Some(writes));
+        encode(&mut encoder, Some(writes))?;
         encoder.resolve_query_set(&set, 0..2, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &read, 0, None);
         self.gpu.queue().submit([encoder.finish()]);
@@ -71,10 +74,13 @@ impl<'a> Timer<'a> {
     }
 
     /// The time from submission until the queue is empty.
-    pub fn time_whole(&self, encode: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<Duration> {
+    pub fn time_whole(
+        &self,
+        encode: impl FnOnce(&mut wgpu::CommandEncoder) -> wgloss::Result<()>,
+    ) -> Result<Duration> {
         self.wait()?;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        encode(&mut encoder);
+        encode(&mut encoder)?;
         let commands = encoder.finish();
         let start = Instant::now();
         self.gpu.queue().submit([commands]);
