@@ -3,6 +3,7 @@
 use crate::args::Memory;
 use crate::program::{Binding, CONTROL_BYTES, Copy, Program, Slot};
 use crate::shape::{ALIGNMENT, Layout};
+use crate::upload::device_layout;
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 
 /// A pass of an op over one set of layouts, ready to be encoded any number of times: its pipelines
@@ -71,7 +72,9 @@ struct BufferCopy {
 }
 
 impl Gpu {
-    /// Settles a pass of an op over arguments of these layouts, with contiguous results.
+    /// Settles a pass of an op over arguments of these layouts, with contiguous results. Those of host
+    /// arrays serve too: i64 class indices are planned for as the i32 that [`Gpu::upload`] makes of
+    /// them.
     ///
     /// # Errors
     /// Those of [`Op::outputs`]; [`Error::TooLarge`]; [`Error::OutOfMemory`];
@@ -112,6 +115,7 @@ impl Gpu {
         args: &Args<Layout>,
         outputs: Output<Layout>,
     ) -> Result<Plan> {
+        let args = &args.map_ref(device_layout);
         args.map(|argument, layout| self.check_size(argument, layout.buffer_bytes()))?;
         outputs.as_ref().map(|part, layout| self.check_size(part, layout.buffer_bytes()))?;
         let Program { steps, copies, scratch } = op.program(pass, args, &outputs, self.facts())?;

@@ -49,6 +49,12 @@ impl Layout {
         self
     }
 
+    /// The same, in another storage type.
+    pub(crate) fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
     /// The shape; `[]` is 0-dimensional and has one element.
     pub fn shape(&self) -> &[usize] {
         &self.shape

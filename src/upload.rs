@@ -56,7 +56,7 @@ impl Gpu {
 /// How an argument is laid out once it is uploaded.
 pub(crate) fn device_layout(host: &Layout) -> Layout {
     match host.dtype() {
-        DType::I64 => Layout::new(host.shape(), DType::I32),
+        DType::I64 => host.clone().with_dtype(DType::I32),
         _ => host.clone(),
     }
 }

@@ -263,6 +263,22 @@ fn a_status_goes_where_each_encoding_says() {
 }
 
 #[test]
+fn layouts_of_host_arrays_are_planned_for() {
+    // Class indices are i64 on the host and i32 on the device.
+    let Some((gpu, _alone)) = alone() else { return };
+    let rows = some_rows();
+    let pass = Pass::ForwardBackward;
+    let target: Vec<i64> = rows.target.iter().map(|&class| class.into()).collect();
+    let host = rows.args(pass).target(Array::from(&target));
+    let op = rows.cross_entropy();
+    let plan = gpu.block_on(gpu.plan(&op, pass, &host.layouts())).unwrap();
+    let args = gpu.block_on(gpu.upload_args(&host)).unwrap();
+    let out = gpu.block_on(plan.allocate()).unwrap();
+    submit(&plan, &gpu, &args, &out);
+    assert_eq!(read(&gpu, &out), read(&gpu, &run(&gpu, &op, pass, &args)));
+}
+
+#[test]
 fn one_workspace_for_many_encodings() {
     // Losses, logsumexps, argmaxes and correctness lie in the workspace until they are copied.
     let Some((gpu, _alone)) = alone() else { return };
