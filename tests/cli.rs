@@ -354,6 +354,7 @@ fn tall() -> TempDir {
     write("u10.npy", &[10], false);
     write("u103.npy", &[10, 3], false);
     write("none.npy", &[0, 3], false);
+    write("hollow.npy", &[3, 0], false);
     let integers = |name: &str, shape: &[usize], values: Vec<i64>| {
         let array = Array::from_vec::<i64>(values, shape).unwrap();
         fs::write(folder.path().join(name), npy_of(&array)).unwrap();
@@ -423,6 +424,8 @@ fn batches_of_rows_are_the_whole() {
         "mse --input u10.npy --target u10.npy".into(),
         "mse --input none.npy --target none.npy".into(),
         "kl-div --input x.npy --target t.npy --reduction batchmean".into(),
+        "kl-div --input hollow.npy --target hollow.npy --reduction batchmean".into(),
+        "kl-div --input none.npy --target none.npy --reduction batchmean".into(),
         "softmax --input x.npy --upstream u103.npy".into(),
         "log-softmax --input deep.npy --dim 1".into(),
         "sigmoid --input x.npy".into(),

@@ -13,7 +13,7 @@ use common::grid;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::{
-    Args, Array, Cpu, CrossEntropy, Error, Mse, NllLoss, Op, Pass, Reduction, SigmoidFocal,
+    Args, Array, Cpu, CrossEntropy, Error, KlDiv, Mse, NllLoss, Op, Pass, Reduction, SigmoidFocal,
 };
 
 #[test]
@@ -28,6 +28,17 @@ fn every_op_keeps_the_promise() {
                 worst.unwrap_or_else(|e| panic!("{what}: {}: {e}", pass.name()));
             }
         }
+    }
+}
+
+#[test]
+fn batch_means_of_no_elements() {
+    let op = KlDiv::default().reduction(Reduction::BatchMean);
+    for (shape, want) in [(&[3, 0][..], 0.0), (&[0, 3], f32::NAN), (&[0], f32::NAN)] {
+        let empty = Array::new::<f32>(&[], shape).unwrap();
+        let args = Args::new(empty.clone()).target(empty);
+        let loss = Cpu::default().forward(&op, &args).unwrap().loss.item().unwrap();
+        assert!(loss == want || loss.is_nan() && want.is_nan(), "{shape:?}: {loss}");
     }
 }
 

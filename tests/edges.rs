@@ -906,6 +906,22 @@ fn no_elements() {
 }
 
 #[test]
+fn batch_means_of_no_elements() {
+    // PyTorch divides the sum of nothing by the number of rows.
+    let op: Arc<dyn Op> = Arc::new(KlDiv::default().reduction(Reduction::BatchMean));
+    on_every_device(|gpu| {
+        for (shape, want) in [(&[3, 0][..], 0.0), (&[3, 0, 2], 0.0), (&[0, 3], NAN), (&[0], NAN)] {
+            let empty = Array::new::<f32>(&[], shape).unwrap();
+            let call = AnyCall::new(op.clone(), empty.clone(), empty);
+            for pass in [Pass::Forward, Pass::ForwardBackward] {
+                let got = loss(&check_pass(gpu, &call, pass))[0];
+                assert!(got == want || got.is_nan() && want.is_nan(), "{shape:?}: {got}");
+            }
+        }
+    });
+}
+
+#[test]
 fn weights_broadcast_to_the_elements() {
     let shape = [2, 3, 4, 5];
     let weights: [&[usize]; 8] = [

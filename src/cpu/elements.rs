@@ -99,8 +99,6 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
         let sum: f64 = sums.iter().sum();
         let loss = match reduction {
             Reduction::None | Reduction::Sum => sum,
-            // an empty batch's mean is NaN, whatever its divisor
-            Reduction::Mean | Reduction::BatchMean if input.is_empty() => f64::NAN,
             Reduction::Mean | Reduction::BatchMean => sum / divisor,
         };
         slice_mut::<f32>(&mut output.loss)?.into_iter().for_each(|to| to.fill(loss as f32));

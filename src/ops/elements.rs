@@ -74,7 +74,7 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point;
 }
 
-/// What the losses' sum is divided by.
+/// What the losses' sum is divided by: a mean over 0 is NaN.
 pub(crate) fn divisor(reduction: Reduction, input: &[usize]) -> f64 {
     match reduction {
         Reduction::None | Reduction::Sum => 1.0,
@@ -260,8 +260,6 @@ impl<E: Elementwise> Op for E {
         if reduced {
             let total = match reduction {
                 Reduction::None | Reduction::Sum => Total::Loss,
-                // an empty batch's mean is NaN, whatever its divisor
-                _ if parts.is_empty() => Total::LossOver(0.0),
                 Reduction::Mean | Reduction::BatchMean => Total::LossOver(divisor as f32),
             };
             let terms = Terms::values(sums, vec![[0, all_teams]]);

@@ -32,7 +32,8 @@ use crate::reference::times;
 /// # Edges
 /// - A target of 0 (with `log_target`: -inf) costs nothing whatever the input; any other one costs
 ///   an infinity where the input is -inf. A negative target's loss is NaN.
-/// - No elements: mean NaN, sum 0.
+/// - No elements: mean NaN, sum 0; `batchmean` NaN without rows (shape `[0, C]`), 0 with rows of no
+///   elements (`[N, 0]`).
 /// - A NaN input or target makes loss and gradient NaN.
 ///
 /// Source: PyTorch's `torch.nn.KLDivLoss`; Kullback and Leibler, "On Information and Sufficiency",

@@ -19,8 +19,7 @@ pub(crate) fn elements<E: Elementwise>(
     let target = args.target.as_ref().map_or_else(|| vec![0.0; input.len()], Array::to_f64);
     let weight = broadcast(args.weight.as_ref(), shape);
     let pos_weight = broadcast(args.pos_weight.as_ref(), shape);
-    // an empty batch's mean is NaN, whatever its divisor
-    let divisor = if input.is_empty() { 0.0 } else { divisor(reduction, shape) };
+    let divisor = divisor(reduction, shape);
     let factors = Factors::new(reduction, divisor, args);
 
     let (mut losses, mut loss_magnitudes) = (vec![], vec![]);
