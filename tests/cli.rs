@@ -681,6 +681,11 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
             "--grad l.safetensors#x: expected another place than --loss",
         ),
         (
+            &format!("{good} --loss l.safetensors#__metadata__ --grad l.safetensors"),
+            "--loss l.safetensors#__metadata__: expected another key than \"__metadata__\", which \
+             .safetensors reserves",
+        ),
+        (
             "--input logits.npy --target logits.npy --correct c.npy",
             "--correct c.npy: expected none for these targets, got one",
         ),

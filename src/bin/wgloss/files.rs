@@ -25,6 +25,9 @@ compile_error!("both file formats are little-endian, and so must be the machine"
 /// As many as numpy has.
 const MAX_DIMENSIONS: usize = 64;
 
+/// The key that is none of a tensor in a `.safetensors` header.
+const METADATA: &str = "__metadata__";
+
 /// Where an array is: `FILE.npy`, `FILE.safetensors` or `FILE.safetensors#KEY`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
@@ -492,6 +495,11 @@ impl Outputs {
                     bail!("expected another file than --{}", input.replace('_', "-"));
                 }
                 let key = place.key.clone().unwrap_or_else(|| name.into());
+                // where the format has no tensor, but text: no reader would take the file
+                ensure!(
+                    key != METADATA,
+                    "expected another key than {METADATA:?}, which .safetensors reserves"
+                );
                 let part = Part { name, place: place.clone(), key };
                 match files.iter_mut().find(|file| file.path == path) {
                     None => files.push(Output { path, format, parts: vec![part] }),
