@@ -79,6 +79,11 @@ fn options_that_f32_does_not_hold() {
     entropy(cross_entropy().logit_scale(1e20).softcap(1e-20), &text);
     let text = "z_loss: expected a finite number, got inf";
     entropy(cross_entropy().z_loss(f64::INFINITY), text);
+    let text = format!("empty_mean: expected any number, in f32 too, got {huge}");
+    entropy(cross_entropy().empty_mean(1e39), &text);
+    for any in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-50] {
+        assert!(cross_entropy().empty_mean(any).outputs(Pass::Forward, &rows().layouts()).is_ok());
+    }
 
     let refused = |op: &dyn Op, text: &str| {
         let args = Args::new(Array::from(&[0.5_f32])).target(Array::from(&[1.0_f32]));

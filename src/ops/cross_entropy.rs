@@ -155,8 +155,8 @@ impl CrossEntropy {
         self
     }
 
-    /// The mean where no row is kept: all are ignored, or there are none. Default: NaN, as in
-    /// PyTorch.
+    /// The mean where no row is kept: all are ignored, or there are none. Any number, infinities and
+    /// NaN too; rounded to f32, which must hold it. Default: NaN, as in PyTorch.
     pub fn empty_mean(mut self, empty_mean: f64) -> Self {
         self.empty_mean = empty_mean;
         self
@@ -205,6 +205,9 @@ impl CrossEntropy {
             )?;
         }
         expect_option("z_loss", self.z_loss, "a finite number", |_| true)?;
+        if self.empty_mean.is_finite() {
+            expect_option("empty_mean", self.empty_mean, "any number", |_| true)?;
+        }
         refuse_batch_mean(self.reduction)
     }
 }
