@@ -3,7 +3,7 @@
 //! Written out here because a header is a few lines of text, and the parsers of Python literals at
 //! hand take exponential time over a hostile one.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use safetensors::Dtype;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -40,6 +40,10 @@ pub struct Npy<'a> {
 /// The most bytes before the header's text.
 pub const PREFIX: usize = 12;
 
+/// The longest text of a header that is read: versions 2 and 3 have room for gigabytes, and as many
+/// dimensions as numpy has take a few kilobytes.
+const MAX_HEADER: usize = 1 << 20;
+
 const CUT_OFF: &str = "the header is cut off";
 
 /// Where the elements start, by the file's first [`PREFIX`] bytes (fewer where it has fewer).
@@ -60,7 +64,12 @@ fn header_text(file: &[u8]) -> Result<(usize, usize)> {
         }
         (2 | 3, 0) => {
             let &length = rest.first_chunk().context(CUT_OFF)?;
-            Ok((at + 4, u32::from_le_bytes(length) as usize))
+            let length = u32::from_le_bytes(length) as usize;
+            ensure!(
+                length <= MAX_HEADER,
+                "expected a header of at most {MAX_HEADER} bytes, got {length}"
+            );
+            Ok((at + 4, length))
         }
         _ => bail!("expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"),
     }
@@ -230,6 +239,10 @@ mod tests {
             assert!(parse(&file(1, text, b"")).is_err(), "{text}");
         }
         assert!(parse(&file(4, "{}", b"")).is_err());
+        let long = format!("{}{{}}", " ".repeat(MAX_HEADER - 1));
+        let error = data_start(&file(2, &long, b"")).unwrap_err().to_string();
+        assert_eq!(error, "expected a header of at most 1048576 bytes, got 1048577");
+        assert!(data_start(&file(2, &long[1..], b"")).is_ok());
         assert!(parse(b"PK\x03\x04").is_err());
     }
 
