@@ -402,6 +402,18 @@ fn a_malformed_folder_is_one_line() {
             change(|l| l["cases"][1]["tensors"]["out_ref"] = Value::Null),
             "./cases.json: expected a tensor for role out_ref of case \"s\"",
         ),
+        // nothing to check is no success
+        (change(|l| l["cases"] = json!([])), "./cases.json: expected at least one case, got none"),
+        // without an input the op would not be asked
+        (
+            change(|l| {
+                l["errors"] = json!([{
+                    "name": "e", "op": "sigmoid", "params": {}, "file": "t.safetensors",
+                    "tensors": {"target": "m/t"},
+                }]);
+            }),
+            "./cases.json: expected a tensor for role input of case \"e\"",
+        ),
         (
             change(|l| l["cases"][1]["op"] = 3.into()),
             "./cases.json: expected a list of cases: invalid type: integer `3`, expected a string",

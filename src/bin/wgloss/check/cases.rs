@@ -79,6 +79,8 @@ pub fn load(folder: &Path) -> Result<Folder> {
         .with_context(|| format!("{}: expected a readable list of cases", list.display()))?;
     let File { cases, errors } = serde_json::from_str(&with_quoted_numbers(&text))
         .with_context(|| format!("{}: expected a list of cases", list.display()))?;
+    let is_empty = cases.is_empty() && errors.is_empty();
+    ensure!(!is_empty, "{}: expected at least one case, got none", list.display());
 
     // Each safetensors file is read once, however many cases are in it.
     let mut bytes = BTreeMap::new();
@@ -114,7 +116,7 @@ pub fn load(folder: &Path) -> Result<Folder> {
         });
         cases.collect::<Result<Vec<_>>>()
     };
-    Ok(Folder { cases: read(cases, &["input", "out_ref"])?, errors: read(errors, &[])? })
+    Ok(Folder { cases: read(cases, &["input", "out_ref"])?, errors: read(errors, &["input"])? })
 }
 
 /// JSON, with quotes around the numbers that it lacks and that Python writes: NaN and infinities.
