@@ -286,11 +286,27 @@ pub(crate) fn broadcast<const K: usize>(
             });
         }
     }
+    let dims = joined(input, tensors.map(|tensor| tensor.1));
+    if dims.len() > MAX_DIMS {
+        // the one that would have the most on its own
+        let worst = tensors.into_iter().max_by_key(|(_, shape)| joined(input, [shape]).len());
+        let (argument, shape) = worst.unwrap_or(("input", input));
+        return Err(Error::Shape {
+            argument,
+            expected: format!("broadcast along at most {MAX_DIMS} separate dimensions"),
+            actual: shape.to_vec(),
+        });
+    }
+    Ok(dims)
+}
+
+/// The dimensions of [`broadcast`], however many.
+fn joined<const K: usize>(input: &[usize], shapes: [&[usize]; K]) -> Vec<Dim<K>> {
     let mut advance = [1_usize; K];
     let mut dims: Vec<Dim<K>> = Vec::new();
     for (i, &size) in input.iter().rev().enumerate() {
         let strides = std::array::from_fn(|k| {
-            let shape = tensors[k].1;
+            let shape = shapes[k];
             match shape.len().checked_sub(i + 1).map(|d| shape[d]) {
                 None | Some(1) => 0,
                 Some(own) => {
@@ -310,14 +326,7 @@ pub(crate) fn broadcast<const K: usize>(
             _ => dims.push(Dim { size, strides }),
         }
     }
-    if dims.len() > MAX_DIMS {
-        return Err(Error::Shape {
-            argument: tensors.first().map_or("input", |t| t.0),
-            expected: format!("broadcast along at most {MAX_DIMS} separate dimensions"),
-            actual: input.to_vec(),
-        });
-    }
-    Ok(dims)
+    dims
 }
 
 #[cfg(test)]
@@ -393,5 +402,15 @@ mod tests {
         assert!(broadcast(&[2, 3], [("weight", &[2])]).is_err());
         assert!(broadcast(&[3], [("weight", &[2, 3])]).is_err());
         assert!(broadcast(&[1], [("weight", &[3])]).is_err());
+        // the tensor that cannot be joined is named, whichever else there is
+        let own = [2, 1].repeat(9);
+        for other in [&[][..], &[2; 18], &[2, 1]] {
+            let error = broadcast(&[2; 18], [("weight", other), ("pos_weight", &own)]).unwrap_err();
+            let text = format!(
+                "pos_weight: expected shape broadcast along at most 8 separate dimensions, got \
+                 {own:?}"
+            );
+            assert_eq!(error.to_string(), text);
+        }
     }
 }
