@@ -180,7 +180,7 @@ impl<T> Args<T> {
     }
 
     /// Device tensors: the gradient is written over the input, which is gone then. Refused where a
-    /// kernel would read of the input what it has overwritten.
+    /// kernel would read of the input what it has overwritten, and where a pass has no gradient.
     pub fn in_place(mut self) -> Self {
         self.memory = Memory::InPlace;
         self

@@ -80,14 +80,15 @@ impl Layout {
         self.row_stride == inner_elements(&self.shape)
     }
 
-    /// The number of elements.
+    /// The number of elements; `usize::MAX` for a shape whose elements cannot be counted, which every
+    /// op refuses.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        product(&self.shape)
     }
 
-    /// The bytes of the elements.
+    /// The bytes of the elements; `u64::MAX` where they cannot be counted.
     pub fn bytes(&self) -> u64 {
-        self.elements() as u64 * self.dtype.size() as u64
+        (self.elements() as u64).saturating_mul(self.dtype.size() as u64)
     }
 
     /// Elements from the first one to behind the last one, with what lies between them.
@@ -160,8 +161,11 @@ impl fmt::Display for Layout {
 
 /// Elements of one index of the first dimension.
 fn inner_elements(shape: &[usize]) -> usize {
-    // a shape that cannot be counted is refused later
-    let sizes = shape.get(1..).unwrap_or_default();
+    product(shape.get(1..).unwrap_or_default())
+}
+
+/// A shape that cannot be counted is refused later.
+fn product(sizes: &[usize]) -> usize {
     sizes.iter().fold(1, |product, &size| product.saturating_mul(size))
 }
 
@@ -339,6 +343,15 @@ mod tests {
         assert_eq!(element_count("x", &[3, 0, usize::MAX / 16]).ok(), None);
         assert_eq!(element_count("x", &[3, 0]), Ok(0));
         assert!(element_count("x", &[usize::MAX, 2]).is_err());
+    }
+
+    #[test]
+    fn layouts_that_cannot_be_counted() {
+        let layout = |shape: &[usize]| Layout::new(shape, DType::F32);
+        assert_eq!(layout(&[usize::MAX, 2]).elements(), usize::MAX);
+        assert_eq!(layout(&[usize::MAX, 2]).bytes(), u64::MAX);
+        assert_eq!(layout(&[usize::MAX / 2]).bytes(), u64::MAX);
+        assert_eq!(layout(&[usize::MAX, 2, 0]).bytes(), 0);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use common::call::{Call, PASSES, Rows, bits_of, run};
 use common::gpu::{gpu, on_every_device, open};
 use common::random::{Logits, Random};
 use wgloss::{
-    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout, Op,
-    Pass, Reduction, SigmoidFocal, SmoothL1, Tensor,
+    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout,
+    NllLoss, Op, Pass, Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor, reference,
 };
 
 const LOGITS: [f32; 6] = [0.5, -1.0, 2.0, 0.0, 1.0, -0.25];
@@ -103,7 +103,48 @@ fn options_that_f32_does_not_hold() {
     assert_eq!(of(-1e-50).unwrap().loss, of(-1.0).unwrap().loss);
 }
 
+#[test]
+fn in_place_without_a_gradient() {
+    let ops: [(Box<dyn Op>, _); 4] = [
+        (Box::new(cross_entropy()), rows()),
+        (Box::new(NllLoss::default()), rows()),
+        (Box::new(bce()), elements()),
+        (Box::new(Softmax::default()), logits()),
+    ];
+    for (op, args) in ops {
+        let args = args.in_place();
+        let text = format!("in_place: expected none for {}.forward, got one", op.name());
+        let error = reference::run(&*op, Pass::Forward, &args).unwrap_err();
+        assert_eq!(error.to_string(), text);
+        #[cfg(feature = "cpu")]
+        assert_eq!(wgloss::Cpu::default().run(&*op, Pass::Forward, &args), Err(error));
+        if let Some(gpu) = gpu() {
+            refused(gpu, &*op, Pass::Forward, &args, &text);
+        }
+        assert!(reference::run(&*op, Pass::Backward, &args).is_ok());
+    }
+}
+
 // ---- shapes ----
+
+#[test]
+fn shapes_that_cannot_be_counted() {
+    let floats = |shape: &[usize]| Layout::new(shape, DType::F32);
+    let refused = |op: &dyn Op, args: Args<Layout>, text: &str| {
+        let error = op.outputs(Pass::Forward, &args).unwrap_err().to_string();
+        assert!(error.starts_with(text), "{error}");
+    };
+    let long = floats(&[2, 3, usize::MAX, 2]);
+    let target = Layout::new(&[2, usize::MAX, 2], DType::I32);
+    let text = "input: expected a shape of at most ";
+    refused(&cross_entropy(), Args::new(long.clone()).target(target.clone()), text);
+    refused(&NllLoss::default(), Args::new(long.clone()).target(target), text);
+    let pair = floats(&[usize::MAX, 2]);
+    refused(&bce(), Args::new(pair.clone()).target(pair.clone()), text);
+    refused(&Softmax::default(), Args::new(pair.clone()), text);
+    let weighted = Args::new(floats(&[2])).target(floats(&[2])).weight(pair);
+    refused(&bce(), weighted, "weight: expected a shape of at most ");
+}
 
 #[test]
 fn shapes_that_do_not_fit() {

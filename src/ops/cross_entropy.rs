@@ -4,7 +4,7 @@ use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    FLOATS, Op, expect_dtype, expect_finite, expect_option, expect_positive, expect_shape,
+    FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_option, expect_positive, expect_shape,
     expect_upstream, grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::args::Memory;
@@ -227,7 +227,7 @@ impl Op for CrossEntropy {
             Pass::Backward => &["target", "weight", "upstream", "state"],
             Pass::ForwardBackward => &["target", "weight", "upstream"],
         };
-        args.only(known, describe)?;
+        expect_args(pass, args, known, describe)?;
 
         expect_dtype("input", &args.input, &FLOATS)?;
         let shape = ClassShape::of(args.input.shape())?;

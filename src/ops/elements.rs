@@ -1,8 +1,8 @@
 //! Element-wise losses: everything that they share.
 
 use super::{
-    FLOATS, Op, expect_dtype, expect_finite, expect_shape, expect_unit_interval, expect_upstream,
-    grad_layout, loss_layout, refuse_batch_mean, required, sealed,
+    FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_shape, expect_unit_interval,
+    expect_upstream, grad_layout, loss_layout, refuse_batch_mean, required, sealed,
 };
 use crate::args::Memory;
 #[cfg(feature = "cpu")]
@@ -97,7 +97,7 @@ impl<E: Elementwise> Op for E {
         }
         let target: &[_] = if E::TARGET { &["target"] } else { &[] };
         let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
-        args.only(&[target, E::WEIGHTS, upstream].concat(), describe)?;
+        expect_args(pass, args, &[target, E::WEIGHTS, upstream].concat(), describe)?;
 
         let input = &args.input;
         expect_dtype("input", input, &FLOATS)?;

@@ -93,6 +93,24 @@ pub(crate) mod sealed {
 /// What inputs may be stored as.
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
+/// What every op asks of its arguments, before their shapes are looked at: layouts that an array can
+/// have, none that is not among `known`, and a gradient where it is to be in place.
+fn expect_args(
+    pass: Pass,
+    args: &Args<Layout>,
+    known: &[&str],
+    op: impl Fn() -> String,
+) -> Result<()> {
+    args.iter().try_for_each(|(argument, layout)| layout.check(argument))?;
+    args.only(known, &op)?;
+    match args.memory {
+        Memory::InPlace if !pass.has_grad() => {
+            Err(Error::Unexpected { argument: "in_place", op: op() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The argument's layout, or [`Error::Missing`].
 fn required<'a, T>(
     argument: &'static str,

@@ -4,7 +4,7 @@ use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    FLOATS, Op, expect_dtype, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
+    FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
 };
 use crate::args::Memory;
 use crate::kernel::{self, shader};
@@ -99,7 +99,7 @@ impl Op for NllLoss {
         let describe = || format!("{}.{}", self.name(), pass.name());
         refuse_batch_mean(self.reduction)?;
         let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
-        args.only(&[&["target", "weight"], upstream].concat(), describe)?;
+        expect_args(pass, args, &[&["target", "weight"], upstream].concat(), describe)?;
         expect_dtype("input", &args.input, &FLOATS)?;
         if args.memory == Memory::InPlace && pass == Pass::ForwardBackward {
             return Err(Error::Unexpected { argument: "in_place", op: describe() });

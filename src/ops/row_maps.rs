@@ -1,6 +1,6 @@
 //! What maps over rows of classes share.
 
-use super::{FLOATS, expect_dtype, expect_shape, grad_layout};
+use super::{FLOATS, expect_args, expect_dtype, expect_shape, grad_layout};
 use crate::args::Memory;
 use crate::kernel::{self, File, Kernel};
 use crate::program::{Binding, Program, RowParams, Slot, stretches};
@@ -20,7 +20,7 @@ pub(super) struct RowMap {
 impl RowMap {
     pub fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let known: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
-        args.only(known, || format!("{}.{}", self.name, pass.name()))?;
+        expect_args(pass, args, known, || format!("{}.{}", self.name, pass.name()))?;
         let input = &args.input;
         expect_dtype("input", input, &FLOATS)?;
         rows_along(input.shape(), self.dim)?;
