@@ -462,6 +462,20 @@ fn batches_of_rows_are_the_whole() {
 }
 
 #[test]
+fn any_number_of_rows_of_nothing_is_one_batch() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("x.npy"), npy("<f4", &[1 << 40, 0], "False", &[])).unwrap();
+    for command in ["softmax", "mse --target x.npy", "kl-div --target x.npy --reduction batchmean"]
+    {
+        let command =
+            format!("run {command} --input x.npy --batch-rows 16 --device cpu --grad g.npy");
+        let report = wgloss(folder.path(), &command, &[]).report();
+        assert!(line(&report, "call").contains("(1 batches, "), "{report}");
+        assert_eq!(read_npy(&folder.path().join("g.npy")).shape, [1 << 40, 0]);
+    }
+}
+
+#[test]
 fn the_report_of_batches_is_that_of_the_whole() {
     let folder = tall();
     let command = "run cross-entropy --input x.npy --target y.npy --reduction none --device \

@@ -14,8 +14,8 @@ use common::gpu::{devices, gpu, on_every_device};
 use common::random::{Logits, Random};
 use wgloss::reference::{Promise, Values, compare};
 use wgloss::{
-    Args, Array, BceWithLogits, Cpu, CrossEntropy, Gpu, Huber, KlDiv, L1, Mse, Op, Output, Pass,
-    Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor,
+    Args, Array, BceWithLogits, Cpu, CrossEntropy, Gpu, Huber, KlDiv, L1, LogSoftmax, Mse, NllLoss,
+    Op, Output, Pass, Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor,
 };
 
 const NAN: f32 = f32::NAN;
@@ -903,6 +903,45 @@ fn no_elements() {
             }
         }
     });
+}
+
+#[test]
+fn no_elements_in_dimensions_that_no_memory_holds() {
+    // Rows of so many classes, or so many rows of none: nothing may be made of either.
+    const HUGE: usize = 1 << 45;
+    let rows = Args::new(Array::new::<f32>(&[], &[0, HUGE]).unwrap());
+    let rows = rows.target(Array::new::<i32>(&[], &[0]).unwrap());
+    let hollow = Args::new(Array::new::<f32>(&[], &[HUGE, 0]).unwrap());
+    let losses = hollow.clone().target(hollow.input().clone());
+    let ops: [(Box<dyn Op>, _); 7] = [
+        (Box::new(CrossEntropy::default().empty_mean(2.0)), &rows),
+        (Box::new(CrossEntropy::default().label_smoothing(0.1).reduction(Reduction::None)), &rows),
+        (Box::new(NllLoss::default()), &rows),
+        (Box::new(Softmax::default()), &hollow),
+        (Box::new(LogSoftmax::default()), &hollow),
+        (Box::new(Softmax::default().dim(0)), &hollow),
+        (Box::new(Mse::default().reduction(Reduction::Sum)), &losses),
+    ];
+    for (op, args) in ops {
+        let pass = Pass::ForwardBackward;
+        let want = wgloss::reference::run(&*op, pass, args).unwrap();
+        let want_loss = want.loss.unwrap().values;
+        let same = |loss: Option<Array<'static>>| {
+            let got = loss.unwrap().to_f64();
+            let same = |(&got, &want): (&f64, &f64)| got == want || got.is_nan() && want.is_nan();
+            got.len() == want_loss.len() && got.iter().zip(&want_loss).all(same)
+        };
+        assert!(want.grad.unwrap().values.is_empty());
+        #[cfg(feature = "cpu")]
+        {
+            let got = wgloss::Cpu::default().run(&*op, pass, args).unwrap();
+            assert!(same(got.loss), "{op:?}");
+        }
+        if let Some(gpu) = gpu() {
+            let got = gpu.block_on(gpu.run(&*op, pass, args)).unwrap();
+            assert!(same(got.loss), "{op:?}");
+        }
+    }
 }
 
 #[test]

@@ -127,6 +127,7 @@ fn run<T: Stored>(
         confidence: (1.0 - op.label_smoothing) as f32,
         smoothing,
         by_class: match &labels {
+            _ if shape.rows() == 0 => vec![],
             Some(_) if smoothing == 0.0 => vec![],
             Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
             None => tiling.by_class(weight_of),

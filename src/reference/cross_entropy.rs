@@ -89,12 +89,13 @@ pub(crate) fn cross_entropy(
     // class indices, or probabilities
     let target = has_classes(&args.layouts()).then(|| targets.to_classes().expect("checked"));
     let probabilities = targets.to_f64();
-    let weight = args.weight.as_ref().map_or_else(|| vec![1.0; classes], Array::to_f64);
+    let weights = args.weight.as_ref().map(Array::to_f64);
+    let weight = |c: usize| weights.as_ref().map_or(1.0, |weights| weights[c]);
 
     // The class of a row; of an ignored one, the row is left out.
     let class = |r: usize| target.as_ref().map(|target| target[r]);
     let kept: Vec<usize> = (0..rows).filter(|&r| class(r) != Some(op.ignore_index)).collect();
-    let divisor = kept.iter().map(|&r| class(r).map_or(1.0, |y| weight[y as usize])).sum();
+    let divisor = kept.iter().map(|&r| class(r).map_or(1.0, |y| weight(y as usize))).sum();
     let factors = Factors::new(op.reduction, divisor, args);
 
     // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
@@ -109,7 +110,7 @@ pub(crate) fn cross_entropy(
         };
         let (e, share) = (op.label_smoothing, op.label_smoothing / classes as f64);
         let a: Vec<f64> =
-            (0..classes).map(|c| times(weight[c], times(1.0 - e, t(c)) + share)).collect();
+            (0..classes).map(|c| times(weight(c), times(1.0 - e, t(c)) + share)).collect();
 
         let mut row = row(&x, &a);
         if op.z_loss != 0.0 {

@@ -12,13 +12,14 @@ pub(crate) fn nll_loss(op: &NllLoss, pass: Pass, args: &Args<Array<'_>>) -> Outp
     let rows = batch * positions;
     let input = args.input.to_f64();
     let target = args.target.as_ref().expect("checked").to_classes().expect("checked");
-    let weight = args.weight.as_ref().map_or_else(|| vec![1.0; classes], Array::to_f64);
+    let weights = args.weight.as_ref().map(Array::to_f64);
+    let weight = |y: usize| weights.as_ref().map_or(1.0, |weights| weights[y]);
     // a kept row, the weight of its class, and the place of the picked entry
     let kept: Vec<(usize, f64, usize)> = (0..rows)
         .filter(|&r| target[r] != op.ignore_index)
         .map(|r| {
             let y = target[r] as usize;
-            (r, weight[y], (r / positions * classes + y) * positions + r % positions)
+            (r, weight(y), (r / positions * classes + y) * positions + r % positions)
         })
         .collect();
     let divisor = kept.iter().map(|&(_, w, _)| w).sum();

@@ -84,13 +84,12 @@ fn map_rows(
         magnitudes: vec![0.0; input.len()],
     };
     let (mut output, mut grad) = (zeros(), zeros());
-    for r in 0..rows.rows() {
+    // rows of no classes may be more than can be counted to
+    let count = if classes == 0 { 0 } else { rows.rows() };
+    for r in 0..count {
         let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
         let x: Vec<f64> = (0..classes).map(|c| input[at(c)]).collect();
         let g: Vec<f64> = (0..classes).map(|c| upstream[at(c)]).collect();
-        if classes == 0 {
-            continue;
-        }
         let is_nan_row = probabilities(&x).1[0].is_nan();
         let row = row(&x, &g);
         for c in 0..classes {

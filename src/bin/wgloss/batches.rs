@@ -128,7 +128,8 @@ impl<'a> Batches<'a> {
             pass,
             sources,
             rows: shape[0],
-            size,
+            // of nothing, one batch is enough, however many rows there are
+            size: if layout.elements() == 0 { shape[0].max(1) } else { size },
             whole: vec![],
             upstream: 1.0,
             mean: None,
