@@ -749,6 +749,24 @@ fn usage_errors_end_with_2() {
 }
 
 #[test]
+fn shapes_that_cannot_be_timed() {
+    if common::gpu::gpu().is_none() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    for (shape, sizes) in
+        [("4294967296x4294967296", "4294967296, 4294967296"), ("100000000000x2", "100000000000, 2")]
+    {
+        let refusal = wgloss(folder.path(), &format!("bench --shape {shape}"), &[]).refusal();
+        let text = format!(
+            "cross_entropy forward_backward f32 [{sizes}]: --shape: expected at most 1073741824 \
+             elements, got [{sizes}]"
+        );
+        assert_eq!(refusal, text);
+    }
+}
+
+#[test]
 fn devices_are_listed() {
     let Some(gpu) = common::gpu::gpu() else { return };
     let folder = inputs();

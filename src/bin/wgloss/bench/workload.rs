@@ -1,6 +1,6 @@
 //! What is timed: ops with options, passes, storage types and shapes.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use wgloss::reference::{self, Promise, compare};
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
@@ -8,6 +8,10 @@ use wgloss::{
 };
 
 use crate::check::random::Random;
+
+/// The most elements of a workload: 4 GiB of f32, of which judging by the float64 reference takes a
+/// multiple.
+const MAX_ELEMENTS: usize = 1 << 30;
 
 /// An op over one shape.
 pub struct Workload {
@@ -54,9 +58,16 @@ pub fn shapes(op: &str) -> &'static [&'static [usize]] {
 
 impl Workload {
     /// Arguments of one call, others for every seed: logits of deviation 3, targets at random.
+    ///
+    /// # Errors
+    /// A shape of more than [`MAX_ELEMENTS`].
     pub fn draw(&self, seed: u64) -> Result<Args<Array<'static>>> {
+        let count = self.shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
+        let Some(count) = count.filter(|&count| count <= MAX_ELEMENTS) else {
+            bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape);
+        };
         let mut random = Random::new(seed);
-        let (name, count) = (self.op.name(), self.shape.iter().product());
+        let name = self.op.name();
         let (rows, classes) = match (has_rows(name), &self.shape[..]) {
             (true, [rows, classes]) => (*rows, *classes),
             _ => (count, 1),
