@@ -52,13 +52,13 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// The bytes that its elements lie in, in whole words of four.
+    /// The bytes that its elements lie in, in whole words of four: none where there are no elements,
+    /// since no kernel binds such a tensor.
     pub(crate) fn byte_range(&self) -> std::ops::Range<u64> {
         let size = self.layout.dtype().size() as u64;
         let start = self.layout.offset() as u64 * size;
         let end = start + self.layout.span() as u64 * size;
-        // bindings are at least four bytes
-        start / 4 * 4..end.next_multiple_of(4).max(start / 4 * 4 + 4)
+        start / 4 * 4..end.next_multiple_of(4)
     }
 
     /// The buffer.

@@ -12,8 +12,8 @@ use common::memory::{
 use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
-    Args, Array, CrossEntropy, DType, Gpu, Layout, LogSoftmax, Mse, NllLoss, Output, Pass, Plan,
-    Reduction, Sigmoid, Softmax, Tensor,
+    Args, Array, BceWithLogits, CrossEntropy, DType, Gpu, Layout, LogSoftmax, Mse, NllLoss, Output,
+    Pass, Plan, Reduction, Sigmoid, Softmax, Tensor,
 };
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
@@ -203,6 +203,50 @@ fn layouts_that_no_buffer_has() {
     let text =
         format!("buffer: expected offset and row stride within {most} elements, got {most} and 3");
     assert_refused(wrap(f32(&[4, 3]).with_offset(most)), &text);
+}
+
+#[test]
+fn tensors_without_elements_at_the_end_of_a_buffer() {
+    let Some(gpu) = gpu() else { return };
+    // at a multiple of what bindings start at, so that one would have to begin behind the buffer
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let shared = buffer(gpu, 256, usage);
+    let wrap = |layout| Tensor::from_buffer(shared.clone(), layout);
+    let end = |layout: Layout| {
+        let offset = 256 / layout.dtype().size();
+        wrap(layout.with_offset(offset)).unwrap()
+    };
+    let text = "buffer: expected at least 260 bytes for f32 [0, 3] from element 65, got 256 bytes";
+    assert_refused(wrap(f32(&[0, 3]).with_offset(65)), text);
+
+    for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+        let rows = Args::new(end(f32(&[0, 3]))).target(end(classes(&[0])));
+        let elements = Args::new(end(f32(&[0, 3]))).target(end(f32(&[0, 3])));
+        let elements = elements.weight(end(f32(&[0, 3])));
+        let ops: [(Box<dyn wgloss::Op>, _); 3] = [
+            (Box::new(CrossEntropy::default().reduction(reduction)), rows.clone()),
+            (Box::new(NllLoss::default().reduction(reduction)), rows),
+            (Box::new(BceWithLogits::default().reduction(reduction)), elements),
+        ];
+        for (op, args) in ops {
+            let args = args.one_buffer();
+            let pass = Pass::ForwardBackward;
+            let plan = gpu.block_on(gpu.plan(&*op, pass, &args.layouts())).unwrap();
+            let own = gpu.block_on(plan.allocate()).unwrap();
+            let out = Output { grad: Some(end(f32(&[0, 3]))), ..own };
+            submit(&plan, gpu, &args, &out);
+            let grad = gpu.block_on(gpu.read(out.grad.as_ref().unwrap())).unwrap();
+            assert_eq!(grad.shape(), [0, 3]);
+            let loss = gpu.block_on(gpu.read(out.loss.as_ref().unwrap())).unwrap().to_f32();
+            match reduction {
+                Reduction::None => assert!(loss.is_empty()),
+                Reduction::Sum => assert_eq!(loss, [0.0]),
+                _ => assert!(loss[0].is_nan()),
+            }
+        }
+    }
+    let out = gpu.block_on(gpu.forward(&Softmax::default(), &Args::new(end(f32(&[3, 0])))));
+    assert_eq!(out.unwrap().loss.shape(), [3, 0]);
 }
 
 #[test]
