@@ -429,7 +429,7 @@ impl Gpu {
 
     /// After a failure: the error that the device is lost, if it is.
     pub(crate) fn lost(&self) -> Option<Error> {
-        settle(&self.inner.device);
+        settle(&self.inner.device, &self.inner.lost);
         lost(&self.inner.device, &self.inner.lost)
     }
 
@@ -526,7 +526,7 @@ async fn guarded<T>(
         }
     }
     if first.is_some() {
-        settle(device);
+        settle(device, is_lost);
     }
     match (lost(device, is_lost), first) {
         (Some(lost), _) => Err(lost),
@@ -537,16 +537,24 @@ async fn guarded<T>(
 
 /// What a lost device is asked to do fails in other words first; that it is lost is told once its
 /// queue is empty. So after a failure it is given time for that.
-fn settle(device: &wgpu::Device) {
+fn settle(device: &wgpu::Device, lost: &Mutex<Option<String>>) {
+    let pause = || {
+        #[cfg(not(target_arch = "wasm32"))]
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    };
     // By polls: where another thread empties the queue meanwhile, a wait with a timeout panics in
     // wgpu 30.
     for _ in 0..5000 {
         match device.poll(wgpu::PollType::Poll) {
-            Ok(status) if !status.is_queue_empty() => {}
+            Ok(status) if !status.is_queue_empty() => pause(),
             _ => break,
         }
-        #[cfg(not(target_arch = "wasm32"))]
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // The poll of another thread may have the lost callback in hand: it calls those of buffers first.
+    for _ in 0..20 {
+        if lock(lost).is_none() {
+            pause();
+        }
     }
 }
 

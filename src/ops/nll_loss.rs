@@ -4,7 +4,8 @@ use super::rows::{
     RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
+    FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout,
+    refuse_batch_mean, sealed,
 };
 use crate::args::Memory;
 use crate::kernel::{self, shader};
