@@ -1,9 +1,13 @@
 //! The device: found or taken over, its limits and features, its errors, its pipelines.
 
+#[cfg(not(target_arch = "wasm32"))]
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::{OnceLock, mpsc};
 
 use crate::kernel::Kernel;
 use crate::pool::Pool;
@@ -33,13 +37,18 @@ struct Inner {
     pool: Arc<Pool>,
     one: wgpu::Buffer,
     unused: wgpu::Buffer,
+    /// The way to a thread that polls the device for futures which [`Gpu::block_on`] does not drive.
+    #[cfg(not(target_arch = "wasm32"))]
+    poller: OnceLock<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
 }
 
 #[cfg(not(target_arch = "wasm32"))]
 thread_local! {
     /// The submission that the future waits for which this thread polled last.
-    static AWAITED: std::cell::Cell<Option<wgpu::SubmissionIndex>> =
-        const { std::cell::Cell::new(None) };
+    static AWAITED: Cell<Option<wgpu::SubmissionIndex>> = const { Cell::new(None) };
+
+    /// Whose [`Gpu::block_on`] this thread is in.
+    static DRIVER: Cell<*const Inner> = const { Cell::new(std::ptr::null()) };
 }
 
 /// Which adapter [`Gpu::with_options`] takes, and how it is used.
@@ -311,6 +320,8 @@ impl Gpu {
             pool,
             one,
             unused,
+            #[cfg(not(target_arch = "wasm32"))]
+            poller: OnceLock::new(),
         };
         Ok(Gpu { inner: Arc::new(inner) })
     }
@@ -415,17 +426,35 @@ impl Gpu {
         self.queue().on_submitted_work_done(move || {
             let _ = sender.send(());
         });
+        self.awaits(None);
         receiver.receive().await;
     }
 
-    /// To be called by a future before it waits for a submission's results: tells
-    /// [`Gpu::block_on`], which otherwise waits for all that was submitted, later batches too.
-    pub(crate) fn awaits(&self, submission: &wgpu::SubmissionIndex) {
-        #[cfg(not(target_arch = "wasm32"))]
-        AWAITED.set(Some(submission.clone()));
-        #[cfg(target_arch = "wasm32")]
-        let _ = submission;
+    /// To be called by a future before it waits for a submission's results, or for those of all that
+    /// were submitted: somebody has to poll the device until they are there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn awaits(&self, submission: Option<&wgpu::SubmissionIndex>) {
+        if DRIVER.get() == Arc::as_ptr(&self.inner) {
+            AWAITED.set(submission.cloned());
+            return;
+        }
+        let poller = self.inner.poller.get_or_init(|| {
+            let (sender, receiver) = mpsc::channel();
+            let device = self.device().clone();
+            let work =
+                move || receiver.into_iter().for_each(|submission| wait(&device, submission));
+            // it ends with the last clone of this Gpu; where there can be none, nothing is received
+            let _ = std::thread::Builder::new().name("wgloss".into()).spawn(work);
+            sender
+        });
+        if let Err(mpsc::SendError(submission)) = poller.send(submission.cloned()) {
+            wait(self.device(), submission);
+        }
     }
+
+    /// Browsers poll by themselves.
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) fn awaits(&self, _submission: Option<&wgpu::SubmissionIndex>) {}
 
     /// After a failure: the error that the device is lost, if it is.
     pub(crate) fn lost(&self) -> Option<Error> {
@@ -465,10 +494,10 @@ impl Gpu {
         }
     }
 
-    /// Runs a future of this crate to its end, and drives the device meanwhile.
+    /// Runs a future of this crate to its end, and polls the device meanwhile.
     ///
-    /// Callers that use async await the future instead, and see to it, as wgpu asks, that some
-    /// thread polls the device ([`wgpu::Device::poll`]); browsers do that by themselves.
+    /// Callers that use async await the future instead, under any executor: a thread of this `Gpu`'s own
+    /// then polls the device, which costs two changes of threads a wait.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         use std::task::{Context, Poll, Wake, Waker};
@@ -480,16 +509,22 @@ impl Gpu {
             }
         }
 
+        struct Restore(*const Inner);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                DRIVER.set(self.0);
+            }
+        }
+
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-        AWAITED.take(); // what another executor left
+        let _restore = Restore(DRIVER.replace(Arc::as_ptr(&self.inner)));
+        AWAITED.take(); // what a future left that was dropped
         let mut future = std::pin::pin!(future);
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return output;
             }
-            let wait = wgpu::PollType::Wait { submission_index: AWAITED.take(), timeout: None };
-            // An error here is one of the device's: the future sees it too.
-            let _ = self.device().poll(wait);
+            wait(self.device(), AWAITED.take());
             // Returns at once if that woke the future; otherwise another thread is at work.
             std::thread::park_timeout(std::time::Duration::from_millis(1));
         }
@@ -505,6 +540,13 @@ impl fmt::Debug for Gpu {
 /// A poisoned lock guards data that is whole all the same: entries are inserted in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Polls the device until a submission is done, or all are.
+#[cfg(not(target_arch = "wasm32"))]
+fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) {
+    // an error here is one of the device's: futures see it too
+    let _ = device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
 }
 
 fn lost(device: &wgpu::Device, lost: &Mutex<Option<String>>) -> Option<Error> {

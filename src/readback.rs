@@ -110,7 +110,7 @@ impl Readback {
         if self.has_arrived.load(Ordering::Acquire) {
             return Ok(());
         }
-        gpu.awaits(&self.submission);
+        gpu.awaits(Some(&self.submission));
         match self.mapped.receive().await {
             Some(Ok(())) => {
                 self.has_arrived.store(true, Ordering::Release);

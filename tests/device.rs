@@ -519,6 +519,39 @@ fn awaited_while_another_thread_polls() {
 }
 
 #[test]
+fn awaited_where_nobody_polls() {
+    // Under executors that know nothing of devices, and under another device's `block_on`.
+    let [Some(gpu), Some(other)] = [(); 2].map(|()| open(&GpuOptions::default())) else { return };
+    let rows = some_mean();
+    let want = bits(&run(&gpu, &rows, Pass::ForwardBackward));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (op, args) = (rows.op(), rows.args(Pass::ForwardBackward));
+        let call = || gpu.run(&*op, Pass::ForwardBackward, &args);
+        let got = [
+            pollster::block_on(call()),
+            other.block_on(call()),
+            pollster::block_on(async {
+                let tensor = gpu.upload(args.input()).await?;
+                gpu.read(&tensor).await?;
+                gpu.run_timed(&*op, Pass::ForwardBackward, &args).await.map(|(output, _)| output)
+            }),
+            pollster::block_on(async {
+                let mut stream = gpu.stream(&*op, Pass::ForwardBackward);
+                stream.push(&args).await;
+                stream.next().await.unwrap()
+            }),
+        ];
+        sender.send(got.map(|output| bits(&output.unwrap()))).unwrap();
+    });
+    let patience = std::time::Duration::from_secs(60);
+    assert_eq!(
+        receiver.recv_timeout(patience).unwrap(),
+        [want.clone(), want.clone(), want.clone(), want]
+    );
+}
+
+#[test]
 fn a_timed_call_computes_the_same() {
     let Some(gpu) = gpu() else { return };
     let rows = some_mean();
