@@ -76,6 +76,9 @@ mod kernel_tests;
 mod naive_tests;
 #[cfg(test)]
 mod program_tests;
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme; // its examples compile
 
 pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
 pub use array::{Array, Data, Element};

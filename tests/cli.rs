@@ -792,6 +792,29 @@ fn devices_are_listed() {
     }
 }
 
+#[test]
+fn an_adapter_by_its_name() {
+    let Some(gpu) = common::gpu::gpu() else { return };
+    let folder = inputs();
+    let name = gpu.info().name.split_whitespace().next().unwrap().to_uppercase();
+    // an op by its other name, too
+    let command = "run cross_entropy --input logits.npy --target target.npy --adapter";
+    for device in ["", " --device gpu"] {
+        let report = wgloss(folder.path(), &format!("{command} {name}{device}"), &[]).report();
+        assert!(line(&report, "device").starts_with(&gpu.info().name), "{report}");
+    }
+    let refusal = |command: &str| wgloss(folder.path(), command, &[]).refusal();
+    let text = refusal(&format!("{command} nothing-like-it"));
+    let start =
+        "--device gpu: expected a Vulkan, Metal or DX12 adapter named \"nothing-like-it\", found";
+    assert!(text.starts_with(start), "{text}");
+    let text = "--adapter x: expected none for --device cpu, got one";
+    assert_eq!(refusal(&format!("{command} x --device cpu")), text);
+    assert_eq!(refusal("check --only mse --adapter x --device cpu"), text);
+    let text = "--plot bars.png: expected a name that ends in .svg";
+    assert_eq!(refusal("bench --shape 4x4 --plot bars.png"), text);
+}
+
 /// Where the Vulkan loader finds no driver.
 #[cfg(target_os = "linux")]
 #[test]

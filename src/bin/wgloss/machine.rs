@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use safetensors::Dtype;
 use wgloss::reference::{self, Values};
@@ -54,9 +54,27 @@ enum Engine {
 pub type Times = Vec<(&'static str, Duration, &'static str)>;
 
 impl Machine {
-    /// Finds the device.
-    pub fn open(device: Device) -> wgloss::Result<Self> {
+    /// Finds the device: of adapters only those whose name or driver contains `adapter`, with which
+    /// `auto` is `gpu`.
+    pub fn open(device: Device, adapter: Option<&str>) -> Result<Self> {
+        let options = match adapter {
+            Some(name) => GpuOptions::default().name(name),
+            None => GpuOptions::default(),
+        };
+        let device = match (device, adapter) {
+            (Device::Auto, Some(_)) => Device::Gpu,
+            (Device::Cpu | Device::Reference, Some(name)) => {
+                let word = device.word();
+                bail!("--adapter {name}: expected none for --device {word}, got one");
+            }
+            (device, _) => device,
+        };
         let open = |options: GpuOptions| pollster::block_on(Gpu::with_options(&options));
+        let refused = |error: wgloss::Error| {
+            let text = error.to_string();
+            let text = text.strip_prefix("device: ").unwrap_or(&text);
+            anyhow!("--device {}: {text}", device.word())
+        };
         let on_gpu = |gpu: Gpu, why: &str| Machine {
             description: format!("{}{why}", devices::describe(gpu.info())),
             engine: Engine::Gpu(gpu),
@@ -72,8 +90,8 @@ impl Machine {
                 Machine { description, engine: Engine::Reference }
             }
             Device::Cpu => on_cpu(String::new()),
-            Device::Gpu => on_gpu(open(GpuOptions::default())?, ""),
-            Device::Auto => match open(GpuOptions::default().hardware_only(true)) {
+            Device::Gpu => on_gpu(open(options).map_err(refused)?, ""),
+            Device::Auto => match open(options.hardware_only(true)) {
                 Ok(gpu) => on_gpu(gpu, "; auto takes the first hardware GPU"),
                 Err(error) => {
                     let why = error.to_string();

@@ -44,6 +44,10 @@ pub struct Common {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
+    /// Only adapters whose name or driver contains this, in any case of letters: as `wgloss devices` has
+    /// them
+    #[arg(long, value_name = "NAME")]
+    pub adapter: Option<String>,
 }
 
 /// The flags that every loss takes.
@@ -72,12 +76,13 @@ impl Loss {
     }
 }
 
-/// An op and its flags.
+/// An op and its flags. Aliases are the names that ops have elsewhere.
 #[derive(Debug, Subcommand)]
 pub enum OpCommand {
     /// Softmax cross entropy of logits [C], [N, C] or [N, C, ...] with classes or probabilities
     ///
     /// Integer targets are classes; numbers of the input's shape and type are probabilities.
+    #[command(alias = "cross_entropy")]
     CrossEntropy {
         #[command(flatten)]
         loss: Loss,
@@ -113,6 +118,7 @@ pub enum OpCommand {
         correct: Option<Place>,
     },
     /// Negative log-likelihood of log-probabilities [C], [N, C] or [N, C, ...] with classes
+    #[command(alias = "nll_loss")]
     NllLoss {
         #[command(flatten)]
         loss: Loss,
@@ -132,6 +138,7 @@ pub enum OpCommand {
         weight: Option<Place>,
     },
     /// Binary cross entropy of logits with targets of the same shape
+    #[command(alias = "bce_with_logits")]
     BceWithLogits {
         #[command(flatten)]
         loss: Loss,
@@ -153,6 +160,7 @@ pub enum OpCommand {
         loss: Loss,
     },
     /// Squared error below beta, absolute error above
+    #[command(alias = "smooth_l1")]
     SmoothL1 {
         #[command(flatten)]
         loss: Loss,
@@ -169,6 +177,7 @@ pub enum OpCommand {
         delta: f64,
     },
     /// Kullback-Leibler divergence of probabilities from log-probabilities
+    #[command(alias = "kl_div")]
     KlDiv {
         #[command(flatten)]
         common: Common,
@@ -185,11 +194,13 @@ pub enum OpCommand {
         reduction: Reduction,
     },
     /// Logistic loss of scores with targets 1 and -1
+    #[command(alias = "soft_margin")]
     SoftMargin {
         #[command(flatten)]
         loss: Loss,
     },
     /// Sigmoid focal loss of logits with targets in [0, 1]
+    #[command(alias = "sigmoid_focal")]
     SigmoidFocal {
         #[command(flatten)]
         loss: Loss,
@@ -209,6 +220,7 @@ pub enum OpCommand {
         dim: i64,
     },
     /// Logarithm of the softmax along a dimension
+    #[command(alias = "log_softmax")]
     LogSoftmax {
         #[command(flatten)]
         common: Common,

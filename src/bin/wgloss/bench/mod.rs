@@ -95,6 +95,10 @@ pub fn bench(flags: &Flags) -> Result<()> {
             files::expect_writable(path).with_context(|| format!("{flag} {}", path.display()))?;
         }
     }
+    if let Some(path) = &flags.plot {
+        let is_svg = path.extension().is_some_and(|extension| extension == "svg");
+        ensure!(is_svg, "--plot {}: expected a name that ends in .svg", path.display());
+    }
     let mut options = GpuOptions::default();
     if let Some(team) = flags.team {
         options = options.team(team.into());

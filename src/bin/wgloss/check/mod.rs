@@ -14,7 +14,7 @@ mod self_test;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::files::{self, Place};
@@ -34,6 +34,9 @@ pub struct Flags {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Gpu)]
     device: Device,
+    /// Only adapters whose name or driver contains this, in any case of letters
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
     /// Where to write every case's result as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -60,13 +63,7 @@ pub fn check(flags: &Flags) -> Result<bool> {
         folders::expect_unique_names(&folders)?;
     }
 
-    let open = || {
-        Machine::open(flags.device).map_err(|error| {
-            let text = error.to_string();
-            let text = text.strip_prefix("device: ").unwrap_or(&text);
-            anyhow!("--device {}: {text}", flags.device.word())
-        })
-    };
+    let open = || Machine::open(flags.device, flags.adapter.as_deref());
     let (report, tensors) = match &folders[..] {
         [] => (self_test::run(open, &table)?, vec![]),
         folders => folders::run(&open()?, folders),
