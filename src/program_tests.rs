@@ -414,6 +414,20 @@ fn sums_take_as_many_levels_as_they_need() {
 }
 
 #[test]
+fn forced_teams_keep_to_what_lavapipe_iterates() {
+    let facts = Facts { forced: Some(Team::Invocation), ..lavapipe() };
+    let members = |classes| {
+        let args = Args::new(f32(&[50, classes])).target(self::classes(&[50]));
+        let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+        let rows = planned.steps_of("family/rows.wgsl");
+        assert_eq!(rows.len(), 1);
+        rows[0].kernel.constants.iter().find(|(name, _)| *name == "WORKGROUP_SIZE").unwrap().1
+    };
+    // an invocation a row in workgroups of 8, and a workgroup a row
+    assert_eq!([members(30_000), members(70_000)], [8, 64]);
+}
+
+#[test]
 fn few_long_rows_are_shared() {
     let long = || Args::new(f32(&[2, 70_001])).target(classes(&[2]));
     let state = f32(&[2, 4]);
