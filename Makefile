@@ -33,7 +33,7 @@ lint: setup ## check formatting, clippy and rustdoc, warnings denied
 	cargo fmt --all --check
 	rustfmt --check src/ops/*.rs # a macro declares these modules: cargo does not see them
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --lib --no-default-features -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 
 clean: ## remove what was built and what the demo wrote

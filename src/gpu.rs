@@ -594,9 +594,10 @@ fn settle(device: &wgpu::Device, lost: &Mutex<Option<String>>) {
     }
     // The poll of another thread may have the lost callback in hand: it calls those of buffers first.
     for _ in 0..20 {
-        if lock(lost).is_none() {
-            pause();
+        if lock(lost).is_some() {
+            break;
         }
+        pause();
     }
 }
 

@@ -48,7 +48,7 @@ struct Table {
     /// row, each does.
     classes_each: u64,
     /// How many fours of a row's elements a member can hold: the first of these that is enough for its
-    /// part of the row; or else the row is read in blocks, and again for the gradient.
+    /// part of the row; or the last, and the row is read in blocks, and again for the gradient.
     held: &'static [u32],
     /// How many fours side by side one member reads.
     run: u32,
@@ -262,18 +262,11 @@ impl Facts {
     /// As much of a row as a member holds: all that is its own, where that is little enough.
     fn blocks_of_row(&self, classes: u64, team_size: u32) -> Blocks {
         let fours = classes.div_ceil(4 * u64::from(team_size));
-        let held = self.table().held.iter().copied();
-        if let Some(held) = held.clone().find(|&held| u64::from(held) >= fours) {
-            return self.blocks(held, true);
+        let held = self.table().held;
+        match held.iter().find(|&&held| u64::from(held) >= fours) {
+            Some(&held) => self.blocks(held, true),
+            None => self.blocks(held[held.len() - 1], false),
         }
-        // Lanes past a row's end take as long as others: 26214 x 160 takes 11.9 ms by blocks of one
-        // four, and 15.4 by blocks of four. A GPU rather holds more.
-        let walked = |held: u32| match self.is_software() {
-            true => fours.next_multiple_of(held.into()),
-            false => 0,
-        };
-        let held = held.rev().min_by_key(|&held| walked(held));
-        self.blocks(held.unwrap_or(1), false)
     }
 
     /// Rows, each by one team.

@@ -9,7 +9,7 @@ use wgloss::{Layout, Output, Pass};
 
 use crate::batches::{Batches, Sources, flag};
 use crate::files::{Outputs, Place, Tensor, Writer};
-use crate::machine::{Device, Machine};
+use crate::machine::Machine;
 use crate::ops::Job;
 use crate::print;
 
@@ -42,7 +42,7 @@ pub fn run(job: &Job) -> Result<()> {
     let outputs = Outputs::check(asked.iter().copied(), &inputs)?;
 
     let sources = Sources::open(job, &input)?;
-    let explain = |error: &wgloss::Error| explain(error, common.device, &inputs);
+    let explain = |error: &wgloss::Error| explain(error, &inputs);
     // before a device is opened
     let computed = job.op.outputs(pass, &sources.layouts()).map_err(|error| explain(&error))?;
     for (name, place) in asked {
@@ -154,11 +154,7 @@ fn parts<T>(output: &Output<T>) -> [(&'static str, Option<&T>); 5] {
 }
 
 /// The library's error, with the flag and the file in place of the argument's name.
-fn explain(
-    error: &wgloss::Error,
-    device: Device,
-    inputs: &[(&'static str, &Place)],
-) -> anyhow::Error {
+fn explain(error: &wgloss::Error, inputs: &[(&'static str, &Place)]) -> anyhow::Error {
     let mut text = error.to_string();
     if matches!(error, wgloss::Error::TooLarge { .. }) {
         text += " (--batch-rows divides the work)";
@@ -166,7 +162,6 @@ fn explain(
     let Some((name, rest)) = text.split_once(": ") else { return anyhow!(text) };
     match inputs.iter().find(|(input, _)| *input == name) {
         Some((_, place)) => anyhow!("{} {place}: {rest}", flag(name)),
-        None if name == "device" => anyhow!("--device {}: {rest}", device.word()),
         None => anyhow!("{}: {rest}", flag(name)),
     }
 }
