@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use safetensors::Dtype;
 use wgloss::reference::{self, Values};
-use wgloss::{Args, Cpu, DType, Gpu, GpuOptions, Op, Output, Pass};
+use wgloss::{Args, Cpu, DType, Gpu, GpuOptions, Op, Output, Pass, Team};
 
 use crate::devices;
 use crate::files::Tensor;
@@ -55,12 +55,15 @@ pub type Times = Vec<(&'static str, Duration, &'static str)>;
 
 impl Machine {
     /// Finds the device: of adapters only those whose name or driver contains `adapter`, with which
-    /// `auto` is `gpu`.
-    pub fn open(device: Device, adapter: Option<&str>) -> Result<Self> {
-        let options = match adapter {
-            Some(name) => GpuOptions::default().name(name),
-            None => GpuOptions::default(),
-        };
+    /// `auto` is `gpu`. `team` is forced on its kernels.
+    pub fn open(device: Device, adapter: Option<&str>, team: Option<Team>) -> Result<Self> {
+        let mut options = GpuOptions::default();
+        if let Some(name) = adapter {
+            options = options.name(name);
+        }
+        if let Some(team) = team {
+            options = options.team(team);
+        }
         let device = match (device, adapter) {
             (Device::Auto, Some(_)) => Device::Gpu,
             (Device::Cpu | Device::Reference, Some(name)) => {

@@ -51,7 +51,7 @@ pub fn run(job: &Job) -> Result<()> {
     }
     let batches = common.batch_rows.map(|rows| Batches::new(job, pass, &sources, rows.get()));
     let batches = batches.transpose()?;
-    let machine = Machine::open(common.device, common.adapter.as_deref())?;
+    let machine = Machine::open(common.device, common.adapter.as_deref(), None)?;
     let mut results = Results::new(&outputs, &computed, &machine)?;
     let times = match &batches {
         None => {

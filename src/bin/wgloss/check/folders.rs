@@ -80,6 +80,7 @@ pub fn run(machine: &Machine, folders: &[Named]) -> (Report, Tensors) {
                 outcome: result.outcome,
                 worst: result.worst,
                 reason: result.reason,
+                bits: None,
             });
             bar.inc(1);
         }

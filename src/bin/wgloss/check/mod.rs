@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use wgloss::Team;
 
 use crate::files::{self, Place};
 use crate::machine::{Device, Machine};
@@ -37,7 +38,10 @@ pub struct Flags {
     /// Only adapters whose name or driver contains this, in any case of letters
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Where to write every case's result as JSON
+    /// Compute every case with this team, where the device has it, instead of the one that suits it
+    #[arg(long, value_parser = ["invocation", "subgroup", "workgroup"])]
+    team: Option<String>,
+    /// Where to write every case's result as JSON, with a hash of its bits
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Where to write what was computed of --cases: CASE/out, CASE/grad
@@ -63,7 +67,9 @@ pub fn check(flags: &Flags) -> Result<bool> {
         folders::expect_unique_names(&folders)?;
     }
 
-    let open = || Machine::open(flags.device, flags.adapter.as_deref());
+    let teams = [Team::Invocation, Team::Subgroup, Team::Workgroup];
+    let team = teams.into_iter().find(|team| Some(team.name()) == flags.team.as_deref());
+    let open = || Machine::open(flags.device, flags.adapter.as_deref(), team);
     let (report, tensors) = match &folders[..] {
         [] => (self_test::run(open, &table)?, vec![]),
         folders => folders::run(&open()?, folders),

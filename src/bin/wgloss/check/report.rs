@@ -15,6 +15,10 @@ pub struct Record {
     pub worst: [Option<f64>; 3],
     /// What is wrong, or why it was left out.
     pub reason: Option<String>,
+    /// A hash of all that was computed: the same from two devices or two versions whose results are
+    /// the same to the bit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -1,5 +1,7 @@
 //! The device against the float64 reference, over the grid of every op and option.
 
+use std::cell::Cell;
+
 use anyhow::Result;
 use rayon::prelude::*;
 use wgloss::{Array, Output};
@@ -54,9 +56,12 @@ pub fn run(open: impl Fn() -> Result<Machine> + Sync, table: &[Row]) -> Result<R
 }
 
 fn record(machine: &Machine, row: &Row, case: &Case<'_>) -> Result<Record> {
+    let bits = Cell::new(FNV_OFFSET);
     let passes = case.check(|op, pass, args| {
         let output = machine.run(op, pass, args).and_then(rounded);
-        output.map_err(|error| error.to_string())
+        let output = output.map_err(|error| error.to_string())?;
+        bits.set(hash(bits.get(), &output));
+        Ok(output)
     })?;
     let worst = passes.each_ref().map(|worst| worst.as_ref().ok().copied());
     let reasons = passes
@@ -71,7 +76,19 @@ fn record(machine: &Machine, row: &Row, case: &Case<'_>) -> Result<Record> {
         outcome: if reasons.is_empty() { Outcome::Passed } else { Outcome::Failed },
         worst,
         reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+        bits: Some(format!("{:016x}", bits.get())),
     })
+}
+
+/// The start of an FNV-1a hash of 64 bits (Fowler, Noll and Vo).
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// A hash with the bytes of every result added.
+fn hash(seed: u64, output: &Output<Array<'static>>) -> u64 {
+    let Output { loss, grad, state, logsumexp, argmax, correct, status: _ } = output;
+    let results = [loss, grad, state, logsumexp, argmax, correct];
+    let bytes = results.into_iter().flatten().flat_map(|array| array.data().bytes());
+    bytes.fold(seed, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 fn rounded(output: Output<Tensor>) -> wgloss::Result<Output<Array<'static>>> {
