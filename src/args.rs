@@ -1,6 +1,7 @@
-//! What goes into an op and what comes out, wherever it lives.
+//! What goes into an op: the pass, the reduction and the arguments, wherever they live.
 
-use crate::{Error, Result};
+use crate::role::Parts;
+use crate::{Error, Layout, Operand, Result, Role};
 
 /// How the losses of rows or elements become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,293 +61,143 @@ impl Pass {
     }
 }
 
-macro_rules! args {
-    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
-        /// The arguments of an op: host [`Array`](crate::Array)s, device
-        /// [`Tensor`](crate::Tensor)s, or only their [`Layout`](crate::Layout)s.
-        ///
-        /// ```
-        /// # use wgloss::{Args, Array};
-        /// # let (logits, target, weight) = ([0.0_f32; 6], [0, 2], [1.0_f32; 3]);
-        /// let args = Args::new(Array::new(&logits, &[2, 3])?)
-        ///     .target(Array::from(&target))
-        ///     .weight(Array::from(&weight));
-        /// # Ok::<_, wgloss::Error>(())
-        /// ```
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct Args<T> {
-            pub(crate) input: T,
-            $(pub(crate) $name: Option<T>,)*
-            pub(crate) memory: Memory,
-        }
-
-        impl<T> Args<T> {
-            /// The input (logits, predictions), with nothing else yet.
-            pub fn new(input: T) -> Self {
-                Args { input, $($name: None,)* memory: Memory::Apart }
-            }
-
-            $($(#[$doc])*
-            pub fn $name(mut self, $name: T) -> Self {
-                self.$name = Some($name);
-                self
-            })*
-
-            /// The same arguments, each turned into something else.
-            pub(crate) fn map<'a, U>(
-                &'a self,
-                mut f: impl FnMut(&'static str, &'a T) -> Result<U>,
-            ) -> Result<Args<U>> {
-                Ok(Args {
-                    input: f("input", &self.input)?,
-                    $($name: self.$name.as_ref().map(|v| f($text, v)).transpose()?,)*
-                    memory: self.memory,
-                })
-            }
-
-            /// The same arguments, each turned into something else without fail.
-            pub(crate) fn map_ref<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Args<U> {
-                Args {
-                    input: f(&self.input),
-                    $($name: self.$name.as_ref().map(&mut f),)*
-                    memory: self.memory,
-                }
-            }
-
-            /// Every argument given, with its name.
-            pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
-                [Some(("input", &self.input)), $(self.$name.as_ref().map(|v| ($text, v)),)*]
-                    .into_iter()
-                    .flatten()
-            }
-
-            /// [`Args::map`] with waiting.
-            pub(crate) async fn map_async<'a, U>(
-                &'a self,
-                mut f: impl AsyncFnMut(&'static str, &'a T) -> Result<U>,
-            ) -> Result<Args<U>> {
-                Ok(Args {
-                    input: f("input", &self.input).await?,
-                    $($name: match &self.$name {
-                        Some(value) => Some(f($text, value).await?),
-                        None => None,
-                    },)*
-                    memory: self.memory,
-                })
-            }
-
-            /// Each argument of both, by name.
-            pub(crate) fn zip<'a, U>(
-                &'a self,
-                other: &'a Args<U>,
-                mut f: impl FnMut(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
-            ) -> Result<()> {
-                f("input", Some(&self.input), Some(&other.input))?;
-                $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
-                Ok(())
-            }
-
-            /// Refuses every argument that is not among `known`.
-            pub(crate) fn only(&self, known: &[&str], op: impl Fn() -> String) -> Result<()> {
-                $(if self.$name.is_some() && !known.contains(&$text) {
-                    return Err(Error::Unexpected { argument: $text, op: op() });
-                })*
-                Ok(())
-            }
-        }
-    };
-}
-
-args! {
-    /// The targets: class indices, or values of the input's shape.
-    target "target",
-    /// The weights: of classes (`[C]`) for cross entropy, of elements otherwise. Always f32.
-    weight "weight",
-    /// The weight of the positive term of BCE with logits. Always f32.
-    pos_weight "pos_weight",
-    /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
-    /// passes without one take 1. A number becomes a tensor by
-    /// `gpu.upload(&Array::scalar(1024.0_f32))`: a loss scale, say, whose buffer may be written to
-    /// between steps.
-    upstream "upstream",
-    /// The row state that a forward pass kept: spares backward its first read of the input.
-    state "state",
+/// The arguments of an op: host [`Array`](crate::Array)s, device [`Tensor`](crate::Tensor)s, or only
+/// their [`Layout`]s.
+///
+/// ```
+/// # use wgloss::{Args, Array};
+/// # let (logits, target, weight) = ([0.0_f32; 6], [0, 2], [1.0_f32; 3]);
+/// let args = Args::new(Array::new(&logits, &[2, 3])?)
+///     .target(Array::from(&target))
+///     .weight(Array::from(&weight));
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Args<T> {
+    input: T,
+    /// All but the input.
+    others: Parts<T>,
+    pub(crate) in_place: bool,
+    pub(crate) zero_padding: bool,
 }
 
 impl<T> Args<T> {
+    /// The input (logits, predictions), with nothing else yet.
+    pub fn new(input: T) -> Self {
+        Args { input, others: Parts::default(), in_place: false, zero_padding: false }
+    }
+
+    fn with(mut self, role: Role, value: T) -> Self {
+        *self.others.get_mut(role) = Some(value);
+        self
+    }
+
+    /// The targets: class indices, or values of the input's shape.
+    pub fn target(self, target: T) -> Self {
+        self.with(Role::Target, target)
+    }
+
+    /// The weights: of classes (`[C]`) for cross entropy, of elements otherwise. Always f32.
+    pub fn weight(self, weight: T) -> Self {
+        self.with(Role::Weight, weight)
+    }
+
+    /// The weight of the positive term of BCE with logits. Always f32.
+    pub fn pos_weight(self, pos_weight: T) -> Self {
+        self.with(Role::PosWeight, pos_weight)
+    }
+
+    /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
+    /// passes of losses without one take 1. A number becomes a tensor by
+    /// `gpu.upload(&Array::scalar(1024.0_f32))`: a loss scale, say, whose buffer may be written to
+    /// between steps.
+    pub fn upstream(self, upstream: T) -> Self {
+        self.with(Role::Upstream, upstream)
+    }
+
+    /// The row state that a forward pass kept: spares backward its first read of the input.
+    pub fn state(self, state: T) -> Self {
+        self.with(Role::State, state)
+    }
+
+    /// Device tensors: the gradient is written over the input, which is gone then. Refused where a
+    /// kernel would read of the input what it has overwritten, and where a pass has no gradient.
+    ///
+    /// Padding between rows (see [`Layout::with_row_stride`]) is left as it is, so that it holds
+    /// what it held beside the logits: [`zero_padding`](Self::zero_padding) is for gradients that
+    /// a product over all columns reads.
+    pub fn in_place(mut self) -> Self {
+        self.in_place = true;
+        self
+    }
+
+    /// Device tensors: zeros are written into the padding after each row of the gradient, the last
+    /// row's too, for which the gradient's buffer must have room. Without this, padding is neither
+    /// read nor written, since it may be the caller's other data.
+    pub fn zero_padding(mut self) -> Self {
+        self.zero_padding = true;
+        self
+    }
+
+    /// The argument of this role.
+    pub fn get(&self, role: Role) -> Option<&T> {
+        match role {
+            Role::Input => Some(&self.input),
+            role => self.others.get(role),
+        }
+    }
+
     /// The input.
     pub fn input(&self) -> &T {
         &self.input
     }
 
-    /// Device tensors: the gradient is written over the input, which is gone then. Refused where a
-    /// kernel would read of the input what it has overwritten, and where a pass has no gradient.
-    pub fn in_place(mut self) -> Self {
-        self.memory = Memory::InPlace;
-        self
+    /// Every argument given, with its role.
+    pub fn iter(&self) -> impl Iterator<Item = (Role, &T)> {
+        std::iter::once((Role::Input, &self.input)).chain(self.others.iter())
     }
 
-    /// Device tensors: arguments and results may be ranges of one buffer, as frameworks hand them out
-    /// that allocate from large buffers. Results overlap nothing else, from their first element to
-    /// their last, what lies between rows included.
-    pub fn one_buffer(mut self) -> Self {
-        self.memory = Memory::OneBuffer;
-        self
+    /// The same arguments, each turned into something else.
+    pub(crate) fn try_map<'a, U>(
+        &'a self,
+        mut f: impl FnMut(Role, &'a T) -> Result<U>,
+    ) -> Result<Args<U>> {
+        Ok(Args {
+            input: f(Role::Input, &self.input)?,
+            others: self.others.try_map(f)?,
+            in_place: self.in_place,
+            zero_padding: self.zero_padding,
+        })
     }
-}
 
-/// How arguments and results share buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub(crate) enum Memory {
-    /// No buffer of a result is one of an argument.
-    #[default]
-    Apart,
-    /// One buffer may hold several, beside one another.
-    OneBuffer,
-    /// Likewise, and the gradient's elements are the input's.
-    InPlace,
-}
-
-macro_rules! output {
-    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
-        /// What a pass computed, whichever pass it was: the form in which tools handle every op
-        /// alike.
-        ///
-        /// [`Gpu::forward`](crate::Gpu::forward) and its kin return [`Forward`], [`Backward`] and
-        /// [`ForwardBackward`] instead, in which nothing has to be unwrapped.
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct Output<T> {
-            $($(#[$doc])* pub $name: Option<T>,)*
+    /// The same arguments, each turned into something else without fail.
+    pub(crate) fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Args<U> {
+        let Ok(others) = self.others.try_map(|_, part| Ok::<_, std::convert::Infallible>(f(part)));
+        Args {
+            input: f(&self.input),
+            others,
+            in_place: self.in_place,
+            zero_padding: self.zero_padding,
         }
+    }
 
-        /// Nothing.
-        impl<T> Default for Output<T> {
-            fn default() -> Self {
-                Output { $($name: None,)* }
-            }
+    /// The argument of this role, or [`Error::Missing`].
+    pub(crate) fn required(&self, role: Role, op: impl FnOnce() -> String) -> Result<&T> {
+        self.get(role).ok_or_else(|| Error::Missing { argument: role.name(), op: op() })
+    }
+
+    /// Refuses every argument that is not among `known`.
+    pub(crate) fn only(&self, known: &[Role], op: impl Fn() -> String) -> Result<()> {
+        match self.others.iter().find(|(role, _)| !known.contains(role)) {
+            Some((role, _)) => Err(Error::Unexpected { argument: role.name(), op: op() }),
+            None => Ok(()),
         }
-
-        impl<T> Output<T> {
-            /// Each part of both, by name.
-            pub(crate) fn zip<'a, U>(
-                &'a self,
-                other: &'a Output<U>,
-                f: impl Fn(&'static str, Option<&'a T>, Option<&'a U>) -> Result<()>,
-            ) -> Result<()> {
-                $(f($text, self.$name.as_ref(), other.$name.as_ref())?;)*
-                Ok(())
-            }
-
-            /// The same, each part turned into something else.
-            pub(crate) fn map<U>(
-                self,
-                mut f: impl FnMut(&'static str, T) -> Result<U>,
-            ) -> Result<Output<U>> {
-                Ok(Output { $($name: self.$name.map(|part| f($text, part)).transpose()?,)* })
-            }
-
-            /// Each part that there is.
-            pub(crate) fn parts(&self) -> impl Iterator<Item = &T> {
-                [$(self.$name.as_ref(),)*].into_iter().flatten()
-            }
-
-            /// The same, borrowed.
-            pub(crate) fn as_ref(&self) -> Output<&T> {
-                Output { $($name: self.$name.as_ref(),)* }
-            }
-        }
-    };
-}
-
-output! {
-    /// The loss, unless the pass is backward.
-    loss "loss",
-    /// The gradient, unless the pass is forward.
-    grad "grad",
-    /// The row state, where the op was told to keep it.
-    state "state",
-    /// See [`Forward::logsumexp`].
-    logsumexp "logsumexp",
-    /// See [`Forward::argmax`].
-    argmax "argmax",
-    /// See [`Forward::correct`].
-    correct "correct",
-    /// What only the device could see of the inputs (see [`Forward::status`]).
-    status "status",
-}
-
-/// The loss.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Forward<T> {
-    /// The loss, f32: 0-dimensional for mean and sum, one value per row or element for none. Of maps
-    /// the output, in the input's shape and storage type.
-    pub loss: T,
-    /// The row state, `[rows, 4]` in f32, where the op was told to keep it: spares backward its
-    /// first read of the input.
-    pub state: Option<T>,
-    /// Each row's logsumexp of its logits, f32, where the op was told to give row outputs. NaN in rows
-    /// that hold NaN or +inf, or nothing but -inf.
-    pub logsumexp: Option<T>,
-    /// Each row's largest class, the first of several, i32, where the op was told to give row
-    /// outputs. -1 where the logsumexp is NaN.
-    pub argmax: Option<T>,
-    /// Whether each row's largest class is its target: 1 or 0, i32, where the op was told to give
-    /// row outputs of class targets. 0 in ignored rows.
-    pub correct: Option<T>,
-    /// From device tensors: the words in which the device reports inputs that it alone could see,
-    /// such as a class out of range; [`Gpu::check`](crate::Gpu::check) turns them into an error.
-    /// `None` from host arrays, where that error was returned already, and for ops that take any
-    /// input.
-    pub status: Option<T>,
-}
-
-/// The gradient.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Backward<T> {
-    /// The gradient with respect to the input, in its shape and storage type.
-    pub grad: T,
-    /// As [`Forward::status`].
-    pub status: Option<T>,
-}
-
-/// The loss and the gradient.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ForwardBackward<T> {
-    /// As [`Forward::loss`].
-    pub loss: T,
-    /// As [`Backward::grad`].
-    pub grad: T,
-    /// As [`Forward::state`].
-    pub state: Option<T>,
-    /// As [`Forward::logsumexp`].
-    pub logsumexp: Option<T>,
-    /// As [`Forward::argmax`].
-    pub argmax: Option<T>,
-    /// As [`Forward::correct`].
-    pub correct: Option<T>,
-    /// As [`Forward::status`].
-    pub status: Option<T>,
-}
-
-/// The results of one pass or another.
-impl<T> Output<T> {
-    pub(crate) fn into_forward(self) -> Result<Forward<T>> {
-        let Output { loss, grad: _, state, logsumexp, argmax, correct, status } = self;
-        Ok(Forward { loss: computed(loss)?, state, logsumexp, argmax, correct, status })
-    }
-
-    pub(crate) fn into_backward(self) -> Result<Backward<T>> {
-        Ok(Backward { grad: computed(self.grad)?, status: self.status })
-    }
-
-    pub(crate) fn into_forward_backward(self) -> Result<ForwardBackward<T>> {
-        let Output { loss, grad, state, logsumexp, argmax, correct, status } = self;
-        let (loss, grad) = (computed(loss)?, computed(grad)?);
-        Ok(ForwardBackward { loss, grad, state, logsumexp, argmax, correct, status })
     }
 }
 
-/// What a pass is bound to compute.
-fn computed<T>(part: Option<T>) -> Result<T> {
-    part.ok_or_else(|| Error::Internal("the op did not compute what its pass asks for".into()))
+impl<T: Operand> Args<T> {
+    /// The layouts of the arguments: what a plan is made for.
+    pub fn layouts(&self) -> Args<Layout> {
+        self.map(|value| value.layout().clone())
+    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong, with the argument named, what was expected and what came.
 
-use crate::DType;
+use crate::{DType, Role};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -108,6 +108,18 @@ pub enum Error {
         error: Box<Error>,
     },
 
+    /// A result that the pass does not have was asked for.
+    #[error("{result}: expected a pass that computes it, got none")]
+    NotComputed {
+        /// The result's name.
+        result: &'static str,
+    },
+
+    /// An error that the caller's own use of the device has left outside of any error scope: reported
+    /// by the next call, which does nothing else.
+    #[error("device: an earlier use outside of this crate: {0}")]
+    Uncaptured(Box<Error>),
+
     /// No adapter of the kind asked for was found.
     #[error("device: expected {expected}, found {found}")]
     NoAdapter {
@@ -133,4 +145,36 @@ pub enum Error {
     /// The driver failed in a way that WebGPU does not foresee.
     #[error("device: internal error: {0}")]
     Internal(String),
+}
+
+impl Error {
+    /// The name of the argument, result or option that is wrong; `device` for errors of the device's.
+    pub fn argument(&self) -> Option<&'static str> {
+        match self {
+            Error::Shape { argument, .. }
+            | Error::Length { argument, .. }
+            | Error::DType { argument, .. }
+            | Error::Value { argument, .. }
+            | Error::Missing { argument, .. }
+            | Error::Unexpected { argument, .. }
+            | Error::TooLarge { argument, .. } => Some(argument),
+            Error::NotComputed { result } => Some(result),
+            Error::Class { .. } => Some(Role::Target.name()),
+            Error::Batch { error, .. } => error.argument(),
+            Error::Uncaptured(_)
+            | Error::NoAdapter { .. }
+            | Error::OutOfMemory(_)
+            | Error::DeviceLost(_)
+            | Error::Validation(_)
+            | Error::Internal(_) => Some("device"),
+        }
+    }
+
+    /// The message without the name of the [argument](Self::argument): for tools that know it by
+    /// another name.
+    pub fn reason(&self) -> String {
+        let text = self.to_string();
+        let prefix = self.argument().map(|argument| format!("{argument}: ")).unwrap_or_default();
+        text.strip_prefix(&prefix).map(str::to_owned).unwrap_or(text)
+    }
 }

@@ -6,9 +6,8 @@
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
 
+use crate::tuning::{Team, Tile};
 use crate::DType;
-use crate::args::Memory;
-use crate::select::Blocks;
 
 /// A WGSL file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,28 +51,30 @@ pub(crate) const ROW_MAPS: File = shader!("family/row_maps.wgsl");
 pub(crate) const PICKED: File = shader!("family/picked.wgsl");
 pub(crate) const ELEMENTS: File = shader!("family/elements.wgsl");
 pub(crate) const SUM: File = shader!("family/sum.wgsl");
+pub(crate) const STATUS: File = shader!("family/status.wgsl");
+pub(crate) const PADDING: File = shader!("family/padding.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
 pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl");
 
-/// The shaders of a team, of which neighbours in a subgroup exchange by shuffles or none do.
-pub(crate) fn team(team: crate::Team, has_neighbours: bool) -> Vec<File> {
+/// The shaders of a team, whose members reduce by shuffles in clusters of a subgroup, or not.
+pub(crate) fn team(team: Team, has_cluster: bool) -> Vec<File> {
     const NEIGHBOURS: File = shader!("shared/neighbours.wgsl");
     match team {
-        crate::Team::Invocation => vec![shader!("team/invocation.wgsl")],
-        crate::Team::Subgroup => vec![shader!("team/subgroup.wgsl"), NEIGHBOURS],
-        crate::Team::Workgroup if has_neighbours => {
+        Team::Invocation => vec![shader!("team/invocation.wgsl")],
+        Team::Subgroup => vec![shader!("team/subgroup.wgsl"), NEIGHBOURS],
+        Team::Workgroup if has_cluster => {
             vec![shader!("team/workgroup_of_subgroups.wgsl"), NEIGHBOURS]
         }
-        crate::Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
+        Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
     }
 }
 
-/// The shaders of storage in a type, and of the input's memory: four elements at a time where every
-/// four of them are whole and aligned.
-pub(crate) fn storage(dtype: DType, vec4: bool, memory: Memory) -> Vec<File> {
-    let access = match memory {
-        Memory::InPlace => shader!("access/in_place.wgsl"),
-        Memory::Apart | Memory::OneBuffer => shader!("access/apart.wgsl"),
+/// The shaders of storage in a type, and of the input's memory: vec4s where every one of them is whole
+/// and aligned.
+pub(crate) fn storage(dtype: DType, vec4: bool, in_place: bool) -> Vec<File> {
+    let access = match in_place {
+        true => shader!("access/in_place.wgsl"),
+        false => shader!("access/apart.wgsl"),
     };
     let encoding = match dtype {
         DType::F16 => shader!("encoding/f16.wgsl"),
@@ -109,34 +110,56 @@ pub(crate) fn check_elements(unit_interval: bool) -> File {
     if unit_interval { shader!("checks/unit_interval.wgsl") } else { shader!("checks/none.wgsl") }
 }
 
+/// A number that a kernel's text has as a constant: sizes of arrays, which no `override` can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Define {
+    /// A `u32`.
+    Number(u32),
+    /// A `bool`.
+    Switch(bool),
+}
+
+/// How a member walks a row or a chunk, as the kernel's text has it.
+pub(crate) fn tile(tile: Tile) -> Vec<(&'static str, Define)> {
+    vec![
+        ("HELD", Define::Number(tile.vec4s)),
+        ("RUN", Define::Number(tile.contiguous)),
+        ("FITS", Define::Switch(tile.whole_row)),
+    ]
+}
+
 /// A kernel: what a pipeline is made of, and the key under which it is cached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// For labels: `cross_entropy.forward.f32.subgroup`.
     pub label: String,
     pub files: Vec<File>,
     pub entry_point: &'static str,
     /// Values of `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
-    /// How a member walks: sizes of arrays, which no `override` can be.
-    pub blocks: Blocks,
-    /// Whether arguments may lie in buffers that results are written to.
-    pub shares_buffers: bool,
+    /// Constants that stand in the text.
+    pub defines: Vec<(&'static str, Define)>,
+    /// A bit for each binding that is only read, but lies in a buffer that the dispatch writes to:
+    /// it is declared `read_write`, since a dispatch may use a buffer in one way only.
+    pub read_write: u16,
 }
 
 impl Kernel {
     /// The joined text. Each part's start is marked, so that a compiler's line can be found.
     pub fn source(&self) -> String {
-        let Blocks { held, run, fits } = self.blocks;
-        let mut source = format!(
-            "const HELD: u32 = {held}u;\nconst RUN: u32 = {run}u;\nconst FITS: bool = {fits};\n"
-        );
+        let mut source = String::new();
+        for (name, value) in &self.defines {
+            let _ = match value {
+                Define::Number(number) => writeln!(source, "const {name}: u32 = {number}u;"),
+                Define::Switch(on) => writeln!(source, "const {name}: bool = {on};"),
+            };
+        }
         for file in &self.files {
             let _ = writeln!(source, "// ---- shaders/{}\n{}", file.path, file.text);
         }
-        if self.shares_buffers {
-            // a dispatch may use a buffer in one way only, whatever its ranges
-            source = source.replace("var<storage, read>", "var<storage, read_write>");
+        for binding in (0..u16::BITS).filter(|binding| self.read_write >> binding & 1 != 0) {
+            let declared = |access| format!("@binding({binding}) var<storage, {access}>");
+            source = source.replace(&declared("read"), &declared("read_write"));
         }
         source
     }

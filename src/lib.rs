@@ -12,7 +12,7 @@
 //! let args = Args::new(Array::new(&logits, &[2, 3])?).target(Array::from(&target));
 //! let op = CrossEntropy::default().label_smoothing(0.1);
 //! let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-//! println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+//! println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 //! # Ok::<_, wgloss::Error>(())
 //! ```
 //!
@@ -44,28 +44,37 @@
 //! `cpu` adds [`Cpu`](https://docs.rs/wgloss/latest/wgloss/struct.Cpu.html): every op on host arrays
 //! without a GPU. `cli` adds the command line program `wgloss`; libraries have no use for it.
 
-// In the order in which data flows: each module uses those above it. Only `ops`, `cpu` and
-// `reference` use one another, since an op's options, its kernels, its twin and its definition are
-// one matter; and they ask `door` for the layouts of arguments.
+// In the order in which data flows. An op's options, its programs, its CPU form and its definition
+// are one matter, so `ops`, `cpu` and `reference` use one another.
 mod dtype;
+mod role;
 mod error;
 mod shape;
 mod array;
 mod args;
-mod select;
+mod output;
+mod limits;
+mod tuning;
 mod kernel;
 mod program;
-mod pool;
-mod gpu;
-mod tensor;
-mod upload;
-mod readback;
 mod ops;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod reference;
+mod cache;
+mod pool;
+mod adapter;
+mod gpu;
+mod poll;
+mod guard;
+mod pipelines;
+mod tensor;
+mod upload;
+mod readback;
+mod status;
 mod plan;
-mod door;
+mod session;
+mod call;
 mod stream;
 
 #[cfg(test)]
@@ -80,23 +89,31 @@ mod program_tests;
 #[doc = include_str!("../README.md")]
 struct Readme; // its examples compile
 
-pub use args::{Args, Backward, Forward, ForwardBackward, Output, Pass, Reduction};
+// what goes in and comes out
+pub use args::{Args, Pass, Reduction};
 pub use array::{Array, Data, Element};
-#[cfg(feature = "cpu")]
-pub use cpu::Cpu;
-pub use door::{Operand, Timing};
 pub use dtype::DType;
 pub use error::{Error, Result};
-#[cfg(not(target_arch = "wasm32"))]
-pub use gpu::adapters;
-pub use gpu::{Gpu, GpuOptions};
-pub use ops::*;
-pub use plan::{Bound, Plan};
-pub use program::check_status;
-pub use select::Team;
+pub use output::{Output, RowOutputs};
+pub use role::Role;
 pub use shape::Layout;
-pub use stream::{Event, Stream};
+
+// the ops
+pub use ops::*;
+
+// where they run
+#[cfg(not(target_arch = "wasm32"))]
+pub use adapter::adapters;
+pub use adapter::{GpuOptions, useful_features, useful_limits};
+pub use call::Operand;
+#[cfg(feature = "cpu")]
+pub use cpu::Cpu;
+pub use gpu::Gpu;
+pub use plan::{BoundPlan, Plan};
+pub use status::Status;
+pub use stream::Stream;
 pub use tensor::Tensor;
+pub use tuning::Team;
 
 pub use half;
 pub use wgpu;

@@ -1,10 +1,17 @@
 //! Plans: everything about a pass that depends on shapes alone, settled once.
 
-use crate::args::Memory;
-use crate::program::{Binding, CONTROL_BYTES, Copy, Program, Slot};
+use std::sync::Arc;
+
+use crate::guard::lock;
+use crate::kernel::Kernel;
+use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Step, View};
 use crate::shape::{ALIGNMENT, Layout};
 use crate::upload::device_layout;
-use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
+use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Role, Tensor};
+
+mod bind;
+
+pub use bind::BoundPlan;
 
 /// A pass of an op over one set of layouts, ready to be encoded any number of times: its pipelines
 /// are compiled and its workspace is allocated.
@@ -22,53 +29,66 @@ use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Tensor};
 /// let output = gpu.block_on(plan.allocate())?;
 ///
 /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
-/// plan.encode(&mut encoder, &args, &output)?; // no submit, no wait
+/// plan.bind(&args, &output)?.encode(&mut encoder); // no submit, no wait
 /// gpu.queue().submit([encoder.finish()]);
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug)]
+///
+/// Cloning is cheap: clones share everything. The workspace is the plan's own: encoded several times,
+/// the dispatches run in the order of submission and do not disturb one another.
+#[derive(Debug, Clone)]
 pub struct Plan {
     gpu: Gpu,
+    compiled: Arc<CompiledPlan>,
+}
+
+/// What a plan is made for: the key under which calls find it again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct PlanKey {
+    op: String,
+    pass: Pass,
+    args: Args<Layout>,
+    /// Where results lie; empty where that is left to the plan.
+    results: Vec<(Role, Layout)>,
+}
+
+impl PlanKey {
+    /// A plan serves all tensors whose offsets differ by multiples of the alignment.
+    fn new(op: &dyn Op, pass: Pass, args: &Args<Layout>, results: &Output<Layout>) -> Self {
+        let aligned = |layout: &Layout| layout.clone().with_offset(layout.residual());
+        PlanKey {
+            op: format!("{op:?}"),
+            pass,
+            args: args.map(aligned),
+            results: results.iter().map(|(role, layout)| (role, aligned(layout))).collect(),
+        }
+    }
+}
+
+/// A program with its pipelines and its memory.
+#[derive(Debug)]
+pub(crate) struct CompiledPlan {
     args: Args<Layout>,
     outputs: Output<Layout>,
-    steps: Vec<Step>,
-    copies: Vec<Copy>,
+    reports: bool,
+    commands: Vec<Compiled>,
     scratch: Vec<wgpu::Buffer>,
     control: wgpu::Buffer,
 }
 
 #[derive(Debug)]
-struct Step {
-    label: String,
+enum Compiled {
+    Dispatch(CompiledStep),
+    Copy(Copy),
+}
+
+#[derive(Debug)]
+struct CompiledStep {
+    kernel: Kernel,
     pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    params: wgpu::Buffer,
+    params: Option<wgpu::Buffer>,
     bindings: Vec<Binding>,
     workgroups: [u32; 3],
-}
-
-/// A [`Plan`] over fixed buffers: encoding it creates nothing and allocates nothing.
-#[derive(Debug, Clone)]
-pub struct Bound {
-    dispatches: Vec<Dispatch>,
-    copies: Vec<BufferCopy>,
-    control: wgpu::Buffer,
-    /// Its layout, where the op has one.
-    status: Option<Layout>,
-}
-
-#[derive(Debug, Clone)]
-struct Dispatch {
-    pipeline: wgpu::ComputePipeline,
-    group: wgpu::BindGroup,
-    workgroups: [u32; 3],
-}
-
-#[derive(Debug, Clone)]
-struct BufferCopy {
-    from: (wgpu::Buffer, u64),
-    to: (wgpu::Buffer, u64),
-    bytes: u64,
 }
 
 impl Gpu {
@@ -98,14 +118,36 @@ impl Gpu {
         outputs: &Output<Layout>,
     ) -> Result<Plan> {
         let expected = expect_layouts(op, pass, args)?;
-        expected.zip(outputs, |part, expected, given| {
+        for role in Role::ALL {
             // in place there is no choice
-            let is_input = part == "grad" && args.memory == Memory::InPlace;
+            let is_input = role == Role::Grad && args.in_place;
             let compare = if is_input { Compare::Memory } else { Compare::Shape };
-            expect_same(part, expected, given, compare)
-        })?;
-        outputs.as_ref().map(|part, layout| expect_strides(part, layout, args))?;
+            expect_same(role, expected.get(role), outputs.get(role), compare)?;
+        }
+        outputs.iter().try_for_each(|(role, layout)| expect_strides(role, layout, args))?;
         self.plan_checked(op, pass, args, outputs.clone()).await
+    }
+
+    /// [`Gpu::plan`], but a plan of the same that is kept, where there is one; the new one is kept from
+    /// now on. With `results`, [`Gpu::plan_into`].
+    pub(crate) async fn kept_plan(
+        &self,
+        op: &dyn Op,
+        pass: Pass,
+        args: &Args<Layout>,
+        results: Option<&Output<Layout>>,
+    ) -> Result<Plan> {
+        let key = PlanKey::new(op, pass, args, results.unwrap_or(&Output::default()));
+        let kept = lock(self.plans()).get(&key);
+        if let Some(compiled) = kept {
+            return Ok(Plan { gpu: self.clone(), compiled });
+        }
+        let plan = match results {
+            Some(results) => self.plan_into(op, pass, args, results).await?,
+            None => self.plan(op, pass, args).await?,
+        };
+        lock(self.plans()).insert(key, plan.compiled.clone());
+        Ok(plan)
     }
 
     async fn plan_checked(
@@ -115,46 +157,63 @@ impl Gpu {
         args: &Args<Layout>,
         outputs: Output<Layout>,
     ) -> Result<Plan> {
-        let args = &args.map_ref(device_layout);
-        args.map(|argument, layout| self.check_size(argument, layout.buffer_bytes()))?;
-        outputs.as_ref().map(|part, layout| self.check_size(part, layout.buffer_bytes()))?;
-        let Program { steps, copies, scratch } = op.program(pass, args, &outputs, self.facts())?;
-        for layout in &scratch {
-            self.check_size("workspace", layout.bytes())?;
+        let args = args.map(device_layout);
+        let mut program = op.program(pass, &args, &outputs, self.profile())?;
+        if let Some(grad) = outputs.get(Role::Grad).filter(|_| args.zero_padding) {
+            let role = if args.in_place { Role::Input } else { Role::Grad };
+            program.zero_padding(&View::of(role, grad))?;
         }
-        let create = || Plan {
-            gpu: self.clone(),
-            args: args.clone(),
-            outputs: outputs.clone(),
-            steps: steps.iter().map(|step| self.compile(step)).collect(),
-            copies: copies.clone(),
-            scratch: scratch.iter().map(|layout| self.workspace(layout.bytes())).collect(),
-            control: self.workspace(CONTROL_BYTES),
-        };
-        let plan = self.guarded(create).await;
-        if plan.is_err() {
-            // a pipeline that failed must not be found again
-            self.forget_pipelines();
-        }
-        plan
+        self.compile(program, args, outputs).await
     }
 
-    fn compile(&self, step: &crate::program::Step) -> Step {
-        let pipeline = self.pipeline(&step.kernel);
-        let params = self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("wgloss.params"),
-            size: step.params.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        self.queue().write_buffer(&params, 0, &step.params);
-        Step {
-            label: step.kernel.label.clone(),
-            layout: pipeline.get_bind_group_layout(0),
-            pipeline,
-            params,
-            bindings: step.bindings.clone(),
-            workgroups: step.workgroups,
+    /// Gives a program its pipelines and its memory.
+    pub(crate) async fn compile(
+        &self,
+        program: Program,
+        args: Args<Layout>,
+        outputs: Output<Layout>,
+    ) -> Result<Plan> {
+        let limits = &self.profile().limits;
+        for (role, layout) in args.iter().chain(outputs.iter()) {
+            limits.expect_allocatable(role.name(), layout.buffer_bytes())?;
+        }
+        for layout in &program.scratch {
+            limits.expect_allocatable("workspace", layout.bytes())?;
+        }
+        let reports = program.reports();
+        let create = || CompiledPlan {
+            args,
+            outputs,
+            reports,
+            commands: program.commands.into_iter().map(|command| self.compiled(command)).collect(),
+            scratch: program.scratch.iter().map(|layout| self.workspace(layout.bytes())).collect(),
+            control: self.workspace(BLOCK_BYTES),
+        };
+        let compiled = self.guarded(create).await?;
+        // they are good: nothing has failed
+        for step in compiled.steps() {
+            self.keep_pipeline(step.kernel.clone(), step.pipeline.clone());
+        }
+        Ok(Plan { gpu: self.clone(), compiled: Arc::new(compiled) })
+    }
+
+    fn compiled(&self, command: Command) -> Compiled {
+        match command {
+            Command::Copy(copy) => Compiled::Copy(copy),
+            Command::Dispatch(Step { kernel, params, bindings, workgroups }) => {
+                let params = (!params.is_empty()).then(|| {
+                    let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
+                        label: Some("wgloss.params"),
+                        size: params.len() as u64,
+                        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                        mapped_at_creation: false,
+                    });
+                    self.queue().write_buffer(&buffer, 0, &params);
+                    buffer
+                });
+                let pipeline = self.pipeline(&kernel);
+                Compiled::Dispatch(CompiledStep { kernel, pipeline, params, bindings, workgroups })
+            }
         }
     }
 
@@ -170,348 +229,91 @@ impl Gpu {
     }
 }
 
+impl CompiledPlan {
+    fn steps(&self) -> impl Iterator<Item = &CompiledStep> {
+        self.commands.iter().filter_map(|command| match command {
+            Compiled::Dispatch(step) => Some(step),
+            Compiled::Copy(_) => None,
+        })
+    }
+}
+
 impl Plan {
     /// The layouts of what it computes.
     pub fn outputs(&self) -> &Output<Layout> {
-        &self.outputs
+        &self.compiled.outputs
     }
 
     /// The bytes of device memory that it holds beside arguments and outputs: a few for each row
     /// or for each thousand elements.
     pub fn workspace_bytes(&self) -> u64 {
-        let params = self.steps.iter().map(|step| step.params.size());
-        let buffers = self.scratch.iter().chain([&self.control]).map(wgpu::Buffer::size);
-        params.chain(buffers).sum()
+        let params = self.compiled.steps().filter_map(|step| step.params.as_ref());
+        let buffers = self.compiled.scratch.iter().chain([&self.compiled.control]);
+        params.chain(buffers).map(wgpu::Buffer::size).sum()
     }
 
     /// The labels of the kernels that it dispatches, in order: `cross_entropy.forward.f32.subgroup`.
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
-        self.steps.iter().map(|step| &step.label[..])
-    }
-
-    /// Whether the gradient is written over the input: it is no output of its own then.
-    fn is_in_place(&self) -> bool {
-        self.args.memory == Memory::InPlace
+        self.compiled.steps().map(|step| &step.kernel.label[..])
     }
 
     /// The layouts of what is in memory of its own: in place, all but the gradient.
-    pub(crate) fn own_outputs(&self) -> Output<&Layout> {
-        let grad = self.outputs.grad.as_ref().filter(|_| !self.is_in_place());
-        Output { grad, ..self.outputs.as_ref() }
+    pub(crate) fn allocated(&self) -> impl Iterator<Item = (Role, &Layout)> {
+        let in_place = self.compiled.args.in_place;
+        self.compiled.outputs.iter().filter(move |(role, _)| *role != Role::Grad || !in_place)
     }
 
-    /// Tensors for what it computes; in place, for what else it computes.
+    /// Tensors for what it computes; in place, for what else it computes. With a status, where the
+    /// device may find faults in the arguments.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn allocate(&self) -> Result<Output<Tensor>> {
-        let own = self.own_outputs();
-        let allocate = async |part, layout: Option<&Layout>| match layout {
-            Some(layout) => self.gpu.allocate(part, layout).await.map(Some),
-            None => Ok(None),
-        };
-        Ok(Output {
-            loss: allocate("loss", own.loss).await?,
-            grad: allocate("grad", own.grad).await?,
-            state: allocate("state", own.state).await?,
-            logsumexp: allocate("logsumexp", own.logsumexp).await?,
-            argmax: allocate("argmax", own.argmax).await?,
-            correct: allocate("correct", own.correct).await?,
-            status: allocate("status", own.status).await?,
-        })
-    }
-
-    /// Encodes its dispatches over these buffers; the status goes to that of the output, if any.
-    ///
-    /// Nothing is submitted and nothing waited for. The workspace is the plan's own: encoded
-    /// twice, the dispatches run in the order of submission and do not disturb one another.
-    ///
-    /// # Errors
-    /// Those of [`Plan::bind`].
-    pub fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        args: &Args<Tensor>,
-        output: &Output<Tensor>,
-    ) -> Result<()> {
-        self.bind(args, output)?.encode(encoder, output.status.as_ref())
-    }
-
-    /// Fixes the buffers that it works on. In place, the gradient is the input, and no part of the
-    /// output. Nor need the status be one, which is named at every encoding.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
-    /// argument or output is not as planned; [`Error::Value`] when one lies otherwise in its buffer
-    /// (an offset may differ by multiples of 256 bytes), when they overlap, or share a buffer though
-    /// [`Args::one_buffer`] was not said, or when a buffer that results are copied to lacks
-    /// `COPY_DST`. What wgpu finds wrong with the buffers themselves comes
-    /// through the device's error scopes.
-    pub fn bind(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<Bound> {
-        self.args.zip(args, |argument, planned, given| {
-            expect_same(argument, planned, given.map(Tensor::layout), Compare::Memory)
-        })?;
-        if args.memory != self.args.memory {
-            return Err(Error::Value {
-                argument: "args",
-                expected: format!("{:?}, as planned", self.args.memory),
-                actual: format!("{:?}", args.memory),
-            });
+        let mut output = Output::default();
+        for (role, layout) in self.allocated() {
+            let bytes = self.bytes_of(role, layout);
+            output = output.with(role, self.gpu.allocate(role.name(), layout, bytes).await?);
         }
-        let in_place = if self.is_in_place() { Some(&args.input) } else { None };
-        let output = match in_place {
-            Some(_) if output.grad.is_some() => {
-                let op = "a plan in place".to_string();
-                return Err(Error::Unexpected { argument: "grad", op });
-            }
-            Some(input) => Output { grad: Some(input), ..output.as_ref() },
-            None => output.as_ref(),
-        };
-        let planned = self.outputs.as_ref();
-        // the status may also be named later, or not at all
-        let status = planned.status.filter(|_| output.status.is_some());
-        Output { status, ..planned }.zip(&output, |part, planned, given| {
-            if part == "status" {
-                return given.map_or(Ok(()), |status| expect_status(planned.copied(), status));
-            }
-            expect_same(
-                part,
-                planned.copied(),
-                given.map(|tensor| tensor.layout()),
-                Compare::Memory,
-            )
-        })?;
-        self.expect_apart(args, &output)?;
-
-        let buffer = |slot| self.buffer(slot, args, &output);
-        let dispatches = self.steps.iter().map(|step| Dispatch {
-            pipeline: step.pipeline.clone(),
-            group: self.bind_step(step, buffer),
-            workgroups: step.workgroups,
-        });
-        let mut copies = Vec::with_capacity(self.copies.len());
-        for copy in &self.copies {
-            let to = match copy.to {
-                Slot::Loss => output.loss,
-                Slot::LogSumExp => output.logsumexp,
-                Slot::Argmax => output.argmax,
-                Slot::Correct => output.correct,
-                _ => None,
-            };
-            let (Some(to), Some((from, start))) = (to, buffer(copy.from)) else { continue };
-            expect_copy_dst(copy.to.name(), to)?;
-            copies.push(BufferCopy {
-                from: (from.clone(), start + copy.offset),
-                // the first element, not its aligned place
-                to: (to.buffer().clone(), to.byte_range().start + copy.to_offset),
-                bytes: copy.bytes,
-            });
+        if self.compiled.reports {
+            output = output.with_status(self.gpu.status().await?);
         }
-        Ok(Bound {
-            dispatches: dispatches.collect(),
-            copies,
-            control: self.control.clone(),
-            status: self.outputs.status.clone(),
-        })
+        Ok(output)
     }
 
-    /// The buffer in a slot, and where in it the slot's aligned start is. Programs name only what
-    /// their arguments and outputs have, which `bind` has seen.
-    fn buffer<'a>(
-        &'a self,
-        slot: Slot,
-        args: &'a Args<Tensor>,
-        output: &Output<&'a Tensor>,
-    ) -> Option<(&'a wgpu::Buffer, u64)> {
-        let tensor = match slot {
-            Slot::Input => Some(&args.input),
-            Slot::Target => args.target.as_ref(),
-            Slot::Weight => args.weight.as_ref(),
-            Slot::PosWeight => args.pos_weight.as_ref(),
-            Slot::Upstream => args.upstream.as_ref(),
-            Slot::State => args.state.as_ref().or(output.state),
-            Slot::Loss => output.loss,
-            Slot::Grad => output.grad,
-            Slot::LogSumExp => output.logsumexp,
-            Slot::Argmax => output.argmax,
-            Slot::Correct => output.correct,
-            Slot::Control => return Some((&self.control, 0)),
-            Slot::Scratch(index) => return self.scratch.get(index).map(|buffer| (buffer, 0)),
-            Slot::One => return Some((self.gpu.one(), 0)),
-            Slot::Unused => return Some((self.gpu.unused(), 0)),
-        };
-        tensor.map(|tensor| (tensor.buffer(), tensor.layout().aligned_start()))
-    }
-
-    fn bind_step<'a>(
-        &self,
-        step: &Step,
-        buffer: impl Fn(Slot) -> Option<(&'a wgpu::Buffer, u64)>,
-    ) -> wgpu::BindGroup {
-        // a buffer that is missing is a validation error, not a panic
-        let mut entries =
-            vec![wgpu::BindGroupEntry { binding: 0, resource: step.params.as_entire_binding() }];
-        entries.extend(step.bindings.iter().filter_map(|binding| {
-            let (buffer, start) = buffer(binding.slot)?;
-            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset: start + binding.start,
-                size: wgpu::BufferSize::new(binding.bytes),
-            });
-            Some(wgpu::BindGroupEntry { binding: binding.binding, resource })
-        }));
-        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(&step.label),
-            layout: &step.layout,
-            entries: &entries,
-        })
-    }
-
-    /// Refuses results that overlap one another or an argument, and results in an argument's buffer
-    /// where that was not planned for.
-    fn expect_apart(&self, args: &Args<Tensor>, output: &Output<&Tensor>) -> Result<()> {
-        let mut before: Vec<(&'static str, &Tensor)> = Vec::new();
-        args.map(|argument, tensor| {
-            before.push((argument, tensor));
-            Ok(())
-        })?;
-        let arguments = before.len();
-        // kernels that write a state read it by the same binding
-        if let (Some(state), Memory::Apart) = (&args.state, self.args.memory) {
-            let others = before.iter().filter(|(name, _)| *name != "state");
-            if let Some((name, _)) = others.clone().find(|(_, t)| t.buffer() == state.buffer()) {
-                return Err(Error::Value {
-                    argument: "state",
-                    expected: format!("a buffer other than {name}'s, or Args::one_buffer"),
-                    actual: "the same buffer".into(),
-                });
-            }
+    /// The bytes of a buffer for a result: with the last row's padding, where zeros are written to it.
+    fn bytes_of(&self, role: Role, layout: &Layout) -> u64 {
+        match role == Role::Grad && self.compiled.args.zero_padding {
+            true => layout.padded_bytes(),
+            false => layout.buffer_bytes(),
         }
-        output.as_ref().map(|part, &tensor| {
-            for (i, &(name, other)) in before.iter().enumerate() {
-                let in_place = part == "grad" && name == "input" && self.is_in_place();
-                if other.buffer() != tensor.buffer() || in_place {
-                    continue;
-                }
-                let (a, b) = (bytes_of(other), bytes_of(tensor));
-                if a.start.max(b.start) < a.end.min(b.end) {
-                    return Err(Error::Value {
-                        argument: part,
-                        expected: format!("memory apart from {name}, which is at bytes {a:?}"),
-                        actual: format!("bytes {b:?} of the same buffer"),
-                    });
-                }
-                if i < arguments && self.args.memory == Memory::Apart {
-                    return Err(Error::Value {
-                        argument: part,
-                        expected: format!("a buffer other than {name}'s, or Args::one_buffer"),
-                        actual: "the same buffer".into(),
-                    });
-                }
-            }
-            before.push((part, tensor));
-            Ok(())
-        })?;
-        Ok(())
     }
 }
 
-impl Bound {
-    /// Encodes the dispatches. Nothing is submitted, waited for, created or allocated.
-    ///
-    /// What only the device can see of the inputs goes to `status`, 32 bytes for
-    /// [`Gpu::check`](crate::Gpu::check) or [`check_status`](crate::check_status), in a buffer with
-    /// `COPY_DST`. An op that takes any input has none to give.
-    ///
-    /// # Errors
-    /// [`Error::DType`] or [`Error::Shape`] for a status other than i32 `[8]`, [`Error::Value`] for one
-    /// whose buffer lacks `COPY_DST`: nothing is encoded then.
-    pub fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        status: Option<&Tensor>,
-    ) -> Result<()> {
-        self.encode_timed(encoder, status, None)
-    }
-
-    /// [`Bound::encode`] with timestamps before and after the dispatches.
-    ///
-    /// # Errors
-    /// Those of [`Bound::encode`].
-    pub fn encode_timed(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        status: Option<&Tensor>,
-        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
-    ) -> Result<()> {
-        let status = status.filter(|_| self.status.is_some());
-        if let Some(status) = status {
-            expect_status(self.status.as_ref(), status)?;
-        }
-        encoder.clear_buffer(&self.control, 0, Some(CONTROL_BYTES));
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("wgloss"),
-            timestamp_writes,
-        });
-        for Dispatch { pipeline, group, workgroups: [x, y, z] } in &self.dispatches {
-            pass.set_pipeline(pipeline);
-            pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(*x, *y, *z);
-        }
-        drop(pass);
-        for BufferCopy { from, to, bytes } in &self.copies {
-            encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
-        }
-        if let Some(status) = status {
-            let start = status.byte_range().start;
-            encoder.copy_buffer_to_buffer(&self.control, 0, status.buffer(), start, CONTROL_BYTES);
-        }
-        Ok(())
-    }
-}
-
-/// The bytes of its buffer from its first element to behind its last one.
-fn bytes_of(tensor: &Tensor) -> std::ops::Range<u64> {
-    let layout = tensor.layout();
-    (layout.offset() * layout.dtype().size()) as u64..layout.buffer_bytes()
-}
-
-/// Refuses what the status cannot be copied to. It may lie anywhere.
-fn expect_status(planned: Option<&Layout>, status: &Tensor) -> Result<()> {
-    expect_same("status", planned, Some(status.layout()), Compare::Shape)?;
-    expect_copy_dst("status", status)
-}
-
-/// Refuses a result that a copy cannot be written to.
-fn expect_copy_dst(argument: &'static str, tensor: &Tensor) -> Result<()> {
-    let usage = tensor.buffer().usage();
-    if usage.contains(wgpu::BufferUsages::COPY_DST) {
-        return Ok(());
-    }
-    let (expected, actual) = ("usage COPY_DST".into(), format!("{usage:?}"));
-    Err(Error::Value { argument, expected, actual })
-}
-
-/// Checks the layouts of all arguments, and tells those of the results.
+/// Checks the layouts of all arguments, and returns those of the results.
 fn expect_layouts(op: &dyn Op, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
     let outputs = op.outputs(pass, args)?;
-    args.map(|argument, layout| expect_strides(argument, layout, args))?;
+    args.iter().try_for_each(|(role, layout)| expect_strides(role, layout, args))?;
     Ok(outputs)
 }
 
 /// Refuses row strides of what does not have the input's rows, and row state that is not aligned.
-fn expect_strides(argument: &'static str, layout: &Layout, args: &Args<Layout>) -> Result<()> {
+fn expect_strides(role: Role, layout: &Layout, args: &Args<Layout>) -> Result<()> {
+    let argument = role.name();
     layout.check(argument)?;
-    let follows_input = ["input", "target", "upstream", "loss", "grad"].contains(&argument)
-        && layout.shape() == args.input.shape();
-    if !layout.is_contiguous() && !follows_input {
+    let may_be_padded = match role {
+        Role::Input | Role::Target | Role::Upstream | Role::Loss | Role::Output | Role::Grad => {
+            layout.shape() == args.input().shape()
+        }
+        _ => false,
+    };
+    if !layout.is_contiguous() && !may_be_padded {
         return Err(Error::Value {
             argument,
             expected: "a contiguous layout".into(),
             actual: format!("row stride {} in {:?}", layout.row_stride(), layout.shape()),
         });
     }
-    if argument == "state" && !layout.offset().is_multiple_of(4) {
+    if role == Role::State && !layout.offset().is_multiple_of(4) {
         return Err(Error::Value {
             argument,
             expected: "an offset that is a multiple of 4 elements".into(),
@@ -531,11 +333,12 @@ enum Compare {
 }
 
 fn expect_same(
-    argument: &'static str,
+    role: Role,
     planned: Option<&Layout>,
     given: Option<&Layout>,
     compare: Compare,
 ) -> Result<()> {
+    let argument = role.name();
     let op = || "this plan".to_string();
     let memory = |layout: &Layout| (layout.row_stride(), layout.residual());
     match (planned, given) {

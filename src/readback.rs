@@ -1,4 +1,4 @@
-//! From the device back to the host: values, timestamps, errors.
+//! From the device back to the host.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,7 +8,6 @@ use bytemuck::pod_collect_to_vec;
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 use half::{bf16, f16};
 
-use crate::program::check_status;
 use crate::shape::Layout;
 use crate::{Array, DType, Error, Gpu, Result, Tensor};
 
@@ -32,33 +31,6 @@ impl Gpu {
         readback.arrived(self).await?;
         readback.array(self, tensor.layout())
     }
-
-    /// Waits for the device to be done, and turns what it reports of its inputs into an error:
-    /// `status` is that of the output of a call on device tensors.
-    ///
-    /// # Errors
-    /// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`
-    /// ([`Bce`](crate::Bce)); [`Error::DType`] or [`Error::Shape`] for what is no status; those of
-    /// [`Gpu::read`].
-    pub async fn check(&self, status: &Tensor) -> Result<()> {
-        if status.dtype() != DType::I32 {
-            return Err(Error::DType {
-                argument: "status",
-                expected: DType::I32.to_string(),
-                actual: status.dtype(),
-            });
-        }
-        let words = self.read(status).await?.to_classes()?;
-        let words: Vec<u32> = words.iter().map(|&word| word as u32).collect();
-        match <[u32; 8]>::try_from(words) {
-            Ok(words) => check_status(words),
-            Err(_) => Err(Error::Shape {
-                argument: "status",
-                expected: "[8]".into(),
-                actual: status.shape().to_vec(),
-            }),
-        }
-    }
 }
 
 /// Bytes on their way to the host: in a staging buffer that is being mapped.
@@ -67,7 +39,7 @@ pub(crate) struct Readback {
     staging: wgpu::Buffer,
     submission: wgpu::SubmissionIndex,
     mapped: OneshotReceiver<Result<(), wgpu::BufferAsyncError>>,
-    /// The receiver tells it once, and a wait may be given up and taken up again.
+    /// The receiver yields its result once, and a wait may be given up and taken up again.
     has_arrived: AtomicBool,
 }
 
@@ -148,7 +120,7 @@ impl Readback {
 }
 
 fn failed(gpu: &Gpu, message: String) -> Error {
-    gpu.lost().unwrap_or(Error::Internal(message))
+    gpu.lost(true).unwrap_or(Error::Internal(message))
 }
 
 /// The bytes of a tensor's elements, without those between its rows, of the words that they lie in.

@@ -44,6 +44,11 @@ impl Layout {
 
     /// The same, with this many elements from one index of the first dimension to the next: for
     /// two dimensions and more, and only for arguments and results of the input's shape.
+    ///
+    /// What lies between the rows is padding, which kernels neither read nor write: it may be other
+    /// data of the caller's. A gradient that is written in place leaves there what was there before,
+    /// such as logits of padding classes; [`Args::zero_padding`](crate::Args::zero_padding) writes
+    /// zeros.
     pub fn with_row_stride(mut self, elements: usize) -> Self {
         self.row_stride = elements;
         self
@@ -105,7 +110,14 @@ impl Layout {
         (self.offset as u64 + self.span() as u64) * self.dtype.size() as u64
     }
 
-    /// Bytes from the buffer's start to the last place before the tensor that is aligned.
+    /// Bytes from the buffer's start to behind the last row's padding.
+    pub(crate) fn padded_bytes(&self) -> u64 {
+        let padding = self.row_stride - inner_elements(&self.shape);
+        let padding = if self.elements() == 0 { 0 } else { padding as u64 };
+        self.buffer_bytes() + padding * self.dtype.size() as u64
+    }
+
+    /// Bytes from the buffer's start to the last aligned one before the tensor.
     pub(crate) fn aligned_start(&self) -> u64 {
         (self.offset * self.dtype.size()) as u64 / ALIGNMENT * ALIGNMENT
     }
@@ -194,7 +206,7 @@ pub(crate) fn element_count(argument: &'static str, shape: &[usize]) -> Result<u
 
 /// `[C]`, `[N, C]` or `[N, C, d1, ...]` taken apart: rows of C classes, `positions` apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ClassShape {
+pub struct ClassShape {
     /// N: 1 when there is no batch dimension.
     pub batch: usize,
     /// C.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::door::{Call, Station, check};
+use crate::session::{PendingCall, Session, check};
 use crate::shape::Layout;
 use crate::{Args, Array, Error, Gpu, Op, Output, Pass, Result};
 
@@ -54,23 +54,12 @@ pub struct Stream<'a> {
     op: &'a dyn Op,
     pass: Pass,
     limit: usize,
-    trace: Box<dyn FnMut(Event) + 'a>,
     /// For the layouts of the last batch.
-    station: Option<(Args<Layout>, Station)>,
+    session: Option<(Args<Layout>, Session)>,
     /// How many batches were pushed.
     pushed: usize,
     /// The last ones of these, oldest first.
-    batches: VecDeque<Result<Call>>,
-}
-
-/// What became of a batch, which is named by its index (see [`Stream::trace`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Event {
-    /// Its arguments are copied, its upload, dispatches and readback are submitted.
-    Submitted(usize),
-    /// Its results are on the host.
-    Read(usize),
+    batches: VecDeque<Result<PendingCall>>,
 }
 
 impl Gpu {
@@ -81,8 +70,7 @@ impl Gpu {
             op,
             pass,
             limit: 2,
-            trace: Box::new(|_| {}),
-            station: None,
+            session: None,
             pushed: 0,
             batches: VecDeque::new(),
         }
@@ -97,20 +85,11 @@ impl<'a> Stream<'a> {
         self
     }
 
-    /// A function to call at every [`Event`]: for progress bars and tests.
-    pub fn trace(mut self, trace: impl FnMut(Event) + 'a) -> Self {
-        self.trace = Box::new(trace);
-        self
-    }
-
     /// Submits a batch, whose arrays are free afterwards. When as many batches are in flight as may
     /// be, waits for the oldest one before, and returns its results.
     pub async fn push(&mut self, args: &Args<Array<'_>>) -> Option<Result<Output<Array<'static>>>> {
         let oldest = if self.is_full() { self.next().await } else { None };
         let call = self.start(args).await;
-        if call.is_ok() {
-            (self.trace)(Event::Submitted(self.pushed));
-        }
         self.pushed += 1;
         self.batches.push_back(call);
         oldest
@@ -128,9 +107,6 @@ impl<'a> Stream<'a> {
             Err(error) => Err(error.clone()),
         };
         self.batches.pop_front();
-        if result.is_ok() {
-            (self.trace)(Event::Read(index));
-        }
         Some(result.map_err(|error| Error::Batch { index, error: Box::new(error) }))
     }
 
@@ -157,19 +133,19 @@ impl<'a> Stream<'a> {
         self.batches.len() >= self.limit
     }
 
-    async fn start(&mut self, args: &Args<Array<'_>>) -> Result<Call> {
+    async fn start(&mut self, args: &Args<Array<'_>>) -> Result<PendingCall> {
         check(self.op, self.pass, args)?;
         let layouts = args.layouts();
-        let station = match self.station.take() {
-            Some((planned, station)) if planned == layouts => station,
+        let session = match self.session.take() {
+            Some((planned, session)) if planned == layouts => session,
             // the new one finds the buffers of the old one
             old => {
                 drop(old);
-                Station::new(&self.gpu, self.op, self.pass, &layouts).await?
+                Session::new(&self.gpu, self.op, self.pass, &layouts).await?
             }
         };
-        let (_, station) = self.station.insert((layouts, station));
-        station.start(args).await
+        let (_, session) = self.session.insert((layouts, session));
+        session.start(args).await
     }
 }
 

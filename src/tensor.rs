@@ -20,9 +20,9 @@ pub(crate) const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 impl Tensor {
     /// Wraps a caller's buffer, on the device of the [`Gpu`] it will be used with. Nothing is
     /// copied. The buffer needs `STORAGE`; reading it back needs `COPY_SRC` too, and `COPY_DST` a result
-    /// that is copied to its place: a status, and what cross entropy tells of each row.
+    /// that is copied to its place, such as the row outputs of cross entropy.
     ///
-    /// The layout tells where in the buffer the elements lie. No offset needs to be aligned, but that
+    /// The layout says where in the buffer the elements lie. No offset needs to be aligned, but that
     /// of row state, to 16 bytes. Storage is read and written in words of four bytes; of a word that
     /// a 16-bit tensor shares with something else, the other half is left alone.
     ///
@@ -83,32 +83,25 @@ impl Tensor {
 }
 
 impl Gpu {
-    /// A tensor of zeros, in a buffer that its layout fits into.
-    pub(crate) async fn allocate(&self, argument: &'static str, layout: &Layout) -> Result<Tensor> {
-        let size = layout.buffer_bytes().next_multiple_of(16).max(16);
-        self.check_size(argument, size)?;
-        let descriptor = wgpu::BufferDescriptor {
-            label: Some(argument),
-            size,
-            usage: USAGES,
-            mapped_at_creation: false,
-        };
-        let buffer = self.guarded(|| self.device().create_buffer(&descriptor)).await?;
-        Ok(Tensor { buffer, layout: layout.clone() })
+    /// A tensor of zeros, in a buffer of at least so many bytes.
+    pub(crate) async fn allocate(
+        &self,
+        argument: &'static str,
+        layout: &Layout,
+        bytes: u64,
+    ) -> Result<Tensor> {
+        self.profile().limits.expect_allocatable(argument, bytes)?;
+        self.guarded(|| self.create_tensor(argument, layout, bytes)).await
     }
 
-    /// Refuses what the device cannot hold.
-    pub(crate) fn check_size(&self, argument: &'static str, bytes: u64) -> Result<()> {
-        let facts = self.facts();
-        if bytes <= facts.max_buffer {
-            return Ok(());
-        }
-        Err(Error::TooLarge {
-            argument,
-            bytes,
-            limit: facts.max_buffer,
-            limit_name: "max_buffer_size",
-            device: facts.device.clone(),
-        })
+    /// [`Gpu::allocate`] for those who watch the device's errors themselves.
+    pub(crate) fn create_tensor(&self, argument: &str, layout: &Layout, bytes: u64) -> Tensor {
+        let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(argument),
+            size: bytes.next_multiple_of(16).max(16),
+            usage: USAGES,
+            mapped_at_creation: false,
+        });
+        Tensor { buffer, layout: layout.clone() }
     }
 }

@@ -16,40 +16,57 @@ impl Gpu {
     /// [`Error::TooLarge`] beyond the device's limits; [`Error::Value`] for an i64 that i32 does
     /// not hold; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub async fn upload(&self, array: &Array<'_>) -> Result<Tensor> {
-        self.upload_argument("array", array).await
+        let mut tensors = self.upload_all(&[("array", array)]).await?;
+        tensors.pop().ok_or_else(|| Error::Internal("an upload without its tensor".into()))
     }
 
-    /// Uploads every argument.
+    /// Uploads every argument, in one submission.
     ///
     /// # Errors
     /// As [`Gpu::upload`].
     pub async fn upload_args(&self, args: &Args<Array<'_>>) -> Result<Args<Tensor>> {
-        args.map_async(async |argument, array| self.upload_argument(argument, array).await).await
+        let arrays: Vec<_> = args.iter().map(|(role, array)| (role.name(), array)).collect();
+        let mut tensors = self.upload_all(&arrays).await?.into_iter();
+        args.try_map(|_, _| {
+            tensors.next().ok_or_else(|| Error::Internal("an upload without its tensor".into()))
+        })
     }
 
-    /// [`Gpu::upload`] of a named argument.
-    async fn upload_argument(&self, argument: &'static str, array: &Array<'_>) -> Result<Tensor> {
-        if let Data::I64(values) = array.data()
-            && let Some((i, value)) =
-                values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err())
-        {
-            return Err(Error::Value {
-                argument,
-                expected: "integers that fit i32".into(),
-                actual: format!("{value} at element {i}"),
-            });
+    /// A tensor for each array, in order.
+    async fn upload_all(&self, arrays: &[(&'static str, &Array<'_>)]) -> Result<Vec<Tensor>> {
+        for (argument, array) in arrays {
+            expect_i32(argument, array)?;
+            let bytes = device_layout(array.layout()).bytes();
+            self.profile().limits.expect_allocatable(argument, bytes)?;
         }
-        let tensor = self.allocate(argument, &device_layout(array.layout())).await?;
         let write = || {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             let mut upload = Upload::default();
-            upload.encode(self, &mut encoder, array, &tensor)?;
+            let mut tensors = Vec::with_capacity(arrays.len());
+            for (argument, array) in arrays {
+                let layout = device_layout(array.layout());
+                let tensor = self.create_tensor(argument, &layout, layout.bytes());
+                upload.encode(self, &mut encoder, array, &tensor)?;
+                tensors.push(tensor);
+            }
             self.queue().submit([encoder.finish()]);
             upload.submitted(self);
-            Ok(())
+            Ok(tensors)
         };
-        self.guarded_trimming(write).await??;
-        Ok(tensor)
+        self.guarded_trimming(write).await?
+    }
+}
+
+/// Refuses an i64 that i32, which devices have, does not hold.
+fn expect_i32(argument: &'static str, array: &Array<'_>) -> Result<()> {
+    let Data::I64(values) = array.data() else { return Ok(()) };
+    match values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err()) {
+        None => Ok(()),
+        Some((i, value)) => Err(Error::Value {
+            argument,
+            expected: "integers that fit i32".into(),
+            actual: format!("{value} at element {i}"),
+        }),
     }
 }
 

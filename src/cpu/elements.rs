@@ -5,7 +5,7 @@ use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stor
 use super::threads;
 use crate::ops::{Elementwise, divisor, weight_dims};
 use crate::shape::Dim;
-use crate::{Args, Array, Output, Reduction, Result};
+use crate::{Args, Array, Output, Reduction, Result, Role};
 
 /// Elements of a block: 4 KiB of each argument and result.
 const BLOCK: usize = 1024;
@@ -37,7 +37,7 @@ pub(crate) fn elements<E: Elementwise>(
             false => run::<E, S, S>(op, args, output),
         }
     }
-    with_stored!(args.input.dtype(), stored_as::<_, E>(op, args, output))
+    with_stored!(args.input().dtype(), stored_as::<_, E>(op, args, output))
 }
 
 /// What all tasks read. `S` is how inputs are stored.
@@ -68,25 +68,27 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    let input = slice::<S>(&args.input)?;
+    let input = slice::<S>(args.input())?;
     let reduction = op.reduction();
-    let divisor = divisor(reduction, args.input.shape());
+    let divisor = divisor(reduction, args.input().shape());
     let is_none = reduction == Reduction::None;
-    let scalar = if is_none { None } else { slice_of::<f32>(&args.upstream)? };
+    let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
     let job = Job {
         op,
         input,
-        target: slice_of(&args.target)?,
-        weight: slice_of(&args.weight)?,
-        pos_weight: slice_of(&args.pos_weight)?,
+        target: slice_of(args.get(Role::Target))?,
+        weight: slice_of(args.get(Role::Weight))?,
+        pos_weight: slice_of(args.get(Role::PosWeight))?,
         dims: weight_dims(&args.layouts())?,
-        upstream: if is_none { slice_of(&args.upstream)? } else { None },
+        upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
         scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
     };
 
-    let has_loss = output.loss.is_some();
-    let mut losses = if is_none { slice_mut::<L>(&mut output.loss)? } else { None };
-    let mut grad = slice_mut::<S>(&mut output.grad)?;
+    let result = if E::TARGET { Role::Loss } else { Role::Output };
+    let has_loss = output.get(result).is_some();
+    let [to_result, to_grad] = output.places([result, Role::Grad])?;
+    let mut losses = if is_none { slice_mut::<L>(to_result)? } else { None };
+    let mut grad = slice_mut::<S>(to_grad)?;
     let mut tasks = Vec::new();
     for first in (0..input.len()).step_by(TASK) {
         let count = TASK.min(input.len() - first);
@@ -101,7 +103,7 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
             Reduction::None | Reduction::Sum => sum,
             Reduction::Mean | Reduction::BatchMean => sum / divisor,
         };
-        slice_mut::<f32>(&mut output.loss)?.into_iter().for_each(|to| to.fill(loss as f32));
+        slice_mut::<f32>(to_result)?.into_iter().for_each(|to| to.fill(loss as f32));
     }
     Ok(())
 }

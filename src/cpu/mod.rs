@@ -34,9 +34,7 @@ pub(crate) mod prelude {
 }
 
 use crate::shape::Layout;
-use crate::{
-    Args, Array, Backward, DType, Error, Forward, ForwardBackward, Op, Output, Pass, Result,
-};
+use crate::{Args, Array, DType, Error, Op, Output, Pass, Result};
 
 /// The CPU, for host arrays: the same ops with the same options, checks and results as
 /// [`Gpu`](crate::Gpu), without a GPU.
@@ -51,7 +49,7 @@ use crate::{
 /// let (logits, target) = ([2.0, -1.0, 0.5, 0.1, 3.0, -2.0_f32], [0, 1]);
 /// let args = Args::new(Array::new(&logits, &[2, 3])?).target(Array::from(&target));
 /// let out = Cpu::default().forward_backward(&CrossEntropy::default(), &args)?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Clone, Default)]
@@ -88,8 +86,8 @@ impl Cpu {
     ///
     /// # Errors
     /// What the op refuses: [`Op::outputs`], and the values that it documents.
-    pub fn forward(&self, op: &dyn Op, args: &Args<Array<'_>>) -> Result<Forward<Array<'static>>> {
-        self.run(op, Pass::Forward, args)?.into_forward()
+    pub fn forward(&self, op: &dyn Op, args: &Args<Array<'_>>) -> Result<Output<Array<'static>>> {
+        self.run(op, Pass::Forward, args)
     }
 
     /// Computes the gradient with respect to the input, times the upstream gradient.
@@ -100,8 +98,8 @@ impl Cpu {
         &self,
         op: &dyn Op,
         args: &Args<Array<'_>>,
-    ) -> Result<Backward<Array<'static>>> {
-        self.run(op, Pass::Backward, args)?.into_backward()
+    ) -> Result<Output<Array<'static>>> {
+        self.run(op, Pass::Backward, args)
     }
 
     /// Computes the loss and the gradient with respect to the input, times the upstream gradient.
@@ -112,8 +110,8 @@ impl Cpu {
         &self,
         op: &dyn Op,
         args: &Args<Array<'_>>,
-    ) -> Result<ForwardBackward<Array<'static>>> {
-        self.run(op, Pass::ForwardBackward, args)?.into_forward_backward()
+    ) -> Result<Output<Array<'static>>> {
+        self.run(op, Pass::ForwardBackward, args)
     }
 
     /// Computes whichever pass.
@@ -157,18 +155,8 @@ impl Cpu {
     ) -> Result<()> {
         let wanted = op.outputs(pass, &args.layouts())?;
         op.check_values(args)?;
-        // what the status would tell has just been checked
-        let wanted = Output { status: None, ..wanted };
-        let given = std::mem::take(output);
-        *output = Output {
-            loss: fitting(given.loss, wanted.loss)?,
-            grad: fitting(given.grad, wanted.grad)?,
-            state: fitting(given.state, wanted.state)?,
-            logsumexp: fitting(given.logsumexp, wanted.logsumexp)?,
-            argmax: fitting(given.argmax, wanted.argmax)?,
-            correct: fitting(given.correct, wanted.correct)?,
-            status: None,
-        };
+        let mut given = std::mem::take(output);
+        *output = wanted.try_map(|role, layout| fitting(given.take(role), layout))?;
         match &self.pool {
             Some(pool) => pool.install(|| op.cpu(args, output)),
             None => op.cpu(args, output),
@@ -183,21 +171,16 @@ impl fmt::Debug for Cpu {
 }
 
 /// An array of a layout: the one given, if it has it.
-fn fitting(
-    given: Option<Array<'static>>,
-    wanted: Option<Layout>,
-) -> Result<Option<Array<'static>>> {
-    let Some(layout) = wanted else { return Ok(None) };
-    if let Some(given) = given.filter(|given| *given.layout() == layout) {
-        return Ok(Some(given));
+fn fitting(given: Option<Array<'static>>, layout: &Layout) -> Result<Array<'static>> {
+    if let Some(given) = given.filter(|given| given.layout() == layout) {
+        return Ok(given);
     }
     let (count, shape) = (layout.elements(), layout.shape());
-    let zeros = match layout.dtype() {
+    match layout.dtype() {
         DType::F32 => Array::from_vec(vec![0.0_f32; count], shape),
         DType::F16 => Array::from_vec(vec![half::f16::ZERO; count], shape),
         DType::Bf16 => Array::from_vec(vec![half::bf16::ZERO; count], shape),
         DType::I32 => Array::from_vec(vec![0_i32; count], shape),
         DType::I64 => Array::from_vec(vec![0_i64; count], shape),
-    };
-    zeros.map(Some)
+    }
 }

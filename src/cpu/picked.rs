@@ -5,7 +5,7 @@ use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
 use crate::ops::NllLoss;
 use crate::shape::ClassShape;
-use crate::{Args, Array, Output, Reduction, Result};
+use crate::{Args, Array, Output, Reduction, Result, Role};
 
 /// Rows of a task: the sum of losses is that of the tasks, in order.
 const TASK: usize = 1 << 12;
@@ -19,7 +19,7 @@ pub(crate) fn picked(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    with_stored!(args.input.dtype(), run::<_>(op, args, output))
+    with_stored!(args.input().dtype(), run::<_>(op, args, output))
 }
 
 fn run<T: Stored>(
@@ -27,12 +27,12 @@ fn run<T: Stored>(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    let shape = ClassShape::of(args.input.shape())?;
+    let shape = ClassShape::of(args.input().shape())?;
     let ClassShape { classes, positions, .. } = shape;
-    let Some(target) = &args.target else { return Ok(()) };
+    let Some(target) = args.get(Role::Target) else { return Ok(()) };
     let labels = Labels::of(target, op.ignore_index)?;
-    let input = slice::<T>(&args.input)?;
-    let weight = slice_of::<f32>(&args.weight)?;
+    let input = slice::<T>(args.input())?;
+    let weight = slice_of::<f32>(args.get(Role::Weight))?;
     let is_none = op.reduction == Reduction::None;
     let divisor = match op.reduction {
         Reduction::Mean => match labels.kept(weight).1 {
@@ -48,7 +48,7 @@ fn run<T: Stored>(
         Some((weight, (row / positions * classes + class) * positions + row % positions))
     };
 
-    if let Some(to) = slice_mut::<f32>(&mut output.loss)? {
+    if let Some(to) = slice_mut::<f32>(output.place(Role::Loss))? {
         let loss_of = |row: usize| match entry(row) {
             Some((weight, at)) => times(-weight, input[at].to_f32()),
             None => 0.0,
@@ -64,10 +64,10 @@ fn run<T: Stored>(
             to.fill((sums.iter().sum::<f64>() / divisor) as f32);
         }
     }
-    let Some(grad) = slice_mut::<T>(&mut output.grad)? else { return Ok(()) };
-    let scalar = if is_none { None } else { slice_of::<f32>(&args.upstream)? };
+    let Some(grad) = slice_mut::<T>(output.place(Role::Grad))? else { return Ok(()) };
+    let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
     let factor = scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32;
-    let upstream = if is_none { slice_of::<T>(&args.upstream)? } else { None };
+    let upstream = if is_none { slice_of::<T>(args.get(Role::Upstream))? } else { None };
     // whole indices of the batch, of which rows are never divided
     let batches = ELEMENTS.div_ceil(shape.batch_elements().max(1));
     let tasks = grad.chunks_mut(batches * shape.batch_elements().max(1)).enumerate();

@@ -8,7 +8,7 @@ use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
 use super::tiles::{Piece, Tiling, map};
 use crate::ops::rows_along;
-use crate::{Args, Array, Output, Result};
+use crate::{Args, Array, Output, Result, Role};
 
 /// Over arrays that the op's checks have passed.
 pub(crate) fn softmax(
@@ -16,7 +16,7 @@ pub(crate) fn softmax(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    with_stored!(args.input.dtype(), run::<_>(Map::Softmax, dim, args, output))
+    with_stored!(args.input().dtype(), run::<_>(Map::Softmax, dim, args, output))
 }
 
 /// As [`softmax`].
@@ -25,7 +25,7 @@ pub(crate) fn log_softmax(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    with_stored!(args.input.dtype(), run::<_>(Map::LogSoftmax, dim, args, output))
+    with_stored!(args.input().dtype(), run::<_>(Map::LogSoftmax, dim, args, output))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -65,16 +65,17 @@ fn run<T: Stored>(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    let shape = rows_along(args.input.shape(), dim)?;
+    let shape = rows_along(args.input().shape(), dim)?;
     if shape.classes == 0 {
         return Ok(());
     }
     let tiling = Tiling::of(shape);
     let job =
-        Job { map, tiling, input: slice::<T>(&args.input)?, upstream: slice_of(&args.upstream)? };
+        Job { map, tiling, input: slice::<T>(args.input())?, upstream: slice_of(args.get(Role::Upstream))? };
     let tasks = tiling.tasks();
-    let outputs = tiling.pieces(slice_mut::<T>(&mut output.loss)?, &tasks);
-    let grads = tiling.pieces(slice_mut::<T>(&mut output.grad)?, &tasks);
+    let [to_output, to_grad] = output.places([Role::Output, Role::Grad])?;
+    let outputs = tiling.pieces(slice_mut::<T>(to_output)?, &tasks);
+    let grads = tiling.pieces(slice_mut::<T>(to_grad)?, &tasks);
     let results = outputs.into_iter().zip(grads);
     let tasks: Vec<_> = tasks
         .into_iter()

@@ -13,7 +13,7 @@ use super::threads;
 use super::tiles::{Piece, Tiling};
 use crate::ops::{CrossEntropy, has_classes};
 use crate::shape::ClassShape;
-use crate::{Args, Array, Output, Reduction, Result};
+use crate::{Args, Array, Output, Reduction, Result, Role};
 
 /// Over arrays that the op's checks have passed.
 pub(crate) fn cross_entropy(
@@ -21,7 +21,7 @@ pub(crate) fn cross_entropy(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    with_stored!(args.input.dtype(), run::<_>(op, args, output))
+    with_stored!(args.input().dtype(), run::<_>(op, args, output))
 }
 
 /// What all tasks read. `T` is how inputs are stored.
@@ -96,18 +96,18 @@ fn run<T: Stored>(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
-    let shape = ClassShape::of(args.input.shape())?;
-    let labels = match &args.target {
+    let shape = ClassShape::of(args.input().shape())?;
+    let labels = match args.get(Role::Target) {
         Some(target) if has_classes(&args.layouts()) => Some(Labels::of(target, op.ignore_index)?),
         _ => None,
     };
-    let weight = slice_of::<f32>(&args.weight)?;
+    let weight = slice_of::<f32>(args.get(Role::Weight))?;
     let (kept, weights) = match &labels {
         Some(labels) => labels.kept(weight),
         None => (shape.rows(), shape.rows() as f64),
     };
     let is_none = op.reduction == Reduction::None;
-    let scalar = if is_none { None } else { slice_of::<f32>(&args.upstream)? };
+    let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
     let divisor = match op.reduction {
         Reduction::Mean if weights == 0.0 => f64::NAN,
         Reduction::Mean => weights,
@@ -132,28 +132,31 @@ fn run<T: Stored>(
             Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
             None => tiling.by_class(weight_of),
         },
-        state: slice_of(&args.state)?,
-        has_grad: output.grad.is_some(),
-        has_row_outputs: output.logsumexp.is_some(),
+        state: slice_of(args.get(Role::State))?,
+        has_grad: output.get(Role::Grad).is_some(),
+        has_row_outputs: output.get(Role::LogSumExp).is_some(),
     };
     let job = Job {
         form,
-        input: slice::<T>(&args.input)?,
-        probabilities: if labels.is_none() { slice_of(&args.target)? } else { None },
+        input: slice::<T>(args.input())?,
+        probabilities: if labels.is_none() { slice_of(args.get(Role::Target))? } else { None },
         labels,
         weight,
-        upstream: if is_none { slice_of(&args.upstream)? } else { None },
+        upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
         factor: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
     };
 
-    let has_loss = output.loss.is_some();
-    let mut loss = if is_none { slice_mut::<f32>(&mut output.loss)? } else { None };
-    let mut state = slice_mut::<f32>(&mut output.state)?;
-    let mut logsumexp = slice_mut::<f32>(&mut output.logsumexp)?;
-    let mut argmax = slice_mut::<i32>(&mut output.argmax)?;
-    let mut correct = slice_mut::<i32>(&mut output.correct)?;
+    let has_loss = output.get(Role::Loss).is_some();
+    let roles =
+        [Role::Loss, Role::Grad, Role::State, Role::LogSumExp, Role::Argmax, Role::Correct];
+    let [to_loss, to_grad, to_state, to_logsumexp, to_argmax, to_correct] = output.places(roles)?;
+    let mut loss = if is_none { slice_mut::<f32>(to_loss)? } else { None };
+    let mut state = slice_mut::<f32>(to_state)?;
+    let mut logsumexp = slice_mut::<f32>(to_logsumexp)?;
+    let mut argmax = slice_mut::<i32>(to_argmax)?;
+    let mut correct = slice_mut::<i32>(to_correct)?;
     let tasks = tiling.tasks();
-    let grads = tiling.pieces(slice_mut::<T>(&mut output.grad)?, &tasks);
+    let grads = tiling.pieces(slice_mut::<T>(to_grad)?, &tasks);
     let tasks: Vec<_> = tasks
         .into_iter()
         .zip(grads)
@@ -172,7 +175,7 @@ fn run<T: Stored>(
     if has_loss && !is_none {
         let mean_of_none = op.reduction == Reduction::Mean && kept == 0;
         let loss = if mean_of_none { op.empty_mean } else { sums.iter().sum::<f64>() / divisor };
-        slice_mut::<f32>(&mut output.loss)?.into_iter().for_each(|to| to.fill(loss as f32));
+        slice_mut::<f32>(to_loss)?.into_iter().for_each(|to| to.fill(loss as f32));
     }
     Ok(())
 }

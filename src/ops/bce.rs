@@ -2,7 +2,7 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
-use crate::Reduction;
+use crate::{Reduction, Role};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
@@ -46,7 +46,7 @@ use crate::reference::times;
 /// let args = Args::new(Array::from(&input)).target(Array::from(&target));
 /// let op = Bce::default();
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -67,7 +67,7 @@ impl sealed::Sealed for Bce {}
 impl Elementwise for Bce {
     const NAME: &'static str = "bce";
     const SHADER: File = shader!("ops/bce.wgsl");
-    const WEIGHTS: &'static [&'static str] = &["weight"];
+    const WEIGHTS: &'static [Role] = &[Role::Weight];
     const UNIT_INTERVAL: bool = true;
 
     fn reduction(&self) -> Reduction {

@@ -2,7 +2,7 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
-use crate::Reduction;
+use crate::{Reduction, Role};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
@@ -47,7 +47,7 @@ use crate::reference::{sigmoid, softplus, times};
 /// let (logits, target) = ([20.0, -0.5, 3.0_f32], [1.0, 0.0, 1.0_f32]);
 /// let args = Args::new(Array::from(&logits)).target(Array::from(&target));
 /// let out = gpu.block_on(gpu.forward_backward(&BceWithLogits::default(), &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -68,7 +68,7 @@ impl sealed::Sealed for BceWithLogits {}
 impl Elementwise for BceWithLogits {
     const NAME: &'static str = "bce_with_logits";
     const SHADER: File = shader!("ops/bce_with_logits.wgsl");
-    const WEIGHTS: &'static [&'static str] = &["weight", "pos_weight"];
+    const WEIGHTS: &'static [Role] = &[Role::Weight, Role::PosWeight];
 
     fn reduction(&self) -> Reduction {
         self.reduction

@@ -1,19 +1,19 @@
 //! Softmax cross entropy.
 
 use super::rows::{
-    RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
+    Family, RowLoss, RowOperands, RowParams, Target, device_ignore_index, expect_class_target,
+    expect_class_values, expect_class_weight,
 };
 use super::{
     FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_option, expect_positive,
-    expect_shape, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, required, sealed,
+    expect_shape, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
 };
-use crate::args::Memory;
 use crate::kernel::{self, shader};
-use crate::program::{Program, RowParams, status_layout};
+use crate::program::{Program, View};
 use crate::reference::{self, Values};
-use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
-use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
+use crate::tuning::DeviceProfile;
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 
 /// Softmax cross entropy of logits with class indices or probabilities as targets.
 ///
@@ -87,7 +87,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
 /// let args = Args::new(Array::new(&logits, &[2, 3])?).target(Array::from(&target));
 /// let op = CrossEntropy::default().label_smoothing(0.1);
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -222,27 +222,28 @@ impl Op for CrossEntropy {
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", self.name(), pass.name());
         self.check_options()?;
-        let known: &[&str] = match pass {
-            Pass::Forward => &["target", "weight"],
-            Pass::Backward => &["target", "weight", "upstream", "state"],
-            Pass::ForwardBackward => &["target", "weight", "upstream"],
+        let known: &[Role] = match pass {
+            Pass::Forward => &[Role::Target, Role::Weight],
+            Pass::Backward => &[Role::Target, Role::Weight, Role::Upstream, Role::State],
+            Pass::ForwardBackward => &[Role::Target, Role::Weight, Role::Upstream],
         };
         expect_args(pass, args, known, describe)?;
 
-        expect_dtype("input", &args.input, &FLOATS)?;
-        let shape = ClassShape::of(args.input.shape())?;
-        let rows = without_classes(args.input.shape());
+        let input = args.input();
+        expect_dtype(Role::Input, input, &FLOATS)?;
+        let shape = ClassShape::of(input.shape())?;
+        let rows = without_classes(input.shape());
         let has_classes = has_classes(args);
         if has_classes {
             expect_class_target(args, describe)?;
         } else {
-            let target = required("target", &args.target, describe)?;
-            if target.shape() == rows && target.shape() != args.input.shape() {
+            let target = args.required(Role::Target, describe)?;
+            if target.shape() == rows && target.shape() != input.shape() {
                 // classes, by their shape
-                expect_dtype("target", target, &[DType::I32, DType::I64])?;
+                expect_dtype(Role::Target, target, &[DType::I32, DType::I64])?;
             }
-            expect_dtype("target", target, &[DType::I32, DType::I64, args.input.dtype()])?;
-            expect_shape("target", target, args.input.shape())?;
+            expect_dtype(Role::Target, target, &[DType::I32, DType::I64, input.dtype()])?;
+            expect_shape(Role::Target, target, input.shape())?;
             if self.ignore_index >= 0 {
                 return Err(Error::Value {
                     argument: "ignore_index",
@@ -255,28 +256,26 @@ impl Op for CrossEntropy {
         expect_class_weight(args)?;
         expect_upstream(args, self.reduction, &rows)?;
         let state = Layout::new(&[shape.rows(), 4], DType::F32);
-        if let Some(given) = &args.state {
-            expect_dtype("state", given, &[DType::F32])?;
-            expect_shape("state", given, state.shape())?;
+        if let Some(given) = args.get(Role::State) {
+            expect_dtype(Role::State, given, &[DType::F32])?;
+            expect_shape(Role::State, given, state.shape())?;
         }
-        let has_row_outputs = self.row_outputs && pass.has_loss();
-        let row_output = |dtype| has_row_outputs.then(|| Layout::new(&rows, dtype));
-        Ok(Output {
-            loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
-            grad: grad_layout(pass, args),
-            state: (pass.has_loss() && self.keep_state).then_some(state),
-            logsumexp: row_output(DType::F32),
-            argmax: row_output(DType::I32),
-            correct: row_output(DType::I32).filter(|_| has_classes),
-            status: has_classes.then(status_layout),
-        })
+        let loss = pass.has_loss().then(|| loss_layout(self.reduction, &rows));
+        let state = (pass.has_loss() && self.keep_state).then_some(state);
+        let row_outputs = self.rows(pass, has_classes);
+        let row_outputs = row_outputs.map(|(role, dtype)| (role, Layout::new(&rows, dtype)));
+        Ok(row_outputs
+            .collect::<Output<_>>()
+            .with_some(Role::Loss, loss)
+            .with_some(Role::Grad, grad_layout(pass, args))
+            .with_some(Role::State, state))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
         if has_classes(&args.layouts()) {
             return expect_class_values(args, self.ignore_index);
         }
-        expect_finite("weight", args.weight.as_ref())
+        expect_finite(Role::Weight, args.get(Role::Weight))
     }
 
     fn program(
@@ -284,20 +283,59 @@ impl Op for CrossEntropy {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        let shape = ClassShape::of(args.input.shape())?;
+        let mut program = Program::new(&profile.limits);
+        let target = View::of(Role::Target, args.required(Role::Target, || self.name().into())?);
         let has_classes = has_classes(args);
+        let target =
+            if has_classes { Target::Classes(target) } else { Target::Probabilities(target) };
+        let mut operands = RowOperands::of(args, outputs, target);
+        if self.row_outputs && pass.has_loss() {
+            let written = [Role::LogSumExp, Role::Argmax, Role::Correct];
+            operands.row_outputs =
+                written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec();
+        }
+        self.row_loss(pass, operands).push(&mut program, profile)?;
+        Ok(program)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        reference::cross_entropy(self, pass, args)
+    }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::cross_entropy(self, args, output)
+    }
+}
+
+impl CrossEntropy {
+    /// The row outputs of a pass, and how they are stored.
+    fn rows(&self, pass: Pass, has_classes: bool) -> impl Iterator<Item = (Role, DType)> {
+        let all = [
+            (Role::LogSumExp, DType::F32),
+            (Role::Argmax, DType::I32),
+            (Role::Correct, DType::I32),
+        ];
+        let is_given = self.row_outputs && pass.has_loss();
+        all.into_iter().filter(move |&(role, _)| is_given && (has_classes || role != Role::Correct))
+    }
+
+    /// The loss of rows over any operands.
+    pub(super) fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
+        let shape = operands.input.layout.shape();
+        let classes = if shape.len() > 1 { shape[1] } else { shape[0] };
+        let rows = operands.input.layout.elements() / classes.max(1);
+        let has_classes = matches!(operands.target, Target::Classes(_));
         let mean = self.reduction == Reduction::Mean;
         // In place, the target's logit is met on the way: looked up after the row's statistics, it
         // might be overwritten already.
-        let in_place = args.memory == Memory::InPlace;
-        let spread = !has_classes || self.label_smoothing != 0.0 || in_place;
-
+        let spread = !has_classes || self.label_smoothing != 0.0 || operands.is_in_place();
         let mut constants = vec![
             ("SPREAD", spread.into()),
             ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
-            ("FROM_STATE", args.state.is_some().into()),
+            ("FROM_STATE", operands.given_state.is_some().into()),
             ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),
             ("SCALED", (self.logit_scale != 1.0 && self.softcap.is_none()).into()),
             ("SOFTCAP", self.softcap.is_some().into()),
@@ -312,41 +350,28 @@ impl Op for CrossEntropy {
         RowLoss {
             name: self.name(),
             pass,
-            args,
-            outputs,
             reduction: self.reduction,
-            family: kernel::ROWS,
+            family: Family::Rows,
             files,
             constants,
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
                 confidence: (1.0 - self.label_smoothing) as f32,
-                smoothing: (self.label_smoothing / shape.classes as f64) as f32,
-                divisor: if mean { shape.rows() as f32 } else { 1.0 },
+                smoothing: (self.label_smoothing / classes as f64) as f32,
+                divisor: if mean { rows as f32 } else { 1.0 },
                 scale: self.logit_scale as f32,
                 softcap: self.softcap.unwrap_or(1.0) as f32,
                 z_loss: self.z_loss as f32,
                 ..RowParams::default()
             },
-            has_classes,
             empty_mean: self.empty_mean as f32,
             reads_input: true,
-            row_outputs: self.row_outputs,
+            operands,
         }
-        .program(facts)
-    }
-
-    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
-        reference::cross_entropy(self, pass, args)
-    }
-
-    #[cfg(feature = "cpu")]
-    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
-        crate::cpu::cross_entropy(self, args, output)
     }
 }
 
 /// Whether targets are class indices: integers are, whatever their shape; floats are probabilities.
 pub(crate) fn has_classes(args: &Args<Layout>) -> bool {
-    args.target.as_ref().is_none_or(|t| matches!(t.dtype(), DType::I32 | DType::I64))
+    args.get(Role::Target).is_none_or(|t| matches!(t.dtype(), DType::I32 | DType::I64))
 }

@@ -1,20 +1,50 @@
 //! Element-wise losses: everything that they share.
 
+use bytemuck::{Pod, Zeroable};
+
+use super::sum::{Terms, Total};
 use super::{
     FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_shape, expect_unit_interval,
-    expect_upstream, grad_layout, loss_layout, refuse_batch_mean, required, sealed,
+    expect_upstream, grad_layout, grad_view, loss_layout, refuse_batch_mean, sealed,
 };
-use crate::args::Memory;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{
-    Binding, ElementParams, Program, Slot, Terms, Total, first_place, status_layout, stretches,
-};
+use crate::limits::{Chunk, Split};
+use crate::program::{Binding, Port, Program, View, first_index};
 use crate::reference::{self, Values};
-use crate::select::Facts;
 use crate::shape::{self, Layout, MAX_DIMS};
-use crate::{Args, Array, DType, Output, Pass, Reduction, Result};
+use crate::tuning::DeviceProfile;
+use crate::{Args, Array, DType, Output, Pass, Reduction, Result, Role};
+
+/// `Params` of `shaders/family/elements.wgsl`, after the places.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub struct ElementParams {
+    pub quads: u32,
+    pub per_team: u32,
+    pub teams: u32,
+    pub line: u32,
+    pub dims: u32,
+    pub scale: f32,
+    pub own: [u32; 2],
+    pub settings: [f32; 3],
+    pub first: u32,
+    pub dim: [[u32; 4]; MAX_DIMS],
+}
+
+/// The bindings of kernels over elements.
+mod ports {
+    use crate::program::Port;
+
+    pub const INPUT: Port = Port::read(1);
+    pub const TARGETS: Port = Port::read(2);
+    pub const WEIGHT: Port = Port::read(3);
+    pub const UPSTREAM: Port = Port::read(4);
+    pub const GRAD: Port = Port::write(5);
+    pub const RESULTS: Port = Port::write(6);
+    pub const POS_WEIGHT: Port = Port::read(8);
+}
 
 /// A loss at one element, and its derivative by the input, in float64: each as the terms whose sum
 /// it is, since the error of a result is promised in units of their absolute values.
@@ -35,7 +65,7 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// Whether it is a loss of `x - t`, which is NaN where both are the same infinity.
     const OF_DIFFERENCE: bool = false;
     /// Which of `weight` and `pos_weight` it takes.
-    const WEIGHTS: &'static [&'static str] = &[];
+    const WEIGHTS: &'static [Role] = &[];
     /// Whether inputs and targets must lie in `[0, 1]`.
     const UNIT_INTERVAL: bool = false;
     /// Whether [`Reduction::BatchMean`] is one of its reductions.
@@ -95,41 +125,40 @@ impl<E: Elementwise> Op for E {
         if !E::BATCH_MEAN {
             refuse_batch_mean(self.reduction())?;
         }
-        let target: &[_] = if E::TARGET { &["target"] } else { &[] };
-        let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
+        let target: &[_] = if E::TARGET { &[Role::Target] } else { &[] };
+        let upstream: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
         expect_args(pass, args, &[target, E::WEIGHTS, upstream].concat(), describe)?;
 
-        let input = &args.input;
-        expect_dtype("input", input, &FLOATS)?;
+        let input = args.input();
+        expect_dtype(Role::Input, input, &FLOATS)?;
         if E::TARGET {
-            let target = required("target", &args.target, describe)?;
-            expect_dtype("target", target, &[input.dtype()])?;
-            expect_shape("target", target, input.shape())?;
+            let target = args.required(Role::Target, describe)?;
+            expect_dtype(Role::Target, target, &[input.dtype()])?;
+            expect_shape(Role::Target, target, input.shape())?;
         }
-        for (argument, weight) in [("weight", &args.weight), ("pos_weight", &args.pos_weight)] {
-            if let Some(weight) = weight {
-                expect_dtype(argument, weight, &[DType::F32])?;
+        for role in [Role::Weight, Role::PosWeight] {
+            if let Some(weight) = args.get(role) {
+                expect_dtype(role, weight, &[DType::F32])?;
             }
         }
         Weights::of(args)?;
         expect_upstream(args, self.reduction(), input.shape())?;
-        Ok(Output {
-            loss: pass.has_loss().then(|| match E::TARGET {
-                true => loss_layout(self.reduction(), input.shape()),
-                false => Layout::new(input.shape(), input.dtype()),
-            }),
-            grad: grad_layout(pass, args),
-            status: E::UNIT_INTERVAL.then(status_layout),
-            ..Output::default()
-        })
+        let result = pass.has_loss().then(|| match E::TARGET {
+            true => loss_layout(self.reduction(), input.shape()),
+            false => Layout::new(input.shape(), input.dtype()),
+        });
+        let role = if E::TARGET { Role::Loss } else { Role::Output };
+        Ok(Output::default()
+            .with_some(role, result)
+            .with_some(Role::Grad, grad_layout(pass, args)))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
-        expect_finite("weight", args.weight.as_ref())?;
-        expect_finite("pos_weight", args.pos_weight.as_ref())?;
+        expect_finite(Role::Weight, args.get(Role::Weight))?;
+        expect_finite(Role::PosWeight, args.get(Role::PosWeight))?;
         if E::UNIT_INTERVAL {
-            expect_unit_interval("input", Some(&args.input))?;
-            expect_unit_interval("target", args.target.as_ref())?;
+            expect_unit_interval(Role::Input, args.get(Role::Input))?;
+            expect_unit_interval(Role::Target, args.get(Role::Target))?;
         }
         Ok(())
     }
@@ -139,46 +168,50 @@ impl<E: Elementwise> Op for E {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        let mut program = Program::default();
+        let mut program = Program::new(&profile.limits);
         let reduction = self.reduction();
-        let input = &args.input;
+        let input = args.input();
         let divisor = divisor(reduction, input.shape());
         let label = format!("{}.{}.{}", E::NAME, pass.name(), input.dtype());
-        let reduced = reduction != Reduction::None && pass.has_loss();
-        let upstream_is_tensor = reduction == Reduction::None && args.upstream.is_some();
+        let is_reduced = reduction != Reduction::None && pass.has_loss();
+        let argument = |role| args.get(role).map(|layout| View::of(role, layout));
+        let upstream = argument(Role::Upstream).filter(|_| pass.has_grad());
+        let upstream_is_tensor = reduction == Reduction::None && upstream.is_some();
+        let result = if E::TARGET { Role::Loss } else { Role::Output };
+        let result = outputs.get(result).map(|layout| View::of(result, layout));
 
-        // all that has an element for each of the input's
-        let mut tensors = vec![(1, Slot::Input, input)];
-        let mut add = |binding, slot, layout| {
-            if let Some(layout) = layout {
-                tensors.push((binding, slot, layout));
-            }
-        };
-        add(2, Slot::Target, args.target.as_ref());
-        add(4, Slot::Upstream, args.upstream.as_ref().filter(|_| upstream_is_tensor));
-        add(5, Slot::Grad, outputs.grad.as_ref());
-        add(6, Slot::Loss, outputs.loss.as_ref().filter(|_| !reduced));
+        // all that has an element for each of the input's; in place, the input is bound as the gradient
+        let tensors: Vec<(Port, View)> = [
+            (ports::INPUT, argument(Role::Input).filter(|_| !args.in_place)),
+            (ports::TARGETS, argument(Role::Target)),
+            (ports::UPSTREAM, upstream.clone().filter(|_| upstream_is_tensor)),
+            (ports::GRAD, grad_view(args, outputs)),
+            (ports::RESULTS, result.clone().filter(|_| !is_reduced)),
+        ]
+        .into_iter()
+        .filter_map(|(port, view)| Some((port, view?)))
+        .collect();
 
         let weights = Weights::of(args)?;
-        let layouts = tensors.iter().map(|tensor| tensor.2);
-        let layouts: Vec<_> = layouts.chain(weights.own.into_iter().flatten()).collect();
-        let lines = Lines::of(input, &layouts, facts)?;
-        let vec4 = lines.are_vec4(tensors.iter().map(|tensor| tensor.2));
-        let (choice, per_team) = facts.for_elements();
+        let layouts = || tensors.iter().map(|(_, view)| &view.layout);
+        let all: Vec<_> = layouts().chain(weights.own.into_iter().flatten()).collect();
+        let split = Split::of_elements(&profile.limits, input, &all)?;
+        let vec4 = split.are_vec4(layouts());
+        let by = profile.for_elements();
         let kernel = Kernel {
-            label: label.clone(),
+            label,
             files: [
                 &[
                     kernel::ELEMENTS,
                     E::SHADER,
                     kernel::CONTROL,
                     kernel::check_elements(E::UNIT_INTERVAL),
-                    kernel::upstream(args.upstream.is_some(), !upstream_is_tensor),
+                    kernel::upstream(args.get(Role::Upstream).is_some(), !upstream_is_tensor),
                     kernel::results(E::TARGET),
                 ][..],
-                &kernel::storage(input.dtype(), vec4, args.memory),
+                &kernel::storage(input.dtype(), vec4, args.in_place),
             ]
             .concat(),
             entry_point: pass.name(),
@@ -187,83 +220,77 @@ impl<E: Elementwise> Op for E {
                     ("HAS_TARGET", E::TARGET.into()),
                     ("OF_DIFFERENCE", E::OF_DIFFERENCE.into()),
                     ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
-                    ("WEIGHTED", args.weight.is_some().into()),
-                    ("POS_WEIGHTED", args.pos_weight.is_some().into()),
-                    ("REDUCED", reduced.into()),
-                    ("LINES", (!lines.is_one).into()),
+                    ("WEIGHTED", args.get(Role::Weight).is_some().into()),
+                    ("POS_WEIGHTED", args.get(Role::PosWeight).is_some().into()),
+                    ("REDUCED", is_reduced.into()),
+                    ("LINES", (!split.is_flat()).into()),
                 ],
                 self.constants(),
             ]
             .concat(),
-            blocks: choice.blocks,
-            shares_buffers: args.memory != Memory::Apart,
+            defines: kernel::tile(by.tile),
+            read_write: 0,
         };
 
         // one loss a team
-        let quads_per_team = u64::from(per_team / 4);
-        let parts: Vec<_> = lines.parts().collect();
-        let teams_of = |part: &Part| part.quads().div_ceil(quads_per_team);
-        let all_teams: u64 = parts.iter().map(teams_of).sum();
-        let sums = if reduced { program.scratch(all_teams) } else { Slot::Loss };
+        let vec4s_per_team = u64::from(by.per_team / 4);
+        let vec4s_of = |chunk: &Chunk| chunk.rows * chunk.inner.div_ceil(4);
+        let teams_of = |chunk: &Chunk| vec4s_of(chunk).div_ceil(vec4s_per_team);
+        let chunks: Vec<_> = split.chunks().collect();
+        let all_teams: u64 = chunks.iter().map(teams_of).sum();
+        let sums = is_reduced.then(|| program.scratch_f32(all_teams));
         let mut done = 0;
-        for part in &parts {
-            let teams = teams_of(part);
+        for chunk in &chunks {
+            let teams = teams_of(chunk);
             let params = ElementParams {
-                quads: part.quads() as u32,
-                per_team: quads_per_team as u32,
+                quads: vec4s_of(chunk) as u32,
+                per_team: vec4s_per_team as u32,
                 teams: teams as u32,
-                line: part.line as u32,
+                line: chunk.inner as u32,
                 dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
                 own: weights.own.map(|own| own.is_some().into()),
                 settings: self.settings().map(|setting| setting as f32),
-                first: first_place(part.first),
-                dim: weights.dims_from(part.first),
+                first: first_index(chunk.first),
+                dim: weights.dims_from(chunk.first),
             };
-            let mut bindings = Vec::new();
-            for &(binding, slot, layout) in &tensors {
-                if slot == Slot::Input && args.memory == Memory::InPlace {
-                    continue;
-                }
-                let stride = if lines.is_one { 0 } else { layout.row_stride() as u64 };
-                let first = if lines.is_one { part.first } else { part.first / part.line * stride };
-                let span = (part.lines - 1) * stride + part.line;
-                bindings.push(Binding::part(binding, slot, layout, [first, span, stride]));
-            }
-            let given = [(3, Slot::Weight, &args.weight), (8, Slot::PosWeight, &args.pos_weight)];
-            for ((binding, slot, layout), own) in given.into_iter().zip(weights.own) {
-                let stretch = [part.first, part.lines * part.line, 0];
+            let of_tensors = tensors.iter().map(|(port, view)| {
+                Binding::part(*port, view, chunk.range(view.layout.row_stride() as u64))
+            });
+            let mut bindings: Vec<_> = of_tensors.collect();
+            let given = [(ports::WEIGHT, Role::Weight), (ports::POS_WEIGHT, Role::PosWeight)];
+            for ((port, role), own) in given.into_iter().zip(weights.own) {
+                let range = [chunk.first, chunk.elements(), 0];
                 bindings.push(match own {
-                    Some(own) => Binding::part(binding, slot, own, stretch),
-                    None => Binding::all_or_one(binding, slot, layout.as_ref()),
+                    Some(own) => Binding::part(port, &View::of(role, own), range),
+                    None => Binding::all_or_placeholder(port, argument(role).as_ref()),
                 });
             }
             if !E::TARGET {
-                bindings.push(Binding::one(2));
+                bindings.push(Binding::placeholder(ports::TARGETS));
             }
-            if reduced && let Slot::Scratch(i) = sums {
-                let stretch = [done, teams, 0];
-                bindings.push(Binding::part(6, sums, &program.scratch[i], stretch));
+            if let Some(sums) = &sums {
+                bindings.push(Binding::part(ports::RESULTS, sums, [done, teams, 0]));
             }
-            if let Some(upstream) = &args.upstream
-                && pass.has_grad()
-                && !upstream_is_tensor
-            {
-                bindings.push(Binding::all(4, Slot::Upstream, upstream));
+            if let Some(upstream) = upstream.as_ref().filter(|_| !upstream_is_tensor) {
+                bindings.push(Binding::all(ports::UPSTREAM, upstream));
             }
             if E::UNIT_INTERVAL {
                 bindings.push(Binding::control());
             }
-            program.push(facts, choice, teams, kernel.clone(), &params, bindings)?;
+            program.dispatch_teams(by.launch, teams, kernel.clone(), &params, bindings)?;
             done += teams;
         }
-        if reduced {
+        if let (Some(sums), Some(loss)) = (sums, result) {
             let total = match reduction {
-                Reduction::None | Reduction::Sum => Total::Loss,
-                Reduction::Mean | Reduction::BatchMean => Total::LossOver(divisor as f32),
+                Reduction::None | Reduction::Sum => Total::Sum(loss),
+                Reduction::Mean | Reduction::BatchMean => Total::SumOver(loss, divisor as f32),
             };
             let terms = Terms::values(sums, vec![[0, all_teams]]);
-            program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
+            program.sum(profile.for_sum(), terms, &total)?;
+        }
+        if E::UNIT_INTERVAL && !chunks.is_empty() {
+            program.keep_first_fault();
         }
         Ok(program)
     }
@@ -280,14 +307,14 @@ impl<E: Elementwise> Op for E {
 
 /// The shapes of `weight` and `pos_weight`, 0-dimensional where they were not given.
 fn weight_shapes(args: &Args<Layout>) -> [(&'static str, &[usize]); 2] {
-    [("weight", &args.weight), ("pos_weight", &args.pos_weight)]
-        .map(|(name, weight)| (name, weight.as_ref().map_or(&[][..], Layout::shape)))
+    [Role::Weight, Role::PosWeight]
+        .map(|role| (role.name(), args.get(role).map_or(&[][..], Layout::shape)))
 }
 
 /// The dimensions that `weight` and `pos_weight` are broadcast over, innermost first.
 #[cfg(feature = "cpu")]
 pub(crate) fn weight_dims(args: &Args<Layout>) -> Result<Vec<shape::Dim<2>>> {
-    shape::broadcast(args.input.shape(), weight_shapes(args))
+    shape::broadcast(args.input().shape(), weight_shapes(args))
 }
 
 /// How `weight` and `pos_weight` lie over the input.
@@ -300,11 +327,11 @@ struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     fn of(args: &'a Args<Layout>) -> Result<Self> {
-        let input = &args.input;
+        let input = args.input();
         let shapes = weight_shapes(args);
         shape::broadcast(input.shape(), shapes)?;
-        let own = [&args.weight, &args.pos_weight]
-            .map(|weight| weight.as_ref().filter(|weight| weight.elements() == input.elements()));
+        let own = [Role::Weight, Role::PosWeight]
+            .map(|role| args.get(role).filter(|weight| weight.elements() == input.elements()));
         let others = std::array::from_fn(|k| match own[k] {
             Some(_) => (shapes[k].0, &[][..]),
             None => shapes[k],
@@ -316,8 +343,8 @@ impl<'a> Weights<'a> {
 
     /// The dimensions as a dispatch needs them that begins with the element `first`.
     fn dims_from(&self, first: u64) -> [[u32; 4]; MAX_DIMS] {
-        // More elements than a dispatch works on. Of a longer dimension only the end is told: nothing
-        // that varies along it can be bound.
+        // Dimensions longer than one dispatch are clamped: the shader needs only the distance to the
+        // dimension's end, because a weight that varies along it would not fit a binding.
         const MANY: u64 = 1 << 31;
         let mut dims = [[0; 4]; MAX_DIMS];
         let mut rest = first;
@@ -325,74 +352,10 @@ impl<'a> Weights<'a> {
             let size = dim.size as u64;
             let left = (size - rest % size).min(MANY);
             let [weight, pos_weight] = dim.strides.map(|stride| stride as u32);
-            let told = size.min(MANY);
-            *to = [told as u32, weight, pos_weight, (told - left) as u32];
+            let clamped = size.min(MANY);
+            *to = [clamped as u32, weight, pos_weight, (clamped - left) as u32];
             rest /= size;
         }
         dims
-    }
-}
-
-/// The elements of an input, in lines: one, where all tensors are contiguous; else one for each
-/// index of the first dimension.
-struct Lines {
-    is_one: bool,
-    count: u64,
-    /// Elements of one.
-    line: u64,
-    /// How many lines, or elements of the one line, a dispatch works on.
-    per_part: u64,
-}
-
-/// What one dispatch works on.
-struct Part {
-    /// The first element among all.
-    first: u64,
-    lines: u64,
-    line: u64,
-}
-
-impl Part {
-    /// How often four elements of a line are taken together.
-    fn quads(&self) -> u64 {
-        self.lines * self.line.div_ceil(4)
-    }
-}
-
-impl Lines {
-    fn of(input: &Layout, layouts: &[&Layout], facts: &Facts) -> Result<Self> {
-        let is_one = layouts.iter().all(|layout| layout.is_contiguous());
-        let elements = input.elements() as u64;
-        let lines = input.shape().first().map_or(1, |&size| size as u64);
-        let (count, line) = if is_one { (1, elements) } else { (lines, elements / lines.max(1)) };
-        let sizes = layouts.iter().map(|layout| {
-            let stride = if is_one { 4 } else { layout.row_stride() as u64 };
-            let line = if is_one { 4 } else { line };
-            ("one row of input", [stride, line].map(|n| n * layout.dtype().size() as u64))
-        });
-        let most = facts.lines_per_part(&sizes.collect::<Vec<_>>())?;
-        Ok(Lines {
-            is_one,
-            count,
-            line,
-            per_part: if is_one { most.saturating_mul(4) } else { most },
-        })
-    }
-
-    fn parts(&self) -> impl Iterator<Item = Part> {
-        let count = if self.is_one || self.line == 0 { self.line } else { self.count };
-        stretches(count, self.per_part).map(|[first, count]| match self.is_one {
-            true => Part { first, lines: 1, line: count },
-            false => Part { first: first * self.line, lines: count, line: self.line },
-        })
-    }
-
-    /// Whether every four elements are whole and aligned in all of these tensors.
-    fn are_vec4<'a>(&self, mut tensors: impl Iterator<Item = &'a Layout>) -> bool {
-        self.line.is_multiple_of(4)
-            && tensors.all(|tensor| {
-                let stride = if self.is_one { 0 } else { tensor.row_stride() };
-                stride.is_multiple_of(4) && tensor.residual().is_multiple_of(4)
-            })
     }
 }

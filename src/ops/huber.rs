@@ -42,7 +42,7 @@ use crate::{Reduction, Result};
 /// let args = Args::new(Array::from(&input)).target(Array::from(&target));
 /// let op = Huber::default().delta(0.5);
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]

@@ -40,7 +40,7 @@ use crate::reference::sign;
 /// let args = Args::new(Array::from(&input)).target(Array::from(&target));
 /// let op = L1::default();
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]

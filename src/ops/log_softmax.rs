@@ -5,7 +5,7 @@ use super::{Op, sealed};
 use crate::kernel::shader;
 use crate::program::Program;
 use crate::reference::{self, Values};
-use crate::select::Facts;
+use crate::tuning::DeviceProfile;
 use crate::{Args, Array, Layout, Output, Pass, Result};
 
 /// Log-softmax along a dimension: a map, whose output stands where losses have their loss.
@@ -36,7 +36,7 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// let gpu = Gpu::blocking()?;
 /// let args = Args::new(Array::new(&[2.0, -1.0, 0.5, 0.1, 3.0, -2.0_f32], &[2, 3])?);
 /// let out = gpu.block_on(gpu.forward(&LogSoftmax::default(), &args))?;
-/// println!("{:?}", out.loss.to_f32());
+/// println!("{:?}", out.output()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -87,9 +87,9 @@ impl Op for LogSoftmax {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        self.map().program(pass, args, outputs, facts)
+        self.map().program(pass, args, outputs, profile)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {

@@ -1,8 +1,11 @@
 //! The ops: options, checks, documentation. One file an op, the stem of its shader.
 
 mod elements;
+mod padding;
+mod pieces;
 mod row_maps;
 mod rows;
+mod sum;
 
 pub(crate) use cross_entropy::has_classes;
 #[cfg(feature = "cpu")]
@@ -38,12 +41,11 @@ ops! {
 
 use std::fmt;
 
-use crate::args::Memory;
-use crate::program::Program;
+use crate::program::{Program, Slot, View};
 use crate::reference::Values;
-use crate::select::Facts;
 use crate::shape::Layout;
-use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
+use crate::tuning::DeviceProfile;
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 
 /// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](mod@crate::reference))
 /// need to know of it.
@@ -72,7 +74,7 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program>;
 
     /// The definition in float64, over arrays that `outputs` and `check_values` have passed.
@@ -94,65 +96,56 @@ pub(crate) mod sealed {
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// What every op asks of its arguments, before their shapes are looked at: layouts that an array can
-/// have, none that is not among `known`, and a gradient where it is to be in place.
+/// have, none that is not among `known`, and a gradient where it is to be in place or padded.
 fn expect_args(
     pass: Pass,
     args: &Args<Layout>,
-    known: &[&str],
+    known: &[Role],
     op: impl Fn() -> String,
 ) -> Result<()> {
-    args.iter().try_for_each(|(argument, layout)| layout.check(argument))?;
+    args.iter().try_for_each(|(role, layout)| layout.check(role.name()))?;
     args.only(known, &op)?;
-    match args.memory {
-        Memory::InPlace if !pass.has_grad() => {
-            Err(Error::Unexpected { argument: "in_place", op: op() })
-        }
-        _ => Ok(()),
+    let of_gradients = [("in_place", args.in_place), ("zero_padding", args.zero_padding)];
+    match of_gradients.into_iter().find(|&(_, is_asked)| is_asked && !pass.has_grad()) {
+        Some((argument, _)) => Err(Error::Unexpected { argument, op: op() }),
+        None => Ok(()),
     }
 }
 
-/// The argument's layout, or [`Error::Missing`].
-fn required<'a, T>(
-    argument: &'static str,
-    value: &'a Option<T>,
-    op: impl FnOnce() -> String,
-) -> Result<&'a T> {
-    value.as_ref().ok_or_else(|| Error::Missing { argument, op: op() })
-}
-
 /// Refuses a storage type that is not among `allowed`.
-fn expect_dtype(argument: &'static str, layout: &Layout, allowed: &[DType]) -> Result<()> {
+fn expect_dtype(role: Role, layout: &Layout, allowed: &[DType]) -> Result<()> {
     if allowed.contains(&layout.dtype()) {
         return Ok(());
     }
     let names: Vec<_> = allowed.iter().map(|dtype| dtype.name()).collect();
-    Err(Error::DType { argument, expected: names.join(" or "), actual: layout.dtype() })
+    let (argument, expected) = (role.name(), names.join(" or "));
+    Err(Error::DType { argument, expected, actual: layout.dtype() })
 }
 
 /// Refuses a shape other than `expected`.
-fn expect_shape(argument: &'static str, layout: &Layout, expected: &[usize]) -> Result<()> {
+fn expect_shape(role: Role, layout: &Layout, expected: &[usize]) -> Result<()> {
     if layout.shape() == expected {
         return Ok(());
     }
     let (expected, actual) = (format!("{expected:?}"), layout.shape().to_vec());
-    Err(Error::Shape { argument, expected, actual })
+    Err(Error::Shape { argument: role.name(), expected, actual })
 }
 
 /// Refuses an upstream gradient that is not one value for mean and sum, or the loss's shape for
 /// none.
 fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) -> Result<()> {
-    let Some(upstream) = &args.upstream else { return Ok(()) };
+    let Some(upstream) = args.get(Role::Upstream) else { return Ok(()) };
     match reduction {
         Reduction::None => {
-            expect_dtype("upstream", upstream, &[args.input.dtype()])?;
-            expect_shape("upstream", upstream, loss)
+            expect_dtype(Role::Upstream, upstream, &[args.input().dtype()])?;
+            expect_shape(Role::Upstream, upstream, loss)
         }
         Reduction::Mean | Reduction::Sum | Reduction::BatchMean => {
-            expect_dtype("upstream", upstream, &[DType::F32])?;
+            expect_dtype(Role::Upstream, upstream, &[DType::F32])?;
             match upstream.elements() {
                 1 => Ok(()),
                 _ => Err(Error::Shape {
-                    argument: "upstream",
+                    argument: Role::Upstream.name(),
                     expected: format!("[] for reduction {}", reduction.name()),
                     actual: upstream.shape().to_vec(),
                 }),
@@ -183,26 +176,26 @@ fn expect_positive(argument: &'static str, value: f64) -> Result<()> {
     expect_option(argument, value, "a finite number above 0", |v| v > 0.0)
 }
 
-/// Refuses a weight that is not finite, naming its place.
-fn expect_finite(argument: &'static str, array: Option<&Array<'_>>) -> Result<()> {
+/// Refuses a weight that is not finite, naming its index.
+fn expect_finite(role: Role, array: Option<&Array<'_>>) -> Result<()> {
     let Some(array) = array else { return Ok(()) };
     match array.to_f64().iter().enumerate().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
         Some((index, value)) => Err(Error::Value {
-            argument,
+            argument: role.name(),
             expected: "finite values".into(),
             actual: format!("{value} at element {index}"),
         }),
     }
 }
 
-/// Refuses a value outside `[0, 1]`, NaN too, naming its place.
-fn expect_unit_interval(argument: &'static str, array: Option<&Array<'_>>) -> Result<()> {
+/// Refuses a value outside `[0, 1]`, NaN too, naming its index.
+fn expect_unit_interval(role: Role, array: Option<&Array<'_>>) -> Result<()> {
     let values = array.map(Array::to_f32).unwrap_or_default();
     match values.iter().enumerate().find(|(_, value)| !(0.0..=1.0).contains(*value)) {
         None => Ok(()),
         Some((index, value)) => Err(Error::Value {
-            argument,
+            argument: role.name(),
             expected: "numbers in [0, 1]".into(),
             actual: format!("{value} at element {index}"),
         }),
@@ -231,10 +224,19 @@ fn loss_layout(reduction: Reduction, unreduced: &[usize]) -> Layout {
 
 /// The layout of the gradient: where the input is, or contiguous.
 fn grad_layout(pass: Pass, args: &Args<Layout>) -> Option<Layout> {
-    let input = &args.input;
-    match args.memory {
+    let input = args.input();
+    match args.in_place {
         _ if !pass.has_grad() => None,
-        Memory::InPlace => Some(input.clone()),
-        Memory::Apart | Memory::OneBuffer => Some(Layout::new(input.shape(), input.dtype())),
+        true => Some(input.clone()),
+        false => Some(Layout::new(input.shape(), input.dtype())),
     }
+}
+
+/// The gradient as programs see it: in place, it is where the input is.
+fn grad_view(args: &Args<Layout>, outputs: &Output<Layout>) -> Option<View> {
+    let grad = outputs.get(Role::Grad)?;
+    Some(match args.in_place {
+        true => View::new(Slot::Tensor(Role::Input), grad),
+        false => View::of(Role::Grad, grad),
+    })
 }

@@ -39,7 +39,7 @@ use crate::kernel::{File, shader};
 /// let args = Args::new(Array::from(&input)).target(Array::from(&target));
 /// let op = Mse::default();
 /// let out = gpu.block_on(gpu.forward_backward(&op, &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]

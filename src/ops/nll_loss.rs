@@ -1,19 +1,19 @@
 //! Negative log-likelihood.
 
 use super::rows::{
-    RowLoss, device_ignore_index, expect_class_target, expect_class_values, expect_class_weight,
+    Family, RowLoss, RowOperands, RowParams, Target, device_ignore_index, expect_class_target,
+    expect_class_values, expect_class_weight,
 };
 use super::{
     FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout,
     refuse_batch_mean, sealed,
 };
-use crate::args::Memory;
 use crate::kernel::{self, shader};
-use crate::program::{Program, RowParams, status_layout};
+use crate::program::{Program, View};
 use crate::reference::{self, Values};
-use crate::select::Facts;
 use crate::shape::{ClassShape, Layout, without_classes};
-use crate::{Args, Array, Error, Output, Pass, Reduction, Result};
+use crate::tuning::DeviceProfile;
+use crate::{Args, Array, Error, Output, Pass, Reduction, Result, Role};
 
 /// Negative log-likelihood of log-probabilities with class-index targets.
 ///
@@ -59,7 +59,7 @@ use crate::{Args, Array, Error, Output, Pass, Reduction, Result};
 /// let (input, target) = ([-0.1, -2.4, -1.6, -0.4, -1.7, -2.0_f32], [0, 1]);
 /// let args = Args::new(Array::new(&input, &[2, 3])?).target(Array::from(&target));
 /// let out = gpu.block_on(gpu.forward_backward(&NllLoss::default(), &args))?;
-/// println!("loss {}, gradient {:?}", out.loss.item()?, out.grad.to_f32());
+/// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -99,23 +99,22 @@ impl Op for NllLoss {
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", self.name(), pass.name());
         refuse_batch_mean(self.reduction)?;
-        let upstream: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
-        expect_args(pass, args, &[&["target", "weight"], upstream].concat(), describe)?;
-        expect_dtype("input", &args.input, &FLOATS)?;
-        if args.memory == Memory::InPlace && pass == Pass::ForwardBackward {
+        let upstream: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
+        expect_args(pass, args, &[&[Role::Target, Role::Weight], upstream].concat(), describe)?;
+        let input = args.input();
+        expect_dtype(Role::Input, input, &FLOATS)?;
+        if args.in_place && pass == Pass::ForwardBackward {
             return Err(Error::Unexpected { argument: "in_place", op: describe() });
         }
-        ClassShape::of(args.input.shape())?;
-        let rows = without_classes(args.input.shape());
+        ClassShape::of(input.shape())?;
+        let rows = without_classes(input.shape());
         expect_class_target(args, describe)?;
         expect_class_weight(args)?;
         expect_upstream(args, self.reduction, &rows)?;
-        Ok(Output {
-            loss: pass.has_loss().then(|| loss_layout(self.reduction, &rows)),
-            grad: grad_layout(pass, args),
-            status: Some(status_layout()),
-            ..Output::default()
-        })
+        let loss = pass.has_loss().then(|| loss_layout(self.reduction, &rows));
+        Ok(Output::default()
+            .with_some(Role::Loss, loss)
+            .with_some(Role::Grad, grad_layout(pass, args)))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
@@ -127,31 +126,31 @@ impl Op for NllLoss {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        let mean = self.reduction == Reduction::Mean;
+        let mut program = Program::new(&profile.limits);
+        let target = args.required(Role::Target, || self.name().into())?;
+        let target = Target::Classes(View::of(Role::Target, target));
         RowLoss {
             name: self.name(),
             pass,
-            args,
-            outputs,
             reduction: self.reduction,
-            family: kernel::PICKED,
+            family: Family::Gather,
             files: vec![kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
-            constants: vec![("MEAN", mean.into())],
+            constants: vec![("MEAN", (self.reduction == Reduction::Mean).into())],
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
-                // the amount of the target: all of its weight
+                // all of the target's weight counts
                 confidence: 1.0,
                 ..RowParams::default()
             },
-            has_classes: true,
             empty_mean: f32::NAN,
             // the gradient does not depend on it
             reads_input: pass.has_loss(),
-            row_outputs: false,
+            operands: RowOperands::of(args, outputs, target),
         }
-        .program(facts)
+        .push(&mut program, profile)?;
+        Ok(program)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {

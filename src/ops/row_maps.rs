@@ -1,12 +1,13 @@
 //! What maps over rows of classes share.
 
-use super::{FLOATS, expect_args, expect_dtype, expect_shape, grad_layout};
-use crate::args::Memory;
+use super::pieces::{RowTensor, pieces};
+use super::rows::{RowParams, ports};
+use super::{FLOATS, expect_args, expect_dtype, expect_shape, grad_layout, grad_view};
 use crate::kernel::{self, File, Kernel};
-use crate::program::{Binding, Program, RowParams, Slot, stretches};
-use crate::select::Facts;
+use crate::program::{Binding, Program, View};
 use crate::shape::{ClassShape, Layout};
-use crate::{Args, Error, Output, Pass, Result};
+use crate::tuning::DeviceProfile;
+use crate::{Args, Error, Output, Pass, Result, Role};
 
 /// A map over rows: all that softmax and log_softmax do not share.
 pub(super) struct RowMap {
@@ -19,20 +20,19 @@ pub(super) struct RowMap {
 
 impl RowMap {
     pub fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
-        let known: &[_] = if pass.has_grad() { &["upstream"] } else { &[] };
+        let known: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
         expect_args(pass, args, known, || format!("{}.{}", self.name, pass.name()))?;
-        let input = &args.input;
-        expect_dtype("input", input, &FLOATS)?;
+        let input = args.input();
+        expect_dtype(Role::Input, input, &FLOATS)?;
         rows_along(input.shape(), self.dim)?;
-        if let Some(upstream) = &args.upstream {
-            expect_dtype("upstream", upstream, &[input.dtype()])?;
-            expect_shape("upstream", upstream, input.shape())?;
+        if let Some(upstream) = args.get(Role::Upstream) {
+            expect_dtype(Role::Upstream, upstream, &[input.dtype()])?;
+            expect_shape(Role::Upstream, upstream, input.shape())?;
         }
-        Ok(Output {
-            loss: pass.has_loss().then(|| Layout::new(input.shape(), input.dtype())),
-            grad: grad_layout(pass, args),
-            ..Output::default()
-        })
+        let output = pass.has_loss().then(|| Layout::new(input.shape(), input.dtype()));
+        Ok(Output::default()
+            .with_some(Role::Output, output)
+            .with_some(Role::Grad, grad_layout(pass, args)))
     }
 
     pub fn program(
@@ -40,94 +40,72 @@ impl RowMap {
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        let mut program = Program::default();
-        let input = &args.input;
+        let mut program = Program::new(&profile.limits);
+        let input = args.input();
         let shape = rows_along(input.shape(), self.dim)?;
         if shape.rows() == 0 || shape.classes == 0 {
             return Ok(program);
         }
-        let mut tensors = vec![(1, Slot::Input, input)];
-        let others = [
-            (4, Slot::Upstream, &args.upstream),
-            (5, Slot::Grad, &outputs.grad),
-            (6, Slot::Loss, &outputs.loss),
-        ];
-        tensors.extend(
-            others
-                .into_iter()
-                .filter_map(|(binding, slot, layout)| Some((binding, slot, layout.as_ref()?))),
-        );
+        let mut tensors = Vec::new();
+        let mut add = |port, view: Option<View>, is_read| {
+            tensors.extend(view.map(|view| RowTensor { port, view, is_read }));
+        };
+        let argument = |role| args.get(role).map(|layout| View::of(role, layout));
+        // in place, the input is bound as the gradient
+        add(ports::INPUT, argument(Role::Input).filter(|_| !args.in_place), true);
+        add(ports::UPSTREAM, argument(Role::Upstream), true);
+        add(ports::GRAD, grad_view(args, outputs), args.in_place);
+        let output = outputs.get(Role::Output).map(|layout| View::of(Role::Output, layout));
+        add(ports::RESULTS, output, false);
+
         // the rows of a padded matrix lie along its second dimension
         let is_along_second = input.shape().first() == Some(&shape.batch)
             && input.shape().get(1) == Some(&shape.classes);
-        for &(_, slot, layout) in &tensors {
+        for RowTensor { view: View { slot, layout }, .. } in &tensors {
             if !is_along_second && !layout.is_contiguous() {
+                let (stride, shape) = (layout.row_stride(), input.shape());
                 return Err(Error::Value {
                     argument: slot.name(),
                     expected: "a row stride only for rows along dimension 1".into(),
-                    actual: format!(
-                        "{} for dim {} of {:?}",
-                        layout.row_stride(),
-                        self.dim,
-                        input.shape()
-                    ),
+                    actual: format!("{stride} for dim {} of {shape:?}", self.dim),
                 });
             }
         }
-        let split = facts.for_rows(shape);
+        let launch = profile.for_rows(shape);
+        let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
+        let storage = kernel::storage(input.dtype(), vec4, args.in_place);
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
-            files: [
-                &[kernel::ROW_MAPS, kernel::ROW_FORM, self.shader][..],
-                &kernel::storage(
-                    input.dtype(),
-                    shape.loads_vec4(tensors.iter().map(|tensor| tensor.2)),
-                    args.memory,
-                ),
-            ]
-            .concat(),
+            files: [&[kernel::ROW_MAPS, kernel::ROW_FORM, self.shader][..], &storage].concat(),
             entry_point: pass.name(),
             constants: vec![
                 ("SPREAD", (pass.has_grad() && self.upstream_is_amounts).into()),
-                ("HAS_UPSTREAM", args.upstream.is_some().into()),
+                ("HAS_UPSTREAM", args.get(Role::Upstream).is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
-            blocks: split.choice.blocks,
-            shares_buffers: args.memory != Memory::Apart,
+            defines: kernel::tile(launch.tile),
+            read_write: 0,
         };
-        let lines: Vec<_> = tensors
-            .iter()
-            .map(|(_, _, layout)| {
-                let sizes = [shape.batch_stride(layout), shape.batch_elements()];
-                ("one row of input", sizes.map(|n| n as u64 * layout.dtype().size() as u64))
-            })
-            .collect();
-        for [first, batches] in stretches(shape.batch as u64, facts.lines_per_part(&lines)?) {
+        for piece in pieces(&mut program, shape, &tensors, 0)? {
             let params = RowParams {
-                rows: (batches * shape.positions as u64) as u32,
+                rows: piece.rows as u32,
                 classes: shape.classes as u32,
-                positions: shape.positions as u32,
-                rows_each: split.each,
-                shares: split.shares,
-                share: split.share,
+                positions: piece.positions as u32,
+                rows_each: launch.rows_per_team,
+                shares: launch.splits,
+                share: launch.classes_per_split,
                 ..RowParams::default()
             };
-            let mut bindings: Vec<_> = tensors
-                .iter()
-                .filter(|(_, slot, _)| *slot != Slot::Input || args.memory != Memory::InPlace)
-                .map(|&(binding, slot, layout)| {
-                    let stride = shape.batch_stride(layout) as u64;
-                    let span = (batches - 1) * stride + shape.batch_elements() as u64;
-                    Binding::part(binding, slot, layout, [first * stride, span, stride])
-                })
-                .collect();
-            if args.upstream.is_none() {
-                bindings.push(Binding::one(4));
+            let mut bindings = piece.bindings;
+            if args.get(Role::Upstream).is_none() {
+                bindings.push(Binding::placeholder(ports::UPSTREAM));
             }
-            let teams = split.teams(params.rows.into());
-            program.push(facts, split.choice, teams, kernel.clone(), &params, bindings)?;
+            piece.before.iter().for_each(|&copy| program.copy(copy));
+            let teams = launch.teams(piece.rows);
+            program.dispatch_teams(launch.launch, teams, kernel.clone(), &params, bindings)?;
+            piece.after.iter().for_each(|&copy| program.copy(copy));
         }
         Ok(program)
     }

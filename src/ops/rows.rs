@@ -1,35 +1,36 @@
 //! What ops over rows of classes share.
 
-use super::{expect_dtype, expect_finite, expect_shape, required};
-use crate::args::Memory;
+use bytemuck::{Pod, Zeroable};
+
+use super::pieces::{RowTensor, pieces};
+use super::sum::{SumParams, Terms, Total};
+use super::{expect_dtype, expect_finite, expect_shape, grad_view};
 use crate::array::Data;
 use crate::kernel::{self, File, Kernel};
-use crate::program::{
-    Binding, Copy, Program, RowParams, Slot, SumParams, Terms, Total, first_place, stretches,
-};
-use crate::select::{Blocks, Facts, Rows};
+use crate::program::{Binding, Copy, Program, View, first_index};
 use crate::shape::{ClassShape, Layout, without_classes};
-use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result};
+use crate::tuning::{DeviceProfile, RowLaunch, Tile};
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 
 /// Refuses class-index targets and class weights that do not fit the input.
 pub(super) fn expect_class_target(args: &Args<Layout>, op: impl FnOnce() -> String) -> Result<()> {
-    let target = required("target", &args.target, op)?;
-    expect_dtype("target", target, &[DType::I32, DType::I64])?;
-    expect_shape("target", target, &without_classes(args.input.shape()))
+    let target = args.required(Role::Target, op)?;
+    expect_dtype(Role::Target, target, &[DType::I32, DType::I64])?;
+    expect_shape(Role::Target, target, &without_classes(args.input().shape()))
 }
 
 /// Refuses class weights other than one f32 a class.
 pub(super) fn expect_class_weight(args: &Args<Layout>) -> Result<()> {
-    let Some(weight) = &args.weight else { return Ok(()) };
-    expect_dtype("weight", weight, &[DType::F32])?;
-    expect_shape("weight", weight, &[ClassShape::of(args.input.shape())?.classes])
+    let Some(weight) = args.get(Role::Weight) else { return Ok(()) };
+    expect_dtype(Role::Weight, weight, &[DType::F32])?;
+    expect_shape(Role::Weight, weight, &[ClassShape::of(args.input().shape())?.classes])
 }
 
 /// Refuses class weights that are not finite and classes out of range, naming the first.
 pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> Result<()> {
-    expect_finite("weight", args.weight.as_ref())?;
-    let Some(target) = &args.target else { return Ok(()) };
-    let classes = ClassShape::of(args.input.shape())?.classes as i64;
+    expect_finite(Role::Weight, args.get(Role::Weight))?;
+    let Some(target) = args.get(Role::Target) else { return Ok(()) };
+    let classes = ClassShape::of(args.input().shape())?.classes as i64;
     let first = match target.data() {
         Data::I32(target) => {
             let ignored = i32::try_from(ignore_index).ok();
@@ -54,11 +55,11 @@ fn first_of<T: Into<i64> + std::marker::Copy>(
     target: &[T],
     is_refused: impl Fn(T) -> bool,
 ) -> Option<(usize, i64)> {
-    // all of a stretch are looked at, which takes no branches
-    const STRETCH: usize = 1024;
+    // every target of a chunk is looked at, which takes no branches
+    const CHUNK: usize = 1024;
     let has_refused = |target: &[T]| target.iter().fold(false, |any, &c| any | is_refused(c));
-    let stretch = target.chunks(STRETCH).position(has_refused)?;
-    let mut rows = target.iter().enumerate().skip(stretch * STRETCH);
+    let chunk = target.chunks(CHUNK).position(has_refused)?;
+    let mut rows = target.iter().enumerate().skip(chunk * CHUNK);
     rows.find(|&(_, &class)| is_refused(class)).map(|(row, &class)| (row, class.into()))
 }
 
@@ -68,293 +69,362 @@ pub(super) fn device_ignore_index(ignore_index: i64) -> i32 {
     i32::try_from(ignore_index).unwrap_or(i32::MIN)
 }
 
-/// A loss over rows: what its dispatches depend on, beside the layouts.
-pub(super) struct RowLoss<'a> {
+/// `Params` of `shaders/shared/row_form.wgsl`, after the places.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub struct RowParams {
+    pub rows: u32,
+    pub classes: u32,
+    pub positions: u32,
+    pub ignore_index: i32,
+    pub confidence: f32,
+    pub smoothing: f32,
+    pub divisor: f32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub z_loss: f32,
+    pub first: u32,
+    pub rows_each: u32,
+    pub shares: u32,
+    pub share: u32,
+    pub unused: [u32; 2],
+}
+
+/// The bindings of kernels over rows.
+pub(super) mod ports {
+    use crate::program::Port;
+
+    pub const INPUT: Port = Port::read(1);
+    pub const TARGETS: Port = Port::read(2);
+    pub const WEIGHT: Port = Port::read(3);
+    pub const UPSTREAM: Port = Port::read(4);
+    pub const GRAD: Port = Port::write(5);
+    pub const RESULTS: Port = Port::write(6);
+    pub const STATE: Port = Port::write(8);
+}
+
+/// What the loop over rows is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Every class of a row is read, and a state can be kept.
+    Rows,
+    /// Of each row only the entry at the target is read.
+    Gather,
+}
+
+/// A loss over rows, over operands: arguments and results of an op, or scratch memory of a larger
+/// program.
+#[derive(Debug, Clone)]
+pub(super) struct RowLoss {
     pub name: &'static str,
     pub pass: Pass,
-    pub args: &'a Args<Layout>,
-    pub outputs: &'a Output<Layout>,
     pub reduction: Reduction,
-    /// [`kernel::ROWS`] or [`kernel::PICKED`].
-    pub family: File,
+    pub family: Family,
     /// The op's hooks, and what they need.
     pub files: Vec<File>,
     /// Values of their `override` declarations.
     pub constants: Vec<(&'static str, u32)>,
     /// The op's options: the rest is filled in.
     pub params: RowParams,
-    /// Whether targets are classes: the divisor of the mean is then the sum of their weights.
-    pub has_classes: bool,
     /// The mean where no row is kept.
     pub empty_mean: f32,
     /// Whether the kernel reads the input.
     pub reads_input: bool,
-    /// Whether the kernel writes logsumexp, argmax and correct behind the losses.
-    pub row_outputs: bool,
+    pub operands: RowOperands,
 }
 
-impl RowLoss<'_> {
-    /// The targets' divisor, where only the device knows it; the rows; the sum of their losses.
-    pub fn program(self, facts: &Facts) -> Result<Program> {
-        let RowLoss { pass, args, outputs, reduction, .. } = self;
-        let mut program = Program::default();
-        let shape = ClassShape::of(args.input.shape())?;
+/// What a loss over rows works on. The shape of the input is that of the rows.
+#[derive(Debug, Clone)]
+pub(super) struct RowOperands {
+    pub input: View,
+    pub target: Target,
+    pub weight: Option<View>,
+    pub upstream: Option<View>,
+    /// The row state that forward kept.
+    pub given_state: Option<View>,
+    /// The row state to keep.
+    pub kept_state: Option<View>,
+    pub loss: Option<View>,
+    /// In place where it is the input.
+    pub grad: Option<View>,
+    /// Results for each row behind its loss, in the order in which the kernel writes them; `None` for
+    /// one that nobody asked for.
+    pub row_outputs: Vec<Option<View>>,
+}
+
+/// The targets of rows.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    /// A class a row: the divisor of the mean is the sum of their weights.
+    Classes(View),
+    /// A probability for each class.
+    Probabilities(View),
+}
+
+impl RowOperands {
+    /// The arguments and results of an op.
+    pub fn of(args: &Args<Layout>, outputs: &Output<Layout>, target: Target) -> Self {
+        let argument = |role| args.get(role).map(|layout| View::of(role, layout));
+        let result = |role| outputs.get(role).map(|layout| View::of(role, layout));
+        RowOperands {
+            input: View::of(Role::Input, args.input()),
+            target,
+            weight: argument(Role::Weight),
+            upstream: argument(Role::Upstream),
+            given_state: argument(Role::State),
+            kept_state: result(Role::State),
+            loss: result(Role::Loss),
+            grad: grad_view(args, outputs),
+            row_outputs: vec![],
+        }
+    }
+
+    pub fn is_in_place(&self) -> bool {
+        self.grad.as_ref().is_some_and(|grad| grad.slot == self.input.slot)
+    }
+
+    fn has_classes(&self) -> bool {
+        matches!(self.target, Target::Classes(_))
+    }
+}
+
+impl RowLoss {
+    /// Adds the dispatches: the targets' divisor, where only the device knows it; the rows; the sum
+    /// of their losses.
+    pub fn push(self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
+        let RowLoss { pass, reduction, ref operands, .. } = self;
+        let shape = ClassShape::of(operands.input.layout.shape())?;
         let rows = shape.rows() as u64;
-        let label = format!("{}.{}.{}", self.name, pass.name(), args.input.dtype());
-        let reduced = reduction != Reduction::None && pass.has_loss();
-        let row_outputs = self.row_outputs && pass.has_loss();
+        let has_classes = operands.has_classes();
         // what the kernel writes for each row, one after the other
-        let results_per_row = if row_outputs { 4 } else { 1 };
-        let results = match reduced || row_outputs {
-            true => program.scratch(rows * results_per_row),
-            false => Slot::Loss,
-        };
+        let results_per_row = 1 + operands.row_outputs.len() as u64;
+        let loss = operands.loss.as_ref().filter(|_| pass.has_loss());
+        let sums_losses = loss.is_some() && reduction != Reduction::None;
+        let results = loss.map(|loss| match sums_losses || results_per_row > 1 {
+            true => program.scratch_f32(rows * results_per_row),
+            false => loss.clone(),
+        });
         // where losses lie among them
         let mut losses = Vec::new();
         if rows > 0 {
-            if self.has_classes {
+            if let Target::Classes(classes) = &operands.target {
                 // It comes first, since gradients carry the divisor; the same pass over the
                 // targets finds the first class out of range.
-                program.push_sum(facts, self.divisor_terms(shape)?, Total::Divisor, None)?;
+                let terms = self.divisor_terms(shape, classes);
+                program.sum(profile.for_sum(), terms, &Total::Divisor)?;
             }
-            let tensors = [Some(&args.input), outputs.grad.as_ref(), self.probabilities()];
-            let tensors: Vec<_> = tensors.into_iter().flatten().collect();
-            let vec4 = shape.loads_vec4(tensors.iter().copied());
-            let shared = if self.may_share() { facts.for_shared_rows(shape) } else { None };
-            let split = shared.unwrap_or_else(|| facts.for_rows(shape));
-            let kernel = self.kernel(label.clone(), shape, vec4, split);
-            // what each team finds of its share, unless it is known
-            let sums = Layout::new(&[split.teams(rows) as usize * 8], DType::F32);
-            let sums = (split.shares > 1 && args.state.is_none())
-                .then(|| (program.scratch(sums.elements() as u64), sums));
-
-            let most = self.batches_per_part(facts, shape, &tensors)?;
-            for [first, batches] in stretches(shape.batch as u64, most) {
-                let [row, rows] = [first, batches].map(|n| n * shape.positions as u64);
-                let results_part = [row * results_per_row, rows * results_per_row, 0];
+            let tensors = self.tensors();
+            let launch = if self.may_split() { profile.for_split_rows(shape) } else { None };
+            let launch = launch.unwrap_or_else(|| profile.for_rows(shape));
+            // what each team finds of its split, unless it is known
+            let partials = (launch.splits > 1 && operands.given_state.is_none())
+                .then(|| program.scratch_f32(launch.teams(rows) * 8));
+            let per_row_bytes = self.per_row_bytes();
+            for piece in pieces(program, shape, &tensors, per_row_bytes)? {
+                let [row, rows] = [piece.first_row, piece.rows];
+                let kernel = self.kernel(shape, &tensors, launch);
                 let params = RowParams {
                     rows: rows as u32,
                     classes: shape.classes as u32,
-                    positions: shape.positions as u32,
-                    first: first_place(row),
-                    rows_each: split.each,
-                    shares: split.shares,
-                    share: split.share,
+                    positions: piece.positions as u32,
+                    first: first_index(row),
+                    rows_each: launch.rows_per_team,
+                    shares: launch.splits,
+                    share: launch.classes_per_split,
                     ..self.params
                 };
-                let teams = split.teams(rows);
-                let part = [first, batches];
-                let sums = sums.as_ref().map(|(slot, layout)| {
-                    let first = row * u64::from(split.shares) * 8;
-                    in_fours(Binding::part(8, *slot, layout, [first, teams * 8, 0]))
+                let teams = launch.teams(rows);
+                let partials = partials.as_ref().map(|partials| {
+                    let first = row * u64::from(launch.splits) * 8;
+                    Binding::part(ports::STATE, partials, [first, teams * 8, 0]).in_vec4s()
                 });
-                if let Some(sums) = sums {
+                piece.before.iter().for_each(|&copy| program.copy(copy));
+                let mut bindings = self.bindings(&piece.bindings, row, rows, partials);
+                if partials.is_some() {
                     let kernel = Kernel {
-                        label: format!("{label}.sums"),
+                        label: format!("{}.sums", kernel.label),
                         entry_point: "sums",
                         ..kernel.clone()
                     };
-                    let bindings = self.bindings(shape, part, Stage::Sums(sums));
-                    program.push(facts, split.choice, teams, kernel, &params, bindings)?;
-                }
-                let mut bindings = self.bindings(shape, part, Stage::Results(sums));
-                if pass.has_loss() {
-                    let layout = match results {
-                        Slot::Scratch(i) => Some(&program.scratch[i]),
-                        _ => outputs.loss.as_ref(),
+                    // losses and gradients are not written yet; in place, the input is found there
+                    let is_bound = |binding: &&Binding| match binding.port {
+                        ports::GRAD => operands.is_in_place(),
+                        port => port != ports::UPSTREAM,
                     };
-                    let layout = required("loss", &layout, || label.clone())?;
-                    bindings.push(Binding::part(6, results, layout, results_part));
+                    let bindings = bindings.iter().filter(is_bound).copied().collect();
+                    program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
                 }
-                program.push(facts, split.choice, teams, kernel.clone(), &params, bindings)?;
-                if row_outputs {
+                if let Some(results) = &results {
+                    let part = [row * results_per_row, rows * results_per_row, 0];
+                    bindings.push(Binding::part(ports::RESULTS, results, part));
+                }
+                program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
+                piece.after.iter().for_each(|&copy| program.copy(copy));
+                if let Some(results) = results.as_ref().filter(|_| results_per_row > 1) {
                     losses.push([row * results_per_row, rows]);
-                }
-                if row_outputs {
-                    let loss = if reduced { None } else { Some(Slot::Loss) };
-                    let correct = self.has_classes.then_some(Slot::Correct);
-                    let parts = [loss, Some(Slot::LogSumExp), Some(Slot::Argmax), correct];
-                    program.copies.extend(parts.into_iter().zip(0..).filter_map(|(to, part)| {
-                        let offset = (results_part[0] + part * rows) * 4;
-                        Some(Copy {
-                            from: results,
-                            offset,
-                            to: to?,
+                    let loss = if sums_losses { &None } else { &operands.loss };
+                    let parts = [loss].into_iter().chain(&operands.row_outputs).zip(0..);
+                    for (to, part) in parts {
+                        let Some(to) = to else { continue };
+                        program.copy(Copy {
+                            from: results.slot,
+                            from_offset: (row * results_per_row + part * rows) * 4,
+                            to: to.slot,
                             to_offset: row * 4,
                             bytes: rows * 4,
-                        })
-                    }));
+                        });
+                    }
                 }
             }
         }
-        if reduced {
+        if let (Some(loss), Some(results), true) = (loss, results, sums_losses) {
+            let loss = loss.clone();
             let total = match reduction {
                 // with probabilities the divisor is known, unless there is nothing to divide
-                Reduction::Mean if self.has_classes || rows == 0 => {
-                    Total::LossOverDivisor { empty_mean: self.empty_mean }
+                Reduction::Mean if has_classes || rows == 0 => {
+                    Total::SumOverDivisor { sum: loss, empty_mean: self.empty_mean }
                 }
-                Reduction::Mean => Total::LossOver(rows as f32),
-                _ => Total::Loss,
+                Reduction::Mean => Total::SumOver(loss, rows as f32),
+                _ => Total::Sum(loss),
             };
-            if !row_outputs {
+            if results_per_row == 1 {
                 losses.push([0, rows]);
             }
-            let terms = Terms::values(results, losses);
-            program.push_sum(facts, terms, total, outputs.loss.as_ref())?;
+            program.sum(profile.for_sum(), Terms::values(results, losses), &total)?;
         }
-        Ok(program)
+        if has_classes && rows > 0 {
+            program.keep_first_fault();
+        }
+        Ok(())
     }
 
-    /// Whether of each row only the entry at the target is read: nothing is held, and no state kept.
-    fn is_picked(&self) -> bool {
-        self.family == kernel::PICKED
-    }
-
-    /// Whether several teams may take a row together. What is told of a row beside its loss is one
-    /// team's work.
-    fn may_share(&self) -> bool {
-        !self.is_picked() && !self.row_outputs && self.outputs.state.is_none()
-    }
-
-    /// The targets, where they are probabilities.
-    fn probabilities(&self) -> Option<&Layout> {
-        self.args.target.as_ref().filter(|_| !self.has_classes)
+    /// Whether several teams may split a row. What is told of a row beside its loss is one team's
+    /// work.
+    fn may_split(&self) -> bool {
+        self.family == Family::Rows
+            && self.operands.row_outputs.is_empty()
+            && self.operands.kept_state.is_none()
     }
 
     fn weighted(&self) -> (&'static str, u32) {
-        ("WEIGHTED", self.args.weight.is_some().into())
+        ("WEIGHTED", self.operands.weight.is_some().into())
     }
 
-    fn divisor_terms(&self, shape: ClassShape) -> Result<Terms> {
-        let target = required("target", &self.args.target, || self.name.into())?;
-        Ok(Terms {
+    fn divisor_terms(&self, shape: ClassShape, classes: &View) -> Terms {
+        let weight = self.operands.weight.as_ref();
+        Terms {
             label: "divisor",
             files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
-            binding: 2,
-            slot: Slot::Target,
-            layout: target.clone(),
-            stretches: vec![[0, shape.rows() as u64]],
-            bindings: vec![Binding::all_or_one(3, Slot::Weight, self.args.weight.as_ref())],
+            port: ports::TARGETS,
+            view: classes.clone(),
+            ranges: vec![[0, shape.rows() as u64]],
+            bindings: vec![Binding::all_or_placeholder(ports::WEIGHT, weight)],
             constants: vec![self.weighted(), ("NOTE_KEPT", (!self.empty_mean.is_nan()).into())],
             params: SumParams {
                 classes: shape.classes as u32,
                 ignore_index: self.params.ignore_index,
                 ..SumParams::default()
             },
-        })
+        }
     }
 
-    fn kernel(&self, label: String, shape: ClassShape, vec4: bool, split: Rows) -> Kernel {
-        let args = self.args;
-        let upstream = kernel::upstream(args.upstream.is_some(), self.reduction != Reduction::None);
-        let common = [kernel::ROW_FORM, kernel::CLASSES, upstream];
-        let storage = kernel::storage(args.input.dtype(), vec4, args.memory);
+    /// The tensors that have an element for each of the input's.
+    fn tensors(&self) -> Vec<RowTensor> {
+        let RowOperands { input, target, grad, .. } = &self.operands;
+        let in_place = self.operands.is_in_place();
+        let tensor = |port, view: &View, is_read| RowTensor { port, view: view.clone(), is_read };
+        let mut tensors = Vec::new();
+        if self.reads_input && !in_place {
+            tensors.push(tensor(ports::INPUT, input, true));
+        }
+        if let Target::Probabilities(target) = target {
+            tensors.push(tensor(ports::TARGETS, target, true));
+        }
+        if let Some(grad) = grad.as_ref().filter(|_| self.pass.has_grad()) {
+            tensors.push(tensor(ports::GRAD, grad, in_place));
+        }
+        tensors
+    }
+
+    /// Bytes of the largest binding with a few numbers for each row: four of state or results, or one.
+    fn per_row_bytes(&self) -> u64 {
+        let RowOperands { given_state, kept_state, row_outputs, .. } = &self.operands;
+        let has_state = given_state.is_some() || kept_state.is_some();
+        let state = if has_state { 4 } else { 1 };
+        4 * state.max(1 + row_outputs.len() as u64)
+    }
+
+    fn kernel(
+        &self,
+        shape: ClassShape,
+        tensors: &[RowTensor],
+        launch: RowLaunch,
+    ) -> Kernel {
+        let operands = &self.operands;
+        let layout = &operands.input.layout;
+        let is_reduced = self.reduction != Reduction::None;
+        let upstream = kernel::upstream(operands.upstream.is_some(), is_reduced);
+        let family = match self.family {
+            Family::Rows => kernel::ROWS,
+            Family::Gather => kernel::PICKED,
+        };
+        let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
+        let storage = kernel::storage(layout.dtype(), vec4, operands.is_in_place());
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
-        let mut blocks = Blocks::default();
-        if !self.is_picked() {
-            constants.push(("SHARED", (split.shares > 1).into()));
-            blocks = split.choice.blocks;
+        if self.family == Family::Rows {
+            constants.push(("SHARED", (launch.splits > 1).into()));
         }
         Kernel {
-            label,
-            files: [&[self.family], &self.files[..], &common, &storage].concat(),
+            label: format!("{}.{}.{}", self.name, self.pass.name(), layout.dtype()),
+            files: [
+                &[family],
+                &self.files[..],
+                &[kernel::ROW_FORM, kernel::CLASSES, upstream],
+                &storage,
+            ]
+            .concat(),
             entry_point: self.pass.name(),
             constants,
-            blocks,
-            shares_buffers: args.memory != Memory::Apart,
+            defines: kernel::tile(match self.family {
+                Family::Rows => launch.tile,
+                // nothing stays in registers
+                Family::Gather => Tile { vec4s: 1, contiguous: 1, whole_row: false },
+            }),
+            read_write: 0,
         }
     }
 
-    /// How many indices of the batch one dispatch works on.
-    fn batches_per_part(
-        &self,
-        facts: &Facts,
-        shape: ClassShape,
-        tensors: &[&Layout],
-    ) -> Result<u64> {
-        let row = |tensor: &&Layout| {
-            let sizes = [shape.batch_stride(tensor), shape.batch_elements()];
-            ("one row of input", sizes.map(|n| n as u64 * tensor.dtype().size() as u64))
-        };
-        let mut lines: Vec<_> = tensors.iter().map(row).collect();
-        // what there is for each row: four numbers of state or results, or one
-        let has_state = self.args.state.is_some() || self.outputs.state.is_some();
-        let numbers = if has_state || self.row_outputs { 4 } else { 1 };
-        lines.push(("one row of results", [shape.positions as u64 * 4 * numbers; 2]));
-        facts.lines_per_part(&lines)
-    }
-
-    /// All bindings but that of the results, for some indices of the batch.
+    /// All bindings but that of the results, for some rows.
     fn bindings(
         &self,
-        shape: ClassShape,
-        [first, batches]: [u64; 2],
-        stage: Stage,
+        tensors: &[Binding],
+        first: u64,
+        rows: u64,
+        partials: Option<Binding>,
     ) -> Vec<Binding> {
-        let (args, outputs, pass) = (self.args, self.outputs, self.pass);
-        let lines = |binding, slot, layout: &Layout| {
-            let stride = shape.batch_stride(layout) as u64;
-            let span = (batches - 1) * stride + shape.batch_elements() as u64;
-            Binding::part(binding, slot, layout, [first * stride, span, stride])
+        let RowOperands { target, weight, upstream, given_state, kept_state, .. } = &self.operands;
+        let per_row = |port, view: &View, numbers: u64| {
+            Binding::part(port, view, [first * numbers, rows * numbers, 0])
         };
-        let per_row = |binding, slot, layout: &Layout, numbers: u64| {
-            let [first, rows] = [first, batches].map(|n| n * shape.positions as u64 * numbers);
-            Binding::part(binding, slot, layout, [first, rows, 0])
-        };
-        let mut bindings = vec![Binding::all_or_one(3, Slot::Weight, args.weight.as_ref())];
-        if let Some(target) = &args.target {
-            bindings.push(match self.has_classes {
-                true => per_row(2, Slot::Target, target, 1),
-                false => lines(2, Slot::Target, target),
-            });
-        }
-        if self.has_classes {
+        let mut bindings = tensors.to_vec();
+        bindings.push(Binding::all_or_placeholder(ports::WEIGHT, weight.as_ref()));
+        if let Target::Classes(classes) = target {
+            bindings.push(per_row(ports::TARGETS, classes, 1));
             bindings.push(Binding::control());
         }
-        if self.reads_input && args.memory != Memory::InPlace {
-            bindings.push(lines(1, Slot::Input, &args.input));
+        if let Some(upstream) = upstream.as_ref().filter(|_| self.pass.has_grad()) {
+            bindings.push(match self.reduction {
+                Reduction::None => per_row(ports::UPSTREAM, upstream, 1),
+                _ => Binding::all(ports::UPSTREAM, upstream),
+            });
         }
-        let grad = outputs.grad.as_ref().map(|grad| lines(5, Slot::Grad, grad));
-        let sums = match stage {
-            Stage::Sums(sums) => {
-                // in place, the input is found there
-                bindings.extend(grad.filter(|_| args.memory == Memory::InPlace));
-                Some(sums)
-            }
-            Stage::Results(sums) => {
-                bindings.extend(grad);
-                if let Some(upstream) = args.upstream.as_ref().filter(|_| pass.has_grad()) {
-                    bindings.push(match self.reduction {
-                        Reduction::None => per_row(4, Slot::Upstream, upstream, 1),
-                        _ => Binding::all(4, Slot::Upstream, upstream),
-                    });
-                }
-                sums
-            }
-        };
-        let state = args.state.as_ref().or(outputs.state.as_ref());
-        match (sums, state) {
-            (Some(sums), _) => bindings.push(sums),
-            (None, Some(state)) => {
-                bindings.push(in_fours(per_row(8, Slot::State, state, 4)));
-            }
-            (None, None) if self.is_picked() => {}
-            (None, None) => bindings.push(Binding::unused(8)),
+        match (partials, given_state.as_ref().or(kept_state.as_ref())) {
+            (Some(partials), _) => bindings.push(partials),
+            (None, Some(state)) => bindings.push(per_row(ports::STATE, state, 4).in_vec4s()),
+            (None, None) if self.family == Family::Gather => {}
+            (None, None) => bindings.push(Binding::placeholder(ports::STATE)),
         }
         bindings
     }
-}
-
-/// A binding of which the kernel counts fours.
-fn in_fours(binding: Binding) -> Binding {
-    Binding { place: binding.place.map(|n| n / 4), ..binding }
-}
-
-/// What a dispatch of rows is for.
-enum Stage {
-    /// What each team finds of its share of a row.
-    Sums(Binding),
-    /// Losses and gradients, from these sums where rows are shared.
-    Results(Option<Binding>),
 }

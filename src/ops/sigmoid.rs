@@ -32,7 +32,7 @@ use crate::reference::sigmoid;
 ///
 /// let gpu = Gpu::blocking()?;
 /// let out = gpu.block_on(gpu.forward(&Sigmoid, &Args::new(Array::from(&[-30.0, 0.0, 2.0_f32]))))?;
-/// println!("{:?}", out.loss.to_f32());
+/// println!("{:?}", out.output()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -2,7 +2,7 @@
 
 use super::{Factors, Values, reduce, times};
 use crate::ops::{CrossEntropy, has_classes};
-use crate::{Args, Array, Output, Pass, Reduction};
+use crate::{Args, Array, Output, Pass, Reduction, Role};
 
 /// The loss of a row and its gradient, and T beside both.
 pub(super) struct Row {
@@ -75,7 +75,7 @@ pub(crate) fn cross_entropy(
     pass: Pass,
     args: &Args<Array<'_>>,
 ) -> Output<Values> {
-    let shape = args.input.shape();
+    let shape = args.input().shape();
     // Row r = (n, d) with class c lies at (n * classes + c) * positions + d.
     let (classes, positions, rows_shape) = match *shape {
         [batch, classes, ref rest @ ..] => {
@@ -84,12 +84,12 @@ pub(crate) fn cross_entropy(
         _ => (shape[0], 1, vec![]),
     };
     let rows: usize = rows_shape.iter().product();
-    let input = args.input.to_f64();
-    let targets = args.target.as_ref().expect("checked");
+    let input = args.input().to_f64();
+    let targets = args.get(Role::Target).expect("checked");
     // class indices, or probabilities
     let target = has_classes(&args.layouts()).then(|| targets.to_classes().expect("checked"));
     let probabilities = targets.to_f64();
-    let weights = args.weight.as_ref().map(Array::to_f64);
+    let weights = args.get(Role::Weight).map(Array::to_f64);
     let weight = |c: usize| weights.as_ref().map_or(1.0, |weights| weights[c]);
 
     // The class of a row; of an ignored one, the row is left out.
@@ -131,15 +131,10 @@ pub(crate) fn cross_entropy(
     if op.reduction == Reduction::Mean && kept.is_empty() {
         loss.values = vec![op.empty_mean];
     }
-    let mut output = Output {
-        loss: pass.has_loss().then_some(loss),
-        grad: pass.has_grad().then(|| Values {
-            shape: shape.to_vec(),
-            values: grad,
-            magnitudes: grad_magnitudes,
-        }),
-        ..Output::default()
-    };
+    let grad = || Values { shape: shape.to_vec(), values: grad, magnitudes: grad_magnitudes };
+    let mut output = Output::default()
+        .with_some(Role::Loss, pass.has_loss().then_some(loss))
+        .with_some(Role::Grad, pass.has_grad().then(grad));
     if pass.has_loss() && op.row_outputs {
         let input_of = |r: usize| -> Vec<f64> {
             let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
@@ -158,14 +153,16 @@ pub(crate) fn cross_entropy(
         // of the input itself: a cap makes ties of large logits
         let argmax =
             |r: usize| row(&input_of(r), &vec![0.0; classes]).argmax.map_or(-1.0, |k| k as f64);
-        output.logsumexp = Some(per_row(&logsumexp));
-        output.argmax = Some(per_row(&argmax));
-        output.correct = target.as_ref().map(|target| {
+        let correct = target.as_ref().map(|target| {
             per_row(&|r| {
                 let is_kept = target[r] != op.ignore_index;
                 f64::from(u8::from(is_kept && argmax(r) == target[r] as f64))
             })
         });
+        output = output
+            .with(Role::LogSumExp, per_row(&logsumexp))
+            .with(Role::Argmax, per_row(&argmax))
+            .with_some(Role::Correct, correct);
     }
     output
 }

@@ -2,7 +2,7 @@
 
 use super::{Factors, Values, reduce, times};
 use crate::ops::{Elementwise, divisor};
-use crate::{Args, Array, Output, Pass};
+use crate::{Args, Array, Output, Pass, Role};
 
 /// The loss of every element times its weight, reduced.
 ///
@@ -13,12 +13,12 @@ pub(crate) fn elements<E: Elementwise>(
     pass: Pass,
     args: &Args<Array<'_>>,
 ) -> Output<Values> {
-    let (reduction, shape) = (op.reduction(), args.input.shape());
-    let input = args.input.to_f64();
+    let (reduction, shape) = (op.reduction(), args.input().shape());
+    let input = args.input().to_f64();
     // maps have no target, and look at none
-    let target = args.target.as_ref().map_or_else(|| vec![0.0; input.len()], Array::to_f64);
-    let weight = broadcast(args.weight.as_ref(), shape);
-    let pos_weight = broadcast(args.pos_weight.as_ref(), shape);
+    let target = args.get(Role::Target).map_or_else(|| vec![0.0; input.len()], Array::to_f64);
+    let weight = broadcast(args.get(Role::Weight), shape);
+    let pos_weight = broadcast(args.get(Role::PosWeight), shape);
     let divisor = divisor(reduction, shape);
     let factors = Factors::new(reduction, divisor, args);
 
@@ -42,15 +42,12 @@ pub(crate) fn elements<E: Elementwise>(
             grad_magnitudes.push(times(times(w.abs(), magnitude(&point.grad)), factor.abs()));
         }
     }
-    Output {
-        loss: pass.has_loss().then(|| reduce(reduction, divisor, shape, losses, loss_magnitudes)),
-        grad: pass.has_grad().then(|| Values {
-            shape: shape.to_vec(),
-            values: grad,
-            magnitudes: grad_magnitudes,
-        }),
-        ..Output::default()
-    }
+    let result = if E::TARGET { Role::Loss } else { Role::Output };
+    let loss = || reduce(reduction, divisor, shape, losses, loss_magnitudes);
+    let grad = || Values { shape: shape.to_vec(), values: grad, magnitudes: grad_magnitudes };
+    Output::default()
+        .with_some(result, pass.has_loss().then(loss))
+        .with_some(Role::Grad, pass.has_grad().then(grad))
 }
 
 fn magnitude(terms: &[f64]) -> f64 {

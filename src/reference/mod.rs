@@ -18,7 +18,7 @@ pub(crate) use nll_loss::nll_loss;
 pub(crate) use row_maps::{log_softmax, softmax};
 
 use crate::ops::Op;
-use crate::{Args, Array, Output, Pass, Reduction, Result};
+use crate::{Args, Array, Output, Pass, Reduction, Result, Role};
 
 /// float64 results, and beside every value the measure of the error that it may have.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +55,7 @@ impl Values {
 ///
 /// let args = Args::new(Array::new(&[60.0_f32, 0.0], &[1, 2])?).target(Array::from(&[0]));
 /// let out = reference::run(&CrossEntropy::default(), Pass::ForwardBackward, &args)?;
-/// let (loss, grad) = (out.loss.unwrap(), out.grad.unwrap());
+/// let (loss, grad) = (out.loss()?, out.grad()?);
 /// assert_eq!(loss.values, [(-60_f64).exp()]); // -ln p[0], to the last digit
 /// assert_eq!(grad.shape, [1, 2]);
 /// # Ok::<_, wgloss::Error>(())
@@ -65,7 +65,7 @@ impl Values {
 /// Those of [`Op::outputs`]; and for values that the op does not take, such as a class out of
 /// range, [`Error::Class`](crate::Error::Class) or [`Error::Value`](crate::Error::Value).
 pub fn run(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<Output<Values>> {
-    op.outputs(pass, &args.map(|_, array| Ok(array.layout().clone()))?)?;
+    op.outputs(pass, &args.layouts())?;
     op.check_values(args)?;
     Ok(op.reference(pass, args))
 }
@@ -103,7 +103,7 @@ struct Factors {
 
 impl Factors {
     fn new(reduction: Reduction, divisor: f64, args: &Args<Array<'_>>) -> Self {
-        Factors { upstream: args.upstream.as_ref().map(Array::to_f64), reduction, divisor }
+        Factors { upstream: args.get(Role::Upstream).map(Array::to_f64), reduction, divisor }
     }
 
     /// The factor of a row or element. NaN where the divisor is 0.

@@ -3,7 +3,7 @@
 use super::{Values, cross_entropy, times};
 use crate::ops::rows_along;
 use crate::shape::ClassShape;
-use crate::{Args, Array, Output, Pass};
+use crate::{Args, Array, Output, Pass, Role};
 
 /// A row's output and gradient, and T beside both.
 struct Row {
@@ -73,11 +73,11 @@ fn map_rows(
     args: &Args<Array<'_>>,
     row: impl Fn(&[f64], &[f64]) -> Row,
 ) -> Output<Values> {
-    let shape = args.input.shape();
+    let shape = args.input().shape();
     let rows = rows_along(shape, dim).expect("checked");
     let ClassShape { classes, positions, .. } = rows;
-    let input = args.input.to_f64();
-    let upstream = args.upstream.as_ref().map_or_else(|| vec![1.0; input.len()], Array::to_f64);
+    let input = args.input().to_f64();
+    let upstream = args.get(Role::Upstream).map_or_else(|| vec![1.0; input.len()], Array::to_f64);
     let zeros = || Values {
         shape: shape.to_vec(),
         values: vec![0.0; input.len()],
@@ -99,9 +99,7 @@ fn map_rows(
             grad.magnitudes[at(c)] = row.grad_magnitudes[c];
         }
     }
-    Output {
-        loss: pass.has_loss().then_some(output),
-        grad: pass.has_grad().then_some(grad),
-        ..Output::default()
-    }
+    Output::default()
+        .with_some(Role::Output, pass.has_loss().then_some(output))
+        .with_some(Role::Grad, pass.has_grad().then_some(grad))
 }

@@ -1,0 +1,300 @@
+//! Plans bound to buffers.
+
+use super::{Compare, Compiled, CompiledStep, Plan, expect_same};
+use crate::kernel::Kernel;
+use crate::program::{BLOCK_BYTES, Slot};
+use crate::{Args, Error, Gpu, Layout, Output, Result, Role, Tensor};
+
+/// A [`Plan`] over fixed buffers: encoding it creates nothing and allocates nothing.
+#[derive(Debug, Clone)]
+pub struct BoundPlan {
+    commands: Vec<BoundCommand>,
+    control: wgpu::Buffer,
+}
+
+#[derive(Debug, Clone)]
+enum BoundCommand {
+    Dispatch { pipeline: wgpu::ComputePipeline, group: wgpu::BindGroup, workgroups: [u32; 3] },
+    Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
+}
+
+/// The tensors of a call by their roles: in place, the gradient is the input.
+struct Tensors<'a> {
+    args: &'a Args<Tensor>,
+    output: &'a Output<Tensor>,
+}
+
+impl<'a> Tensors<'a> {
+    fn get(&self, role: Role) -> Option<&'a Tensor> {
+        // the row state is an argument of backward and a result of forward
+        self.args.get(role).or_else(|| self.output.get(role))
+    }
+}
+
+impl Plan {
+    /// Fixes the buffers that it works on.
+    ///
+    /// Arguments and results may be ranges of one buffer, as frameworks hand them out that allocate
+    /// from large buffers; a kernel then declares as writable what lies in a buffer that it writes
+    /// to. Results overlap nothing else, from their first element to their last, what lies between
+    /// rows included. In place, the gradient is the input, and need be no part of the output.
+    ///
+    /// # Errors
+    /// - [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
+    ///   argument or output is not as planned.
+    /// - [`Error::Value`] when one lies otherwise in its buffer (an offset may differ by multiples of
+    ///   256 bytes), when they overlap, or when a buffer that is copied from or to lacks `COPY_SRC`
+    ///   or `COPY_DST`.
+    /// - What wgpu finds wrong with the buffers themselves comes through the device's error scopes.
+    pub fn bind(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<BoundPlan> {
+        let planned = &self.compiled;
+        for (argument, planned, given) in [
+            ("in_place", planned.args.in_place, args.in_place),
+            ("zero_padding", planned.args.zero_padding, args.zero_padding),
+        ] {
+            if planned != given {
+                let (expected, actual) = (format!("{planned}, as planned"), given.to_string());
+                return Err(Error::Value { argument, expected, actual });
+            }
+        }
+        for role in Role::ALL {
+            let layout = |tensor: Option<&'_ Tensor>| tensor.map(|tensor| tensor.layout().clone());
+            let (wanted, given) = (planned.args.get(role), layout(args.get(role)));
+            expect_same(role, wanted, given.as_ref(), Compare::Memory)?;
+            let (wanted, given) = (planned.outputs.get(role), layout(output.get(role)));
+            if role == Role::Grad && args.in_place && given.is_none() {
+                continue;
+            }
+            expect_same(role, wanted, given.as_ref(), Compare::Memory)?;
+        }
+        self.expect_apart(args, output)?;
+        self.expect_room_for_padding(args, output)?;
+
+        let tensors = Tensors { args, output };
+        let mut commands = Vec::with_capacity(planned.commands.len());
+        for command in &planned.commands {
+            match command {
+                Compiled::Dispatch(step) => commands.extend(self.bind_step(step, &tensors)?),
+                Compiled::Copy(copy) => {
+                    let from = self.first_byte(copy.from, &tensors, wgpu::BufferUsages::COPY_SRC)?;
+                    let to = self.first_byte(copy.to, &tensors, wgpu::BufferUsages::COPY_DST)?;
+                    let (Some(from), Some(to)) = (from, to) else { continue };
+                    commands.push(BoundCommand::Copy {
+                        from: (from.0.clone(), from.1 + copy.from_offset),
+                        to: (to.0.clone(), to.1 + copy.to_offset),
+                        bytes: copy.bytes,
+                    });
+                }
+            }
+        }
+        Ok(BoundPlan { commands, control: planned.control.clone() })
+    }
+
+    /// The buffer in a slot, and where in it the slot's aligned start is. Programs name only what
+    /// their arguments and outputs have, which `bind` has seen.
+    fn buffer<'a>(
+        &'a self,
+        slot: Slot,
+        is_written: bool,
+        tensors: &Tensors<'a>,
+    ) -> Option<(&'a wgpu::Buffer, u64)> {
+        match slot {
+            Slot::Tensor(role) => {
+                let tensor = tensors.get(role)?;
+                Some((tensor.buffer(), tensor.layout().aligned_start()))
+            }
+            Slot::Control => Some((&self.compiled.control, 0)),
+            Slot::Status => Some((tensors.output.status()?.buffer(), 0)),
+            Slot::Scratch(index) => self.compiled.scratch.get(index).map(|buffer| (buffer, 0)),
+            Slot::Placeholder => Some((self.gpu.placeholder(is_written), 0)),
+        }
+    }
+
+    /// The buffer in a slot, which must be for this use, and where in it its first element is.
+    fn first_byte<'a>(
+        &'a self,
+        slot: Slot,
+        tensors: &Tensors<'a>,
+        usage: wgpu::BufferUsages,
+    ) -> Result<Option<(&'a wgpu::Buffer, u64)>> {
+        let Slot::Tensor(role) = slot else { return Ok(self.buffer(slot, true, tensors)) };
+        let Some(tensor) = tensors.get(role) else { return Ok(None) };
+        let actual = tensor.buffer().usage();
+        if !actual.contains(usage) {
+            let (expected, actual) = (format!("usage {usage:?}"), format!("{actual:?}"));
+            return Err(Error::Value { argument: role.name(), expected, actual });
+        }
+        Ok(Some((tensor.buffer(), tensor.byte_range().start)))
+    }
+
+    /// A dispatch over buffers; none where it keeps faults in a status that is not there.
+    fn bind_step(
+        &self,
+        step: &CompiledStep,
+        tensors: &Tensors<'_>,
+    ) -> Result<Option<BoundCommand>> {
+        let mut bound = Vec::with_capacity(step.bindings.len());
+        for binding in &step.bindings {
+            match self.buffer(binding.slot, binding.port.writes, tensors) {
+                Some((buffer, start)) => bound.push((binding, buffer, start + binding.start)),
+                None if binding.slot == Slot::Status => return Ok(None),
+                // a buffer that is missing is a validation error, not a panic
+                None => {}
+            }
+        }
+        // a dispatch may use a buffer in one way only, whatever its ranges
+        let is_written = |buffer: &wgpu::Buffer| {
+            bound.iter().any(|(binding, other, _)| binding.port.writes && *other == buffer)
+        };
+        let read_write = bound
+            .iter()
+            .filter(|(binding, buffer, _)| !binding.port.writes && is_written(buffer))
+            .fold(0, |bits, (binding, ..)| bits | 1 << binding.port.binding);
+        let pipeline = match read_write {
+            0 => step.pipeline.clone(),
+            read_write => self.gpu.good_pipeline(Kernel { read_write, ..step.kernel.clone() })?,
+        };
+        let params = step.params.iter().map(|params| wgpu::BindGroupEntry {
+            binding: 0,
+            resource: params.as_entire_binding(),
+        });
+        let buffers = bound.iter().map(|&(binding, buffer, offset)| wgpu::BindGroupEntry {
+            binding: binding.port.binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(binding.bytes),
+            }),
+        });
+        let group = self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&step.kernel.label),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &params.chain(buffers).collect::<Vec<_>>(),
+        });
+        Ok(Some(BoundCommand::Dispatch { pipeline, group, workgroups: step.workgroups }))
+    }
+
+    /// Refuses results that overlap one another or an argument.
+    fn expect_apart(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
+        let mut before: Vec<(Role, &Tensor)> = args.iter().collect();
+        for (role, tensor) in output.iter() {
+            let is_input = |other: Role| role == Role::Grad && other == Role::Input;
+            for &(name, other) in &before {
+                if other.buffer() != tensor.buffer() || args.in_place && is_input(name) {
+                    continue;
+                }
+                let (a, b) = (bytes_of(other.layout()), bytes_of(tensor.layout()));
+                if a.start.max(b.start) < a.end.min(b.end) {
+                    return Err(Error::Value {
+                        argument: role.name(),
+                        expected: format!("memory apart from {name}, which is at bytes {a:?}"),
+                        actual: format!("bytes {b:?} of the same buffer"),
+                    });
+                }
+            }
+            before.push((role, tensor));
+        }
+        // in place, the gradient may be named, but only as what it is
+        match (args.in_place, output.get(Role::Grad)) {
+            (true, Some(grad)) if grad != args.input() => Err(Error::Value {
+                argument: Role::Grad.name(),
+                expected: "the input itself, in place".into(),
+                actual: "another tensor".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a gradient whose buffer ends before the last row's padding, where zeros are to be
+    /// written to it.
+    fn expect_room_for_padding(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
+        let grad = if args.in_place { Some(args.input()) } else { output.get(Role::Grad) };
+        let Some(grad) = grad.filter(|_| args.zero_padding) else { return Ok(()) };
+        let needed = grad.layout().padded_bytes();
+        if grad.buffer().size() >= needed {
+            return Ok(());
+        }
+        Err(Error::Value {
+            argument: Role::Grad.name(),
+            expected: format!("a buffer of {needed} bytes, with the last row's padding"),
+            actual: format!("{} bytes", grad.buffer().size()),
+        })
+    }
+}
+
+impl Gpu {
+    /// A pipeline that is known to be good: a kept one, or one compiled now. Error scopes answer at
+    /// once where there is no browser; a browser's are the caller's to watch.
+    fn good_pipeline(&self, kernel: Kernel) -> Result<wgpu::ComputePipeline> {
+        if let Some(pipeline) = self.kept_pipeline(&kernel) {
+            return Ok(pipeline);
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        let pipeline = pollster::block_on(self.guarded(|| self.pipeline(&kernel)))?;
+        #[cfg(target_arch = "wasm32")]
+        let pipeline = self.pipeline(&kernel);
+        self.keep_pipeline(kernel, pipeline.clone());
+        Ok(pipeline)
+    }
+}
+
+impl BoundPlan {
+    /// Encodes the dispatches. Nothing is submitted, waited for, created or allocated.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.encode_timed(encoder, None);
+    }
+
+    /// [`BoundPlan::encode`] with timestamps before the first dispatch and after the last.
+    pub fn encode_timed(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
+        encoder.clear_buffer(&self.control, 0, Some(BLOCK_BYTES));
+        // dispatches that follow one another share a pass; copies come between passes
+        let is_dispatch = |command: &BoundCommand| matches!(command, BoundCommand::Dispatch { .. });
+        let runs = || self.commands.chunk_by(|a, b| is_dispatch(a) && is_dispatch(b));
+        let is_pass = |run: &[BoundCommand]| run.first().is_some_and(is_dispatch);
+        let first = runs().position(is_pass);
+        let last = runs().enumerate().filter(|(_, run)| is_pass(run)).map(|(i, _)| i).last();
+        if let (None, Some(timestamp_writes)) = (first, &timestamps) {
+            // times are asked for, though there is nothing to do
+            encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("wgloss"),
+                timestamp_writes: Some(timestamp_writes.clone()),
+            });
+        }
+        for (i, run) in runs().enumerate() {
+            if let [BoundCommand::Copy { from, to, bytes }] = run {
+                encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
+                continue;
+            }
+            let timestamp_writes = timestamps.as_ref().and_then(|writes| {
+                let of = |index: Option<u32>, at: Option<usize>| index.filter(|_| at == Some(i));
+                let beginning = of(writes.beginning_of_pass_write_index, first);
+                let end = of(writes.end_of_pass_write_index, last);
+                (beginning.is_some() || end.is_some()).then_some(wgpu::ComputePassTimestampWrites {
+                    query_set: writes.query_set,
+                    beginning_of_pass_write_index: beginning,
+                    end_of_pass_write_index: end,
+                })
+            });
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("wgloss"),
+                timestamp_writes,
+            });
+            for command in run {
+                if let BoundCommand::Dispatch { pipeline, group, workgroups: [x, y, z] } = command {
+                    pass.set_pipeline(pipeline);
+                    pass.set_bind_group(0, group, &[]);
+                    pass.dispatch_workgroups(*x, *y, *z);
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of a buffer from a tensor's first element to behind its last one.
+fn bytes_of(layout: &Layout) -> std::ops::Range<u64> {
+    (layout.offset() * layout.dtype().size()) as u64..layout.buffer_bytes()
+}
