@@ -14,8 +14,8 @@ use crate::select::Blocks;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct File {
     /// Its path below `shaders/`.
-    pub(crate) path: &'static str,
-    pub(crate) text: &'static str,
+    pub path: &'static str,
+    pub text: &'static str,
 }
 
 impl Hash for File {
@@ -26,7 +26,7 @@ impl Hash for File {
 }
 
 impl File {
-    pub(crate) const fn new(path: &'static str, text: &'static str) -> Self {
+    pub const fn new(path: &'static str, text: &'static str) -> Self {
         File { path, text }
     }
 }
@@ -111,7 +111,7 @@ pub(crate) fn check_elements(unit_interval: bool) -> File {
 
 /// A kernel: what a pipeline is made of, and the key under which it is cached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// For labels: `cross_entropy.forward.f32.subgroup`.
     pub label: String,
     pub files: Vec<File>,
