@@ -260,11 +260,7 @@ impl fmt::Debug for Gpu {
 }
 
 /// What the choice of kernels depends on, of a device.
-fn profile(
-    device: &wgpu::Device,
-    info: &wgpu::AdapterInfo,
-    options: &GpuOptions,
-) -> DeviceProfile {
+fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions) -> DeviceProfile {
     let limits = device.limits();
     // Browsers' compilers refuse barriers and shuffles unless they can prove that all members come to
     // them.

@@ -6,15 +6,15 @@
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
 
-use crate::tuning::{Team, Tile};
 use crate::DType;
+use crate::tuning::{Team, Tile};
 
 /// A WGSL file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct File {
     /// Its path below `shaders/`.
-    pub(crate) path: &'static str,
-    pub(crate) text: &'static str,
+    pub path: &'static str,
+    pub text: &'static str,
 }
 
 impl Hash for File {
@@ -25,7 +25,7 @@ impl Hash for File {
 }
 
 impl File {
-    pub(crate) const fn new(path: &'static str, text: &'static str) -> Self {
+    pub const fn new(path: &'static str, text: &'static str) -> Self {
         File { path, text }
     }
 }

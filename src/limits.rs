@@ -101,9 +101,7 @@ impl Chunk {
     pub fn range(&self, stride: u64) -> [u64; 3] {
         match self.is_flat {
             true => [self.first, self.inner, 0],
-            false => {
-                [self.first_row * stride, (self.rows - 1) * stride + self.inner, stride]
-            }
+            false => [self.first_row * stride, (self.rows - 1) * stride + self.inner, stride],
         }
     }
 }

@@ -171,6 +171,8 @@ impl<T> IntoIterator for Output<T> {
 
 impl<T> FromIterator<(Role, T)> for Output<T> {
     fn from_iter<I: IntoIterator<Item = (Role, T)>>(results: I) -> Self {
-        results.into_iter().fold(Output::default(), |output, (role, value)| output.with(role, value))
+        results
+            .into_iter()
+            .fold(Output::default(), |output, (role, value)| output.with(role, value))
     }
 }

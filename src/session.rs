@@ -62,9 +62,7 @@ impl Session {
             }
             let submission = gpu.queue().submit([encoder.finish()]);
             upload.submitted(gpu);
-            let map = |(role, staging, layout)| {
-                (role, Readback::map(staging, &submission), layout)
-            };
+            let map = |(role, staging, layout)| (role, Readback::map(staging, &submission), layout);
             Ok(copies.into_iter().map(map).collect())
         };
         let results = gpu.guarded_trimming(submit).await??;

@@ -101,12 +101,8 @@ const DISCRETE: Tuning = Tuning {
 };
 
 /// Estimates, as for discrete ones, with fewer registers and subgroups of eight.
-const INTEGRATED: Tuning = Tuning {
-    max_classes_by_subgroup: 256,
-    tile_vec4s: &[1, 2, 4, 8],
-    busy_teams: 64,
-    ..DISCRETE
-};
+const INTEGRATED: Tuning =
+    Tuning { max_classes_by_subgroup: 256, tile_vec4s: &[1, 2, 4, 8], busy_teams: 64, ..DISCRETE };
 
 /// Measured on lavapipe 22.3 (2 cores): cross entropy, forward and backward, f32.
 const SOFTWARE: Tuning = Tuning {

@@ -94,11 +94,7 @@ impl Cpu {
     ///
     /// # Errors
     /// As [`Cpu::forward`].
-    pub fn backward(
-        &self,
-        op: &dyn Op,
-        args: &Args<Array<'_>>,
-    ) -> Result<Output<Array<'static>>> {
+    pub fn backward(&self, op: &dyn Op, args: &Args<Array<'_>>) -> Result<Output<Array<'static>>> {
         self.run(op, Pass::Backward, args)
     }
 

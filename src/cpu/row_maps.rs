@@ -70,8 +70,12 @@ fn run<T: Stored>(
         return Ok(());
     }
     let tiling = Tiling::of(shape);
-    let job =
-        Job { map, tiling, input: slice::<T>(args.input())?, upstream: slice_of(args.get(Role::Upstream))? };
+    let job = Job {
+        map,
+        tiling,
+        input: slice::<T>(args.input())?,
+        upstream: slice_of(args.get(Role::Upstream))?,
+    };
     let tasks = tiling.tasks();
     let [to_output, to_grad] = output.places([Role::Output, Role::Grad])?;
     let outputs = tiling.pieces(slice_mut::<T>(to_output)?, &tasks);

@@ -147,8 +147,7 @@ fn run<T: Stored>(
     };
 
     let has_loss = output.get(Role::Loss).is_some();
-    let roles =
-        [Role::Loss, Role::Grad, Role::State, Role::LogSumExp, Role::Argmax, Role::Correct];
+    let roles = [Role::Loss, Role::Grad, Role::State, Role::LogSumExp, Role::Argmax, Role::Correct];
     let [to_loss, to_grad, to_state, to_logsumexp, to_argmax, to_correct] = output.places(roles)?;
     let mut loss = if is_none { slice_mut::<f32>(to_loss)? } else { None };
     let mut state = slice_mut::<f32>(to_state)?;

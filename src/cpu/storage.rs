@@ -119,9 +119,7 @@ pub(super) fn slice<'a, T: Held>(array: &'a Array<'_>) -> Result<&'a [T]> {
 }
 
 /// As [`slice`], of one that may not be there.
-pub(super) fn slice_of<'a, T: Held>(
-    array: Option<&'a Array<'_>>,
-) -> Result<Option<&'a [T]>> {
+pub(super) fn slice_of<'a, T: Held>(array: Option<&'a Array<'_>>) -> Result<Option<&'a [T]>> {
     array.map(slice).transpose()
 }
 

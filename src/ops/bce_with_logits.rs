@@ -2,11 +2,11 @@
 
 use super::elements::{Elementwise, Point};
 use super::sealed;
-use crate::{Reduction, Role};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
+use crate::{Reduction, Role};
 
 /// Binary cross entropy of logits with targets, element by element.
 ///

@@ -18,6 +18,7 @@ use crate::tuning::DeviceProfile;
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result, Role};
 
 /// `Params` of `shaders/family/elements.wgsl`, after the places.
+#[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct ElementParams {
@@ -148,9 +149,7 @@ impl<E: Elementwise> Op for E {
             false => Layout::new(input.shape(), input.dtype()),
         });
         let role = if E::TARGET { Role::Loss } else { Role::Output };
-        Ok(Output::default()
-            .with_some(role, result)
-            .with_some(Role::Grad, grad_layout(pass, args)))
+        Ok(Output::default().with_some(role, result).with_some(Role::Grad, grad_layout(pass, args)))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {

@@ -8,36 +8,46 @@ mod rows;
 mod sum;
 
 pub(crate) use cross_entropy::has_classes;
+pub use elements::ElementParams;
 #[cfg(feature = "cpu")]
 pub(crate) use elements::weight_dims;
 pub(crate) use elements::{Elementwise, divisor};
 pub(crate) use row_maps::rows_along;
-
-macro_rules! ops {
-    ($($stem:ident: $op:ident,)*) => {
-        $(mod $stem;
-        pub use $stem::$op;)*
-    };
-}
+pub use rows::RowParams;
+pub use sum::SumParams;
 
 // The list of ops.
-ops! {
-    cross_entropy: CrossEntropy,
-    nll_loss: NllLoss,
-    bce: Bce,
-    bce_with_logits: BceWithLogits,
-    mse: Mse,
-    l1: L1,
-    smooth_l1: SmoothL1,
-    huber: Huber,
-    kl_div: KlDiv,
-    soft_margin: SoftMargin,
-    sigmoid_focal: SigmoidFocal,
-    softmax: Softmax,
-    log_softmax: LogSoftmax,
-    sigmoid: Sigmoid,
-    logsigmoid: LogSigmoid,
-}
+mod cross_entropy;
+mod nll_loss;
+mod bce;
+mod bce_with_logits;
+mod mse;
+mod l1;
+mod smooth_l1;
+mod huber;
+mod kl_div;
+mod soft_margin;
+mod sigmoid_focal;
+mod softmax;
+mod log_softmax;
+mod sigmoid;
+mod logsigmoid;
+
+pub use bce::Bce;
+pub use bce_with_logits::BceWithLogits;
+pub use cross_entropy::CrossEntropy;
+pub use huber::Huber;
+pub use kl_div::KlDiv;
+pub use l1::L1;
+pub use log_softmax::LogSoftmax;
+pub use logsigmoid::LogSigmoid;
+pub use mse::Mse;
+pub use nll_loss::NllLoss;
+pub use sigmoid::Sigmoid;
+pub use sigmoid_focal::SigmoidFocal;
+pub use smooth_l1::SmoothL1;
+pub use soft_margin::SoftMargin;
+pub use softmax::Softmax;
 
 use std::fmt;
 
@@ -89,6 +99,7 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
 }
 
 pub(crate) mod sealed {
+    /// What keeps other crates from implementing [`Op`](super::Op).
     pub trait Sealed {}
 }
 

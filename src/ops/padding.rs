@@ -8,6 +8,7 @@ use crate::limits::Split;
 use crate::program::{Binding, Port, Program, View};
 
 /// `Params` of `shaders/family/padding.wgsl`, after the places.
+#[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct PaddingParams {

@@ -70,6 +70,7 @@ pub(super) fn device_ignore_index(ignore_index: i64) -> i32 {
 }
 
 /// `Params` of `shaders/shared/row_form.wgsl`, after the places.
+#[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct RowParams {
@@ -354,12 +355,7 @@ impl RowLoss {
         4 * state.max(1 + row_outputs.len() as u64)
     }
 
-    fn kernel(
-        &self,
-        shape: ClassShape,
-        tensors: &[RowTensor],
-        launch: RowLaunch,
-    ) -> Kernel {
+    fn kernel(&self, shape: ClassShape, tensors: &[RowTensor], launch: RowLaunch) -> Kernel {
         let operands = &self.operands;
         let layout = &operands.input.layout;
         let is_reduced = self.reduction != Reduction::None;

@@ -8,6 +8,7 @@ use crate::program::{Binding, Port, Program, View, chunks, first_index};
 use crate::tuning::ElementLaunch;
 
 /// `Params` of `shaders/family/sum.wgsl`, after the places.
+#[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct SumParams {
@@ -71,12 +72,7 @@ pub enum Total {
 
 impl Program {
     /// Adds the dispatches that sum terms: as many levels as it takes.
-    pub(crate) fn sum(
-        &mut self,
-        by: ElementLaunch,
-        mut terms: Terms,
-        total: &Total,
-    ) -> Result<()> {
+    pub(crate) fn sum(&mut self, by: ElementLaunch, mut terms: Terms, total: &Total) -> Result<()> {
         let most = self.limits.chunk_bytes() / terms.view.layout.dtype().size() as u64;
         loop {
             let mut parts: Vec<_> = terms
@@ -117,8 +113,10 @@ impl Program {
                     first: first_index(first),
                     ..terms.params
                 };
-                let constants =
-                    [("TO_CONTROL", written.is_none().into()), ("DIVIDE", divisor.is_some().into())];
+                let constants = [
+                    ("TO_CONTROL", written.is_none().into()),
+                    ("DIVIDE", divisor.is_some().into()),
+                ];
                 let kernel = Kernel {
                     label: terms.label.into(),
                     files: [&[kernel::SUM, kernel::CONTROL], &terms.files[..]].concat(),

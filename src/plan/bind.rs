@@ -76,7 +76,8 @@ impl Plan {
             match command {
                 Compiled::Dispatch(step) => commands.extend(self.bind_step(step, &tensors)?),
                 Compiled::Copy(copy) => {
-                    let from = self.first_byte(copy.from, &tensors, wgpu::BufferUsages::COPY_SRC)?;
+                    let from =
+                        self.first_byte(copy.from, &tensors, wgpu::BufferUsages::COPY_SRC)?;
                     let to = self.first_byte(copy.to, &tensors, wgpu::BufferUsages::COPY_DST)?;
                     let (Some(from), Some(to)) = (from, to) else { continue };
                     commands.push(BoundCommand::Copy {

@@ -1,0 +1,253 @@
+//! What was timed: a table for people, JSON for programs, a picture.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use plotters::prelude::*;
+use serde::Serialize;
+
+use super::copy::Copy;
+use wgloss_testing::workload::{Workload, has_rows};
+
+/// Each contender's times, a round at a time.
+#[derive(Default)]
+pub struct Times {
+    pub kernel: Vec<Duration>,
+    pub encode: Vec<Duration>,
+    pub copy: Vec<Duration>,
+    pub copy_command: Vec<Duration>,
+    pub memcpy: Vec<Duration>,
+    pub cpu: Vec<Duration>,
+    pub call: Vec<Duration>,
+}
+
+/// What came of a workload. Times are medians.
+#[derive(Serialize)]
+pub struct Record {
+    op: &'static str,
+    pass: &'static str,
+    dtype: String,
+    shape: Vec<usize>,
+    /// The kernel that does the work, and the copy that it is compared with.
+    kernel: String,
+    copy: String,
+    kernel_ms: f64,
+    /// Half of all rounds lay within these.
+    kernel_ms_quartiles: [f64; 2],
+    /// On the host: a bound plan into a command encoder of its own.
+    encode_us: f64,
+    /// With upload and readback.
+    call_ms: f64,
+    /// Of every argument and result, each counted once.
+    bytes: u64,
+    gbps: f64,
+    copy_gbps: f64,
+    /// What `copy_buffer_to_buffer` does, which may be more or less than any kernel.
+    copy_command_gbps: f64,
+    fraction_of_copy: f64,
+    /// The CPU twin's, and a copy of as many bytes on the host, both by all threads.
+    cpu_ms: f64,
+    cpu_gbps: f64,
+    memcpy_gbps: f64,
+    /// In units of the error allowed.
+    max_error: f64,
+}
+
+impl Record {
+    pub fn new(
+        workload: &Workload,
+        kernel: String,
+        bytes: u64,
+        copy: &Copy,
+        times: Times,
+        max_error: f64,
+    ) -> Self {
+        let gbps = |bytes: u64, time: Duration| bytes as f64 / time.as_secs_f64().max(1e-9) / 1e9;
+        let kernel_time = median(&times.kernel);
+        let own = gbps(bytes, kernel_time);
+        let copy_gbps = gbps(copy.bytes(), median(&times.copy));
+        let quartiles = [1, 3].map(|quarter| ms(quantile(&times.kernel, quarter, 4)));
+        Record {
+            op: workload.op.name(),
+            pass: workload.pass.name(),
+            dtype: workload.dtype.to_string(),
+            shape: workload.shape.clone(),
+            kernel,
+            copy: copy.name.clone(),
+            kernel_ms: ms(kernel_time),
+            kernel_ms_quartiles: quartiles,
+            encode_us: ms(median(&times.encode)) * 1e3,
+            call_ms: ms(median(&times.call)),
+            bytes,
+            gbps: own,
+            copy_gbps,
+            copy_command_gbps: gbps(copy.bytes(), median(&times.copy_command)),
+            fraction_of_copy: own / copy_gbps,
+            cpu_ms: ms(median(&times.cpu)),
+            cpu_gbps: gbps(bytes, median(&times.cpu)),
+            memcpy_gbps: gbps(bytes, median(&times.memcpy)),
+            max_error,
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The middle one, the lower of two.
+pub fn median(times: &[Duration]) -> Duration {
+    quantile(times, 1, 2)
+}
+
+fn quantile(times: &[Duration], part: usize, of: usize) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(last * part / of).copied().unwrap_or_default()
+}
+
+/// What came of all of them.
+#[derive(Serialize)]
+pub struct Report {
+    pub device: String,
+    /// What was asked for: the arguments.
+    pub command: String,
+    /// What kernel times are.
+    pub times: &'static str,
+    pub rounds: u32,
+    pub records: Vec<Record>,
+}
+
+impl Report {
+    /// The table.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows = vec![
+            [
+                "op",
+                "pass",
+                "type",
+                "shape",
+                "kernel ms",
+                "quartiles",
+                "GB/s",
+                "copy",
+                "of copy",
+                "command",
+                "encode us",
+                "call ms",
+                "cpu ms",
+                "cpu",
+                "memcpy",
+                "error",
+                "kernel",
+            ]
+            .map(String::from),
+        ];
+        rows.extend(self.records.iter().map(|record| {
+            let shape: Vec<_> = record.shape.iter().map(usize::to_string).collect();
+            let [low, high] = record.kernel_ms_quartiles;
+            [
+                record.op.into(),
+                record.pass.into(),
+                record.dtype.clone(),
+                shape.join("x"),
+                format!("{:.3}", record.kernel_ms),
+                format!("{low:.3}-{high:.3}"),
+                format!("{:.2}", record.gbps),
+                format!("{:.2}", record.copy_gbps),
+                format!("{:.2}", record.fraction_of_copy),
+                format!("{:.2}", record.copy_command_gbps),
+                format!("{:.1}", record.encode_us),
+                format!("{:.2}", record.call_ms),
+                format!("{:.3}", record.cpu_ms),
+                format!("{:.1}", record.cpu_gbps),
+                format!("{:.1}", record.memcpy_gbps),
+                format!("{:.2}", record.max_error),
+                record.kernel.clone(),
+            ]
+        }));
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+        let widths: [usize; 17] = std::array::from_fn(|column| width(column).unwrap_or(0));
+        let mut lines = vec![
+            format!("device  {}", self.device),
+            format!("times   medians of {} rounds; {}", self.rounds, self.times),
+            "GB/s    every argument and result counted once; copy: the best copy kernel; command: \
+             copy_buffer_to_buffer; cpu: the CPU twin; memcpy: the host's, by all threads"
+                .into(),
+            "error   of the results before they were timed, in units of the error allowed".into(),
+            String::new(),
+        ];
+        lines.extend(rows.iter().map(|row| {
+            let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+                // numbers to the right
+                match (4..16).contains(&column) {
+                    true => format!("{cell:>width$}"),
+                    false => format!("{cell:width$}"),
+                }
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        }));
+        lines
+    }
+
+    /// GB/s over the number of classes, of every op that has them, and of the copy.
+    pub fn plot(&self) -> Result<String> {
+        let is_shown = |record: &&Record| has_rows(record.op) && record.shape.len() == 2;
+        let shown: Vec<_> = self.records.iter().filter(is_shown).collect();
+        ensure!(!shown.is_empty(), "--plot: expected an op over rows of classes among those timed");
+        let classes = shown.iter().map(|record| record.shape[1] as f64);
+        let (least, most) =
+            classes.fold((f64::MAX, 1.0), |(a, b), c| (f64::min(a, c), f64::max(b, c)));
+        let top = shown.iter().map(|r| r.gbps.max(r.copy_gbps)).fold(0.0, f64::max);
+        let mut curves: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+        let mut add = |name: String, point| match curves.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, points)) => points.push(point),
+            None => curves.push((name, vec![point])),
+        };
+        for record in &shown {
+            let classes = record.shape[1] as f64;
+            let name = format!("{} {} {}", record.op, record.pass, record.dtype);
+            add(name, (classes, record.gbps));
+        }
+        for record in &shown {
+            add("copy".into(), (record.shape[1] as f64, record.copy_gbps));
+        }
+
+        let mut svg = String::new();
+        let area = SVGBackend::with_string(&mut svg, (900, 520)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(&self.device, ("sans-serif", 18))
+            .margin(16)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d((least..most * 1.01).log_scale(), 0.0..top * 1.1)?;
+        chart
+            .configure_mesh()
+            .x_desc("classes, log scale")
+            .y_desc("GB/s, every argument and result counted once")
+            .label_style(("sans-serif", 14))
+            .bold_line_style(BLACK.mix(0.12))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (i, (name, mut points)) in curves.into_iter().enumerate() {
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let style = Palette99::pick(i).stroke_width(2);
+            chart
+                .draw_series(LineSeries::new(points, style).point_size(3))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .label_font(("sans-serif", 14))
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+        area.present()?;
+        drop(chart);
+        drop(area);
+        Ok(svg)
+    }
+}

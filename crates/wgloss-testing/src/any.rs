@@ -1,0 +1,496 @@
+//! Calls of any op, drawn by proptest.
+//!
+//! Shape, storage, options, numbers and weights are drawn apart and shrink apart: the numbers are few and
+//! repeat over the shape, so that a failure comes down to values one can read.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use wgloss::{
+    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
+    Mse, NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+};
+
+use crate::call::{Call, REDUCTIONS, few};
+
+const NAN: f32 = f32::NAN;
+const INF: f32 = f32::INFINITY;
+
+/// A call of any op.
+pub struct AnyCall {
+    op: Arc<dyn Op>,
+    input: Array<'static>,
+    target: Option<Array<'static>>,
+    weight: Option<Array<'static>>,
+    pos_weight: Option<Array<'static>>,
+    upstream: Option<Array<'static>>,
+    divisor: f64,
+}
+
+impl AnyCall {
+    /// One loss an element or row, without weights and upstream gradient.
+    pub fn new(op: Arc<dyn Op>, input: Array<'static>, target: Array<'static>) -> Self {
+        AnyCall {
+            op,
+            input,
+            target: Some(target),
+            weight: None,
+            pos_weight: None,
+            upstream: None,
+            divisor: 1.0,
+        }
+    }
+}
+
+impl Call for AnyCall {
+    fn op(&self) -> Arc<dyn Op> {
+        self.op.clone()
+    }
+
+    fn forward_args(&self) -> Args<Array<'_>> {
+        let mut args = Args::new(self.input.clone());
+        if let Some(target) = &self.target {
+            args = args.target(target.clone());
+        }
+        if let Some(weight) = &self.weight {
+            args = args.weight(weight.clone());
+        }
+        if let Some(pos_weight) = &self.pos_weight {
+            args = args.pos_weight(pos_weight.clone());
+        }
+        args
+    }
+
+    fn upstream(&self) -> Option<Array<'_>> {
+        self.upstream.clone()
+    }
+
+    fn divisor(&self) -> f64 {
+        self.divisor
+    }
+
+    fn around(&self, part: &str, index: usize) -> String {
+        match (part, self.input.to_f32().get(index)) {
+            ("grad", Some(x)) => format!("input {x:e}"),
+            _ => String::new(),
+        }
+    }
+}
+
+impl Debug for AnyCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut call = f.debug_struct("AnyCall");
+        call.field("op", &format_args!("{:?}", self.op));
+        let upstream = ("upstream", self.upstream.as_ref());
+        let parts = [
+            ("input", Some(&self.input)),
+            ("target", self.target.as_ref()),
+            ("weight", self.weight.as_ref()),
+            ("pos_weight", self.pos_weight.as_ref()),
+            upstream,
+        ];
+        for (name, part) in parts {
+            if let Some(part) = part {
+                let values = match part.to_classes() {
+                    Ok(classes) => few(&classes),
+                    Err(_) => few(&part.to_f32()),
+                };
+                call.field(name, &format_args!("{} {:?} {values}", part.dtype(), part.shape()));
+            }
+        }
+        call.finish()
+    }
+}
+
+// ---- ops and their options ----
+
+/// An op, and what its arguments depend on.
+#[derive(Debug, Clone)]
+struct Drawn {
+    op: Arc<dyn Op>,
+    reduction: Reduction,
+    ignore_index: i64,
+    /// The fewest dimensions that the input may have.
+    rank: usize,
+    is_weighted: bool,
+    is_pos_weighted: bool,
+}
+
+impl Drawn {
+    fn new(op: impl Op + 'static, reduction: Reduction) -> Self {
+        Drawn {
+            op: Arc::new(op),
+            reduction,
+            ignore_index: -100,
+            rank: 0,
+            is_weighted: false,
+            is_pos_weighted: false,
+        }
+    }
+
+    fn map(op: impl Op + 'static) -> Self {
+        Self::new(op, Reduction::None)
+    }
+}
+
+fn reduction() -> impl Strategy<Value = Reduction> {
+    select(&REDUCTIONS[..])
+}
+
+fn ignore_index() -> impl Strategy<Value = i64> {
+    prop_oneof![2 => Just(-100), 1 => select(&[0, 2, -1, 1 << 40, i64::MIN][..])]
+}
+
+/// Cross entropy with targets of either kind.
+pub fn cross_entropy() -> impl Strategy<Value = AnyCall> {
+    let classes = (cross_entropy_options(), ignore_index());
+    let classes = classes.prop_map(|((op, drawn), ignore_index)| {
+        let op = Arc::new(op.ignore_index(ignore_index));
+        Drawn { op, ignore_index, ..drawn }
+    });
+    let probabilities = cross_entropy_options().prop_map(|(_, drawn)| drawn);
+    prop_oneof![calls(Kind::Classes, classes), calls(Kind::ClassProbabilities, probabilities)]
+}
+
+/// Every option takes part; but of those that are compiled into the kernel only eight combinations,
+/// for compiling takes most of the time. Any two of them meet there in all four ways, on and off.
+fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
+    let smoothing = select(&[0.1, 0.5, 1.0][..]);
+    // of f32, as inputs are
+    let scale = prop_oneof![select(&[0.5, 0.75, 2.0, 4.0][..]), 0.1..5.0_f32];
+    let scale = scale.prop_map(f64::from);
+    // a cap costs a few units in its own last place, so caps are small
+    let cap = select(&[0.5, 2.0, 3.0][..]);
+    let z_loss = prop_oneof![Just(1e-4), -0.1..0.1_f64];
+    let empty_mean = select(&[f64::NAN, f64::NAN, 0.0, -2.5][..]);
+    let numbers = (smoothing, scale, cap, z_loss, empty_mean);
+    (0..8_u8, reduction(), numbers).prop_map(
+        |(bits, reduction, (smoothing, scale, cap, z_loss, empty_mean))| {
+            let [a, b, c] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let mut op = CrossEntropy::default()
+                .reduction(reduction)
+                .empty_mean(empty_mean)
+                .label_smoothing(if a { smoothing } else { 0.0 })
+                .keep_state(b)
+                .row_outputs(a ^ b)
+                .z_loss(if a ^ c { z_loss } else { 0.0 });
+            if b ^ c {
+                op = op.logit_scale(scale);
+            }
+            if a ^ b ^ c {
+                op = op.softcap(cap);
+            }
+            let drawn = Drawn::new(op.clone(), reduction);
+            (op, Drawn { rank: 1, is_weighted: c, ..drawn })
+        },
+    )
+}
+
+/// The other ops over rows: negative log-likelihood, softmax and log-softmax.
+pub fn rows() -> impl Strategy<Value = AnyCall> {
+    let nll_loss = (reduction(), ignore_index(), any::<bool>());
+    let nll_loss = nll_loss.prop_map(|(reduction, ignore_index, is_weighted)| {
+        let op = NllLoss::default().reduction(reduction).ignore_index(ignore_index);
+        Drawn { ignore_index, rank: 1, is_weighted, ..Drawn::new(op, reduction) }
+    });
+    let map = (any::<bool>(), -3..3_i64).prop_map(|(is_log, dim)| {
+        let drawn = match is_log {
+            true => Drawn::map(LogSoftmax::default().dim(dim)),
+            false => Drawn::map(Softmax::default().dim(dim)),
+        };
+        // a 0-dimensional input counts as a row
+        let rank = if matches!(dim, -1 | 0) { 0 } else { dim.max(-dim - 1) as usize + 1 };
+        Drawn { rank, ..drawn }
+    });
+    prop_oneof![2 => calls(Kind::Classes, nll_loss), 3 => calls(Kind::Map, map)]
+}
+
+/// The element-wise ops.
+pub fn elements() -> impl Strategy<Value = AnyCall> {
+    fn plain<O: Op + 'static>(op: fn(Reduction) -> O) -> impl Strategy<Value = Drawn> {
+        reduction().prop_map(move |reduction| Drawn::new(op(reduction), reduction))
+    }
+    let bce = (reduction(), any::<bool>()).prop_map(|(reduction, is_weighted)| {
+        let op = Bce::default().reduction(reduction);
+        Drawn { is_weighted, ..Drawn::new(op, reduction) }
+    });
+    let bce_with_logits = (reduction(), any::<bool>(), any::<bool>()).prop_map(
+        |(reduction, is_weighted, is_pos_weighted)| {
+            let op = BceWithLogits::default().reduction(reduction);
+            Drawn { is_weighted, is_pos_weighted, ..Drawn::new(op, reduction) }
+        },
+    );
+    let beta = prop_oneof![Just(1.0), Just(0.0), 0.01..5.0_f64];
+    let smooth_l1 = (reduction(), beta).prop_map(|(reduction, beta)| {
+        Drawn::new(SmoothL1::default().beta(beta).reduction(reduction), reduction)
+    });
+    let delta = prop_oneof![Just(1.0), 0.01..5.0_f64];
+    let huber = (reduction(), delta).prop_map(|(reduction, delta)| {
+        Drawn::new(Huber::default().delta(delta).reduction(reduction), reduction)
+    });
+    let kl_div = |log_target: bool| {
+        let reduction = prop_oneof![3 => reduction(), 1 => Just(Reduction::BatchMean)];
+        reduction.prop_map(move |reduction| {
+            Drawn::new(KlDiv::default().log_target(log_target).reduction(reduction), reduction)
+        })
+    };
+    let alpha = prop_oneof![
+        2 => 0.0..1.0_f64,
+        1 => select(&[0.0, 0.25, 1e-9, 0.999, 1.0 - 1e-9, 1.0][..]),
+        1 => Just(-1.0),
+    ];
+    let gamma = prop_oneof![Just(2.0), Just(0.0), Just(1.0), 0.0..5.0_f64];
+    let sigmoid_focal = (reduction(), alpha, gamma).prop_map(|(reduction, alpha, gamma)| {
+        let op = SigmoidFocal::default().alpha(alpha).gamma(gamma).reduction(reduction);
+        Drawn::new(op, reduction)
+    });
+    let map = select(vec![Drawn::map(Sigmoid), Drawn::map(LogSigmoid)]);
+    prop_oneof![
+        calls(Kind::Map, map),
+        calls(Kind::Numbers, plain(|r| Mse::default().reduction(r))),
+        calls(Kind::Numbers, plain(|r| L1::default().reduction(r))),
+        calls(Kind::Numbers, smooth_l1),
+        calls(Kind::Numbers, huber),
+        calls(Kind::Scores, plain(|r| SoftMargin::default().reduction(r))),
+        calls(Kind::LogProbabilities, kl_div(false)),
+        calls(Kind::LogTargets, kl_div(true)),
+        calls(Kind::UnitLogits, sigmoid_focal),
+        calls(Kind::Probabilities, bce),
+        calls(Kind::Logits, bce_with_logits),
+    ]
+}
+
+// ---- shapes and numbers ----
+
+/// What an op takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Rows of logits with a class each.
+    Classes,
+    /// Rows of logits with a probability for each class.
+    ClassProbabilities,
+    /// Logits with targets that may lie outside [0, 1].
+    Logits,
+    /// Logits with targets in [0, 1].
+    UnitLogits,
+    /// Numbers, targets too.
+    Numbers,
+    /// Scores with targets 1 and -1, and others.
+    Scores,
+    /// Numbers in [0, 1], targets too.
+    Probabilities,
+    /// Log-probabilities with probabilities.
+    LogProbabilities,
+    /// Log-probabilities with log-probabilities.
+    LogTargets,
+    /// Numbers without targets.
+    Map,
+}
+
+impl Kind {
+    fn has_row_losses(self) -> bool {
+        matches!(self, Kind::Classes | Kind::ClassProbabilities)
+    }
+
+    fn inputs(self) -> BoxedStrategy<Vec<f32>> {
+        match self {
+            Kind::Probabilities => few_of(unit()),
+            Kind::LogProbabilities | Kind::LogTargets => few_of(log()),
+            _ => numbers(),
+        }
+    }
+
+    fn targets(self) -> BoxedStrategy<Vec<f32>> {
+        let unit_or =
+            |others: &'static [f32]| few_of(prop_oneof![15 => unit(), 1 => select(others)]);
+        match self {
+            Kind::ClassProbabilities => unit_or(&[-0.25, 3.0, NAN]),
+            Kind::Logits => unit_or(&[-0.5, 2.0, 1e-40, NAN]),
+            Kind::UnitLogits => unit_or(&[NAN]),
+            Kind::Numbers => {
+                few_of(prop_oneof![15 => ordinary(), 1 => select(&[1e4, -1e4, INF, -INF, NAN][..])])
+            }
+            Kind::Scores => few_of(prop_oneof![9 => select(&[1.0, -1.0][..]), 1 => -2.0..2.0_f32]),
+            Kind::Probabilities => unit_or(&[1e-40]),
+            Kind::LogProbabilities => unit_or(&[-0.5, 2.0, 1e-40, NAN]),
+            Kind::LogTargets => few_of(log()),
+            Kind::Classes | Kind::Map => Just(vec![]).boxed(),
+        }
+    }
+}
+
+/// How many numbers a call's values repeat.
+const FEW: Range<usize> = 1..40;
+
+fn few_of<S: Strategy<Value: Clone> + 'static>(value: S) -> BoxedStrategy<Vec<S::Value>> {
+    vec(value, FEW).boxed()
+}
+
+/// Sizes that kernels treat alike, from the smallest on, which is where shrinking goes.
+pub fn shape() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        4 => (1..40_usize, 1..40_usize).prop_map(|(rows, classes)| vec![rows, classes]),
+        4 => (1..40_usize, 1..300_usize).prop_map(|(rows, classes)| vec![rows, classes]),
+        1 => (1..300_usize).prop_map(|classes| vec![classes]),
+        2 => (1..4_usize, 1..40_usize, 1..9_usize).prop_map(|(n, c, d)| vec![n, c, d]),
+        1 => (1..4_usize, 1..9_usize, 1..4_usize, 1..4_usize)
+            .prop_map(|(n, c, d, e)| vec![n, c, d, e]),
+    ]
+}
+
+/// As [`shape`], or of any rank, with sizes of 0 among them.
+fn any_shape() -> impl Strategy<Value = Vec<usize>> {
+    let size = prop_oneof![15 => 1..6_usize, 1 => Just(0)];
+    let long = (1..4_usize, 1000..2000_usize).prop_map(|(rows, classes)| vec![rows, classes]);
+    prop_oneof![4 => vec(size, 0..6), 8 => shape(), 1 => long]
+}
+
+/// A number of which nothing is special, though some are equal.
+fn ordinary() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        3 => (-3..4_i8).prop_map(f32::from),
+        6 => -20.0..20.0_f32,
+        1 => 20.0..90.0_f32, // as a logit: confident
+    ]
+}
+
+/// Numbers of one nature: ordinary, masked, extreme or broken.
+fn numbers() -> BoxedStrategy<Vec<f32>> {
+    let masked = prop_oneof![2 => ordinary(), 1 => Just(-INF)];
+    // squares and their sums stay finite: f32's overflow midway is no promise
+    let extreme = [-INF, -1e4, 1e4, 1e6, 1e15, -1e15, 88.5, -88.5, 1e-6, 1e-30];
+    let extreme = prop_oneof![2 => ordinary(), 1 => select(extreme.to_vec())];
+    let broken = prop_oneof![15 => ordinary(), 1 => select(&[NAN, -NAN, INF, -INF][..])];
+    prop_oneof![
+        5 => few_of(ordinary()),
+        1 => few_of(masked),
+        1 => few_of(extreme),
+        1 => few_of(broken),
+    ]
+    .boxed()
+}
+
+/// A number in [0, 1].
+fn unit() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        3 => select(&[0.0, 1.0][..]),
+        6 => 0.0..1.0_f32,
+        1 => select(&[0.5, 1e-6, 1.0 - 1e-6, 1e-30][..]),
+    ]
+}
+
+/// The logarithm of one.
+fn log() -> impl Strategy<Value = f32> {
+    prop_oneof![9 => -20.0..0.0_f32, 1 => select(&[0.0, -80.0, -95.0, -1e4, -INF][..])]
+}
+
+/// Eighths, whose sums are exact: the divisor of a mean has no error of its own.
+fn eighths() -> impl Strategy<Value = Vec<f32>> {
+    few_of((-8..25_i8).prop_map(|w| f32::from(w) / 8.0))
+}
+
+/// Upstream gradients, seldom broken ones.
+fn factors() -> impl Strategy<Value = Vec<f32>> {
+    let factor = || prop_oneof![1 => (-2..3_i8).prop_map(f32::from), 2 => -3.0..3.0_f32];
+    prop_oneof![4 => few_of(factor()), 1 => few_of(prop_oneof![9 => factor(), 1 => Just(NAN)])]
+}
+
+/// A weight that is broadcast: its values, how many dimensions it lacks, and which are of size 1.
+type Weight = (Vec<f32>, usize, u8);
+
+fn weight() -> impl Strategy<Value = Weight> {
+    (eighths(), 0..6_usize, any::<u8>())
+}
+
+/// A call of an op with what it takes.
+fn calls(
+    kind: Kind,
+    drawn: impl Strategy<Value = Drawn> + 'static,
+) -> impl Strategy<Value = AnyCall> {
+    // each number lies so much above the one before: rows that rise or fall, without ties
+    let tilt = prop_oneof![3 => Just(0.0), 1 => -0.1..0.1_f32];
+    // a class, or none: an ignored row
+    let classes = few_of(prop::option::weighted(0.9, 0..2000_usize));
+    let upstream = prop::option::weighted(0.9, factors());
+    let values = (kind.inputs(), tilt, kind.targets(), classes, upstream);
+    let dtype = prop_oneof![14 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
+    (any_shape(), dtype, drawn, values, weight(), weight()).prop_map(
+        move |(mut shape, dtype, drawn, values, weight, pos_weight)| {
+            let (input, tilt, target, classes, upstream) = values;
+            while shape.len() < drawn.rank {
+                shape.insert(0, 1);
+            }
+            let class_dim = usize::from(shape.len() > 1);
+            let mut losses = shape.clone();
+            if kind.has_row_losses() {
+                shape[class_dim] = shape[class_dim].max(1);
+                losses.remove(class_dim);
+            }
+            let (count, rows) = (shape.iter().product(), losses.iter().product());
+            let mut divisor = match drawn.reduction {
+                Reduction::None | Reduction::Sum => 1.0,
+                Reduction::Mean => rows as f64,
+                Reduction::BatchMean => shape.first().map_or(1.0, |&size| size as f64),
+            };
+
+            let mut input: Vec<f32> = repeated(&input, count);
+            if kind != Kind::Probabilities {
+                input.iter_mut().enumerate().for_each(|(i, x)| *x += tilt * i as f32);
+            }
+            let weight = drawn.is_weighted.then(|| match kind.has_row_losses() {
+                true => array(&weight.0, &[shape[class_dim]]),
+                false => broadcast(&weight, &shape),
+            });
+            let target = match kind {
+                Kind::Map => None,
+                Kind::Classes => {
+                    let class = |class: Option<usize>| match class {
+                        Some(class) => (class % shape[class_dim]) as i64,
+                        None => drawn.ignore_index,
+                    };
+                    let target: Vec<i64> =
+                        repeated(&classes, rows).into_iter().map(class).collect();
+                    if drawn.reduction == Reduction::Mean {
+                        let weight = weight.as_ref().map(Array::to_f64);
+                        let weight = |&y: &i64| weight.as_ref().map_or(1.0, |w| w[y as usize]);
+                        divisor =
+                            target.iter().filter(|&&y| y != drawn.ignore_index).map(weight).sum();
+                    }
+                    Some(Array::from_vec(target, &losses).unwrap())
+                }
+                _ => Some(array(&target, &shape).to_dtype(dtype).unwrap()),
+            };
+            let upstream = upstream.map(|upstream| match drawn.reduction {
+                Reduction::None => array(&upstream, &losses).to_dtype(dtype).unwrap(),
+                _ => array(&upstream, &[]),
+            });
+            AnyCall {
+                op: drawn.op,
+                input: array(&input, &shape).to_dtype(dtype).unwrap(),
+                target,
+                weight,
+                pos_weight: drawn.is_pos_weighted.then(|| broadcast(&pos_weight, &shape)),
+                upstream,
+                divisor,
+            }
+        },
+    )
+}
+
+fn repeated<T: Clone>(values: &[T], count: usize) -> Vec<T> {
+    values.iter().cycle().take(count).cloned().collect()
+}
+
+fn array(values: &[f32], shape: &[usize]) -> Array<'static> {
+    Array::from_vec(repeated(values, shape.iter().product()), shape).unwrap()
+}
+
+fn broadcast((values, lacking, ones): &Weight, shape: &[usize]) -> Array<'static> {
+    let own = shape.iter().enumerate().skip(*lacking);
+    let own = own.map(|(d, &size)| if ones >> d & 1 == 1 { 1 } else { size });
+    array(values, &own.collect::<Vec<_>>())
+}

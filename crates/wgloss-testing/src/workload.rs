@@ -1,0 +1,138 @@
+//! What is timed: ops with options, passes, storage types and shapes.
+
+use anyhow::{Result, bail};
+use wgloss::reference::{self, Promise, compare};
+use wgloss::{
+    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
+    Mse, NllLoss, Op, Output, Pass, Role, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+};
+
+use crate::random::Random;
+
+/// The most elements of a workload: 4 GiB of f32, of which judging by the float64 reference takes a
+/// multiple.
+const MAX_ELEMENTS: usize = 1 << 30;
+
+/// An op over one shape.
+pub struct Workload {
+    pub op: Box<dyn Op>,
+    pub pass: Pass,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+}
+
+/// Every op, with its defaults.
+pub fn ops() -> Vec<Box<dyn Op>> {
+    vec![
+        Box::new(CrossEntropy::default()),
+        Box::new(NllLoss::default()),
+        Box::new(Bce::default()),
+        Box::new(BceWithLogits::default()),
+        Box::new(Mse::default()),
+        Box::new(L1::default()),
+        Box::new(SmoothL1::default()),
+        Box::new(Huber::default()),
+        Box::new(KlDiv::default()),
+        Box::new(SoftMargin::default()),
+        Box::new(SigmoidFocal::default()),
+        Box::new(Softmax::default()),
+        Box::new(LogSoftmax::default()),
+        Box::new(Sigmoid),
+        Box::new(LogSigmoid),
+    ]
+}
+
+/// Whether an op works on rows of classes: its shapes are `[N, C]`.
+pub fn has_rows(op: &str) -> bool {
+    ["cross_entropy", "nll_loss", "softmax", "log_softmax"].contains(&op)
+}
+
+/// The shapes that an op is timed on where none is asked for.
+pub fn shapes(op: &str) -> &'static [&'static [usize]] {
+    if has_rows(op) {
+        &[&[32, 10], &[100_000, 10], &[8192, 128], &[4096, 1000], &[512, 32_000], &[64, 128_256]]
+    } else {
+        &[&[1_000_000], &[20_000_000]]
+    }
+}
+
+impl Workload {
+    /// Arguments of one call, others for every seed: logits of deviation 3, targets at random.
+    ///
+    /// # Errors
+    /// A shape of more than `MAX_ELEMENTS`.
+    pub fn draw(&self, seed: u64) -> Result<Args<Array<'static>>> {
+        let count = self.shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
+        let Some(count) = count.filter(|&count| count <= MAX_ELEMENTS) else {
+            bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape);
+        };
+        let mut random = Random::new(seed);
+        let name = self.op.name();
+        let (rows, classes) = match (has_rows(name), &self.shape[..]) {
+            (true, [rows, classes]) => (*rows, *classes),
+            _ => (count, 1),
+        };
+        let float = |values| Array::from_vec(values, &self.shape)?.to_dtype(self.dtype);
+        let uniforms = |random: &mut Random| random.uniforms(count, 0.0, 1.0);
+        let input = match name {
+            "bce" => uniforms(&mut random),
+            "nll_loss" | "kl_div" => random.uniforms(count, -12.0, 0.0),
+            _ => random.normals(count, 3.0),
+        };
+        let args = Args::new(float(input)?);
+        Ok(match name {
+            "cross_entropy" | "nll_loss" => {
+                let target = (0..rows).map(|_| random.below(classes) as i32).collect();
+                args.target(Array::from_vec(target, &[rows])?)
+            }
+            "softmax" | "log_softmax" | "sigmoid" | "logsigmoid" => {
+                if self.pass.has_grad() {
+                    args.upstream(float(random.normals(count, 1.0))?)
+                } else {
+                    args
+                }
+            }
+            "soft_margin" => {
+                let signs = (0..count).map(|_| random.pick(&[1.0, -1.0])).collect();
+                args.target(float(signs)?)
+            }
+            "bce" | "bce_with_logits" | "kl_div" | "sigmoid_focal" => {
+                args.target(float(uniforms(&mut random))?)
+            }
+            _ => args.target(float(random.normals(count, 3.0))?),
+        })
+    }
+
+    /// The worst error of a call's results in units of the error allowed; an error where one is
+    /// larger.
+    pub fn judge(&self, args: &Args<Array<'static>>, got: &Output<Array<'static>>) -> Result<f64> {
+        let want = reference::run(&*self.op, self.pass, args)?;
+        let elements = self.shape.iter().product::<usize>() as f64;
+        let losses = if has_rows(self.op.name()) { self.shape[0] as f64 } else { elements };
+        let is_mean = want.get(Role::Loss).is_some_and(|loss| loss.shape.is_empty());
+        // upstream gradients are normal: few of them exceed 5
+        let bounds = match is_mean {
+            true => [Promise::LOSS.scaled(1.0 / losses), Promise::GRAD.scaled(1.0 / losses)],
+            false => [Promise::LOSS, Promise::GRAD.scaled(5.0)],
+        };
+        let mut worst = 0.0_f64;
+        for (role, got) in got.iter() {
+            let bound = if role == Role::Grad { bounds[1] } else { bounds[0] };
+            if let Some(want) = want.get(role) {
+                let bound = bound.stored_as(got.dtype());
+                worst = worst.max(compare(&got.to_f32(), want, bound)?.units);
+            }
+        }
+        Ok(worst)
+    }
+
+    /// `cross_entropy forward_backward f32 [4096, 1000]`.
+    pub fn name(&self) -> String {
+        format!("{} {} {} {:?}", self.op.name(), self.pass.name(), self.dtype, self.shape)
+    }
+}
+
+/// Bytes of every argument and result, each counted once: the least that has to be moved.
+pub fn bytes(args: &Args<Array<'_>>, output: &Output<Array<'_>>) -> u64 {
+    args.iter().chain(output.iter()).map(|(_, array)| array.layout().bytes()).sum()
+}

@@ -1,0 +1,476 @@
+//! Ops with other programs than their own: naive formulas put in place of ours, each of which must be
+//! noticed by cases that ours pass (what no test notices, someone may one day write), and the kernels
+//! that other devices would be given.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock};
+
+use wgloss::internals::{Blocks, DeviceClass, Facts, File, Program, Sealed};
+use wgloss::reference::{self, Promise, Values};
+use wgloss::{
+    Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LogSoftmax, Mse, Op, Output, Pass,
+    Reduction, Result, Softmax,
+};
+use wgloss_testing::devices::open;
+use wgloss_testing::random::Random;
+use wgloss_testing::table;
+
+/// A formula in place of another.
+#[derive(Debug)]
+struct Naive {
+    /// What is naive about it.
+    what: &'static str,
+    /// The file below `shaders/`.
+    path: &'static str,
+    /// Texts that occur in it once, and what replaces them.
+    replacements: &'static [(&'static str, &'static str)],
+    /// The cases that notice.
+    by: By,
+}
+
+/// Cases that notice a naive formula.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// Those of the table by op, options and the beginning of their name.
+    Table(&'static str, &'static str, &'static str),
+    /// The mean of a million equal losses.
+    EqualLosses,
+}
+
+const NAIVE: &[Naive] = &[
+    Naive {
+        what: "cross entropy as logsumexp - x[y]",
+        path: "family/rows.wgsl",
+        replacements: &[
+            (
+                "statistics.gap = cost4(vec4(row.amount), statistics.m, vec4(x)).x;",
+                "statistics.gap = -row.amount * x;",
+            ),
+            (
+                "amounts * log1p(statistics.s) + statistics.gap",
+                "amounts * (statistics.m + log(1.0 + statistics.s)) + statistics.gap",
+            ),
+        ],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "ln(1 + s) of a row as log(1 + s)",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "select(log1p_unit(vec4(min(u, 1.0))).x, log(1.0 + u), u > 1.0)",
+            "log(1.0 + u)",
+        )],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "the sum of exponentials, less 1 for the maximum",
+        path: "shared/row_form.wgsl",
+        // through its bits, or Mesa would take the 1 off first
+        replacements: &[(
+            "sums.below + f32(u32(sums.at) - 1u)",
+            "bitcast<f32>(bitcast<u32>(sums.below + sums.at)) - 1.0",
+        )],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "cross entropy's gradient at the target as p - 1",
+        path: "shared/row_form.wgsl",
+        replacements: &[("e > vec4(gradient.threshold)", "e > vec4(2.0)")],
+        by: By::Table("cross_entropy", "classes", "none confident"),
+    },
+    Naive {
+        what: "logits scaled before their maximum is subtracted",
+        path: "shared/row_form.wgsl",
+        replacements: &[(
+            "return (x - m) * params.scale;",
+            "return x * params.scale - vec4(m * params.scale);",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, z-loss, row outputs", "sum extreme"),
+    },
+    Naive {
+        what: "a cap's slope as 1 - tanh^2",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "return 4.0 * e * inverse * inverse;",
+            "let t = tanh4(x);\n    return 1.0 - t * t;",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, softcap, row outputs", "none confident"),
+    },
+    Naive {
+        what: "ignored rows multiplied by 0",
+        path: "family/rows.wgsl",
+        // a 0 that compilers do not see
+        replacements: &[(
+            "    if row.kind != ROW_KEPT {\n        loss = select(0.0, nan(), row.kind == ROW_BAD);",
+            "    if row.kind != ROW_KEPT {\n        loss *= params.smoothing;",
+        )],
+        by: By::Table("cross_entropy", "classes, scale, z-loss, row outputs", "sum extreme"),
+    },
+    Naive {
+        what: "masked logits multiplied by their cost",
+        path: "shared/row_form.wgsl",
+        replacements: &[(
+            "select(cost4(a, (*partial).m, x), vec4(0.0), masked | !costs)",
+            "cost4(a, (*partial).m, x)",
+        )],
+        by: By::Table("cross_entropy", "probabilities", "none random"),
+    },
+    Naive {
+        what: "partial maxima from -inf on",
+        path: "shared/row_form.wgsl",
+        replacements: &[("most = vec4(LOWEST);", "most = vec4(-positive_infinity());")],
+        by: By::Table("cross_entropy", "classes", "sum broken"),
+    },
+    Naive {
+        what: "softmax's gradient as p (g - sum p g)",
+        path: "ops/softmax.wgsl",
+        replacements: &[
+            ("annihilating_product(e, vec4(g_k) - g)", "e * g"),
+            ("(p, (g - prepared.x) + prepared.y)", "(p, g - prepared.y)"),
+        ],
+        by: By::Table("softmax", "", "confident"),
+    },
+    Naive {
+        what: "log-softmax as x - logsumexp",
+        path: "ops/log_softmax.wgsl",
+        replacements: &[(
+            "(held[k] - statistics.m) - log1p(statistics.s)",
+            "held[k] - logsumexp(statistics)",
+        )],
+        by: By::Table("log_softmax", "", "extreme"),
+    },
+    Naive {
+        what: "sigmoid's slope as s (1 - s)",
+        path: "ops/sigmoid.wgsl",
+        replacements: &[(
+            "sigmoid4(e.x) * sigmoid4(-e.x)",
+            "sigmoid4(e.x) * (1.0 - sigmoid4(e.x))",
+        )],
+        by: By::Table("sigmoid", "", "confident"),
+    },
+    Naive {
+        what: "logsigmoid as the log of sigmoid",
+        path: "ops/logsigmoid.wgsl",
+        replacements: &[(
+            "-(log1p_unit(exp_nonpositive(-abs(e.x))) + max(-e.x, vec4(0.0)))",
+            "ln4(sigmoid4(e.x))",
+        )],
+        by: By::Table("logsigmoid", "", "confident"),
+    },
+    Naive {
+        what: "BCE with logits as max(x, 0) - x t + log(1 + e^-|x|)",
+        path: "ops/bce_with_logits.wgsl",
+        replacements: &[(
+            "annihilating_product(e.pos_weight, positive)\n        + annihilating_product(1.0 - e.t, q + max(e.x, vec4(0.0)))",
+            "max(e.x, vec4(0.0)) - e.x * e.t + log(1.0 + exp(-abs(e.x)))",
+        )],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "BCE with logits' gradient as sigmoid(x) - t",
+        path: "ops/bce_with_logits.wgsl",
+        replacements: &[(
+            "(1.0 - e.t) * sigmoid4(e.x) - e.pos_weight * e.t * sigmoid4(-e.x)",
+            "sigmoid4(e.x) - e.t",
+        )],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "ln(1 + u) of elements as log(1 + u)",
+        path: "shared/math.wgsl",
+        replacements: &[("return fma(s * z, p, s + s);", "return log(1.0 + u);")],
+        by: By::Table("bce_with_logits", "", "none confident"),
+    },
+    Naive {
+        what: "a weight of 0 times an infinity",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "select(factor * value, vec4(0.0), factor == vec4(0.0))",
+            "factor * value",
+        )],
+        by: By::Table("bce_with_logits", "weight, pos_weight", "none masked"),
+    },
+    Naive {
+        what: "a test for NaN by x != x",
+        path: "shared/math.wgsl",
+        replacements: &[(
+            "return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);",
+            "return x != x;",
+        )],
+        by: By::Table("bce_with_logits", "", "sum broken"),
+    },
+    Naive {
+        what: "BCE by the built-in log, of x and of 1 - x",
+        path: "ops/bce.wgsl",
+        replacements: &[
+            (
+                "return select(ln4(1.0 - x), log1p_unit(-min(x, vec4(0.5))), x <= vec4(0.5));",
+                "return log(1.0 - x);",
+            ),
+            ("max(ln4(e.x), vec4(-100.0))", "max(log(e.x), vec4(-100.0))"),
+        ],
+        by: By::Table("bce", "", "none confident"),
+    },
+    Naive {
+        what: "what focal loss misses as 1 - p_t",
+        path: "ops/sigmoid_focal.wgsl",
+        replacements: &[(
+            "p * (1.0 - e.t) + p_of_negative * e.t;",
+            "1.0 - (p * e.t + p_of_negative * (1.0 - e.t));",
+        )],
+        by: By::Table("sigmoid_focal", "", "none confident"),
+    },
+    Naive {
+        what: "1 - alpha in f32",
+        path: "ops/sigmoid_focal.wgsl",
+        replacements: &[("params.settings.y * (1.0 - e.t)", "(1.0 - alpha) * (1.0 - e.t)")],
+        by: By::Table("sigmoid_focal", "alpha 0.999, gamma 5", "none random"),
+    },
+    Naive {
+        what: "soft margin as log(1 + exp(-t x))",
+        path: "ops/soft_margin.wgsl",
+        replacements: &[(
+            "max(z, vec4(0.0)) + log1p_unit(exp_nonpositive(-abs(z)))",
+            "log(1.0 + exp(z))",
+        )],
+        by: By::Table("soft_margin", "", "none confident"),
+    },
+    Naive {
+        what: "a square of differences as x^2 - 2 x t + t^2",
+        path: "ops/mse.wgsl",
+        replacements: &[("return d * d;", "return (e.x * e.x - 2.0 * e.x * e.t) + e.t * e.t;")],
+        by: By::Table("mse", "", "none random"),
+    },
+    Naive {
+        what: "one running sum for a member's losses",
+        path: "family/elements.wgsl",
+        replacements: &[
+            ("fn store_team_sum(", "var<private> running: f32;\n\nfn store_team_sum("),
+            ("vec4(add_up(total))", "vec4(running)"),
+            (
+                "return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));",
+                "for (var i = 0u; i <= quad.last; i += 1u) {\n            running += value[i];\n        }\n        return value;",
+            ),
+        ],
+        by: By::EqualLosses,
+    },
+];
+
+impl Naive {
+    /// The file with the replacements made.
+    fn put_into(&self, file: File) -> File {
+        let mut text = file.text.to_string();
+        for (ours, naive) in self.replacements {
+            assert_eq!(text.matches(ours).count(), 1, "{}: {ours} in {}", self.what, self.path);
+            text = text.replace(ours, naive);
+        }
+        File::new(file.path, text.leak())
+    }
+
+    /// What the first case says that notices it, and that ours passes.
+    fn noticed(&self, gpu: &Gpu) -> Option<String> {
+        // once a kernel had ours
+        let naive_file = OnceLock::new();
+        let naive = |op: &dyn Op, pass, args: &_| {
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &_| {
+                let mut program = op.program(pass, args, outputs, facts)?;
+                let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
+                for file in files.filter(|file| file.path == self.path) {
+                    *file = *naive_file.get_or_init(|| self.put_into(*file));
+                }
+                Ok(program)
+            };
+            run(gpu, &Changed { op, program }, pass, args)
+        };
+        let ours = |op: &dyn Op, pass, args: &_| run(gpu, op, pass, args);
+        let noticed = |case: &dyn Fn(Run<'_>) -> Outcome| {
+            let error = case(&naive).err()?;
+            case(&ours).unwrap_or_else(|e| panic!("{}: ours is off too: {e}", self.what));
+            Some(error)
+        };
+        let noticed = match self.by {
+            By::EqualLosses => noticed(&mean_of_equal_losses),
+            By::Table(op, options, name) => {
+                let rows = table::table();
+                let rows = rows.iter().filter(|row| row.op() == op && row.options == options);
+                let cases = rows.flat_map(table::Row::cases);
+                cases
+                    .filter(|case| case.name().starts_with(name) && case.elements() < 10_000)
+                    .find_map(|case| noticed(&|run| check(&case, run)))
+            }
+        };
+        assert!(naive_file.get().is_some(), "{}: no kernel has {}", self.what, self.path);
+        noticed
+    }
+}
+
+type Outcome = std::result::Result<(), String>;
+type Run<'a> = &'a dyn Fn(&dyn Op, Pass, &Args<Array<'static>>) -> Output<Array<'static>>;
+
+/// Runs a pass: naive or not, it compiles.
+fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'static>>) -> Output<Array<'static>> {
+    gpu.block_on(gpu.run(op, pass, args)).unwrap_or_else(|error| panic!("{op:?}: {error}"))
+}
+
+/// A case of the table, under every pass.
+fn check(case: &table::Case<'_>, run: Run<'_>) -> Outcome {
+    let results = case.check(|op, pass, args| Ok(run(op, pass, args))).unwrap();
+    for (pass, result) in table::PASSES.into_iter().zip(results) {
+        result.map_err(|error| format!("{}: {}: {error}", case.name(), pass.name()))?;
+    }
+    Ok(())
+}
+
+fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
+    let (op, shape) = (Mse::default(), [1_000_000]);
+    let of = |value: f32| Array::from_vec(vec![value; shape[0]], &shape).unwrap();
+    let args = Args::new(of(0.3)).target(of(0.0));
+    let want = reference::run(&op, Pass::Forward, &args).unwrap().loss.unwrap();
+    let got = run(&op, Pass::Forward, &args).loss.unwrap();
+    reference::compare(&got.to_f32(), &want, Promise::LOSS).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Rows that no team holds whole, under every pass.
+fn rows_of_several_blocks(classes: usize, run: Run<'_>) -> Outcome {
+    let mut random = Random::new(classes as u64);
+    let shape = [3, classes];
+    let mut float = || Array::from_vec(random.normals(3 * classes, 3.0), &shape).unwrap();
+    let input = Args::new(float());
+    let target = Array::from_vec(vec![0, 700, classes as i32 - 1], &[3]).unwrap();
+    let of_elements = float();
+    let of_rows = Array::from_vec(vec![0.7, -1.9, 3.0], &[3]).unwrap();
+    let cross_entropy = CrossEntropy::default().reduction(Reduction::None);
+    let calls: [(&dyn Op, _, _); 4] = [
+        (&cross_entropy, input.clone().target(target), &of_rows),
+        (&cross_entropy, input.clone().target(float()), &of_rows),
+        (&Softmax::default(), input.clone(), &of_elements),
+        (&LogSoftmax::default(), input, &of_elements),
+    ];
+    for (op, args, upstream) in calls {
+        for pass in table::PASSES {
+            let args = match pass {
+                Pass::Forward => args.clone(),
+                _ => args.clone().upstream(upstream.clone()),
+            };
+            let (got, want) = (run(op, pass, &args), reference::run(op, pass, &args).unwrap());
+            for (part, got, want, promise) in [
+                ("loss", got.loss, want.loss, Promise::LOSS),
+                // upstream gradients have a deviation of 3, or are up to 3
+                ("grad", got.grad, want.grad, Promise::GRAD.scaled(3.0)),
+            ] {
+                let (Some(got), Some(want)) = (got, want) else { continue };
+                let what = |error| format!("{}, {}, {part}: {error}", op.name(), pass.name());
+                reference::compare(&got.to_f32(), &want, promise).map_err(what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An op with another program than its own.
+struct Changed<'a, P> {
+    op: &'a dyn Op,
+    program: P,
+}
+
+impl<P> std::fmt::Debug for Changed<'_, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.op.fmt(f)
+    }
+}
+
+impl<P> Sealed for Changed<'_, P> {}
+
+impl<P> Op for Changed<'_, P>
+where
+    P: Fn(&dyn Op, Pass, &Args<Layout>, &Output<Layout>, &Facts) -> Result<Program> + Send + Sync,
+{
+    fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        self.op.outputs(pass, args)
+    }
+
+    fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
+        self.op.check_values(args)
+    }
+
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        facts: &Facts,
+    ) -> Result<Program> {
+        (self.program)(self.op, pass, args, outputs, facts)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        self.op.reference(pass, args)
+    }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        self.op.cpu(args, output)
+    }
+}
+
+#[test]
+fn naive_formulas_are_noticed() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let mut unnoticed = Vec::new();
+    for naive in NAIVE {
+        match naive.noticed(&gpu) {
+            Some(message) => println!("{}\n    {message}", naive.what),
+            None => unnoticed.push(format!("{} ({:?})", naive.what, naive.by)),
+        }
+    }
+    // hardware may get some of these right: x != x, for one
+    assert!(unnoticed.is_empty() || !gpu.is_software(), "{unnoticed:#?} would do");
+}
+
+/// What is chosen on hardware (more of a row held, longer rows by workgroups, neighbours on
+/// neighbouring fours) computes the same wherever it runs: here too.
+#[test]
+fn kernels_chosen_on_other_devices_keep_the_promise() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let blocks = Mutex::new(HashSet::new());
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated] {
+        let elsewhere = |op: &dyn Op, pass, args: &_| {
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &Facts| {
+                let program = op.program(pass, args, outputs, &Facts { class, ..facts.clone() })?;
+                blocks.lock().unwrap().extend(program.steps.iter().map(|step| step.kernel.blocks));
+                Ok(program)
+            };
+            run(&gpu, &Changed { op, program }, pass, args)
+        };
+        for row in table::table() {
+            let is_tried = match (row.op(), row.options) {
+                ("cross_entropy", options) => {
+                    ["classes", "probabilities, weights, smoothing"].contains(&options)
+                }
+                ("softmax" | "bce_with_logits", options) => options.is_empty(),
+                _ => false,
+            };
+            let cases = row.cases();
+            let cases = cases.iter().filter(|case| {
+                let is_reduced = ["mean", "sum"].iter().any(|start| case.name().starts_with(start));
+                case.dtype() == DType::F32 && !is_reduced && case.elements() < 10_000
+            });
+            for case in cases.filter(|_| is_tried) {
+                check(case, &elsewhere).unwrap_or_else(|error| panic!("{class:?}: {error}"));
+            }
+        }
+        // of which a subgroup of eight holds half
+        rows_of_several_blocks(1021, &elsewhere).unwrap_or_else(|e| panic!("{class:?}: {e}"));
+    }
+    // rows held whole, as far as each class of devices goes, and rows read twice
+    let blocks = blocks.into_inner().unwrap();
+    for held in [16, 8] {
+        assert!(blocks.contains(&Blocks { held, run: 1, fits: true }), "{held}: {blocks:?}");
+    }
+    assert!(blocks.iter().any(|blocks| !blocks.fits && blocks.run == 1), "{blocks:?}");
+}
