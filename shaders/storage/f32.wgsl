@@ -1,14 +1,15 @@
-// f32 storage, element by element: any alignment, any stride.
+// f32 storage that is read and written element by element, at any alignment and any stride.
 //
 // Every file in this folder defines the buffers whose storage type varies, and the same functions
-// over them. Loads and stores move four elements, `step` apart. `last` in 0..=3 is the last of the
-// four that exists: the ones after it repeat it when loaded, and are not stored. The input is read
-// through a file of access/.
+// over them. Their shapes are those of the family: [rows, classes] or [elements]. Loads and
+// stores move four elements, `step` apart, the first of which is element `at` of the binding.
+// `last`, in 0..=3, says which of the four is the last that exists: later ones repeat it when
+// they are loaded, and are not stored. The input is read through a file of access/.
 
 alias Word = f32;
 
-// Whether every four elements are whole.
-const WHOLE_FOURS: bool = false;
+// Whether `last` is always 3.
+const WHOLE_VEC4S: bool = false;
 
 @group(0) @binding(2) var<storage, read> targets: array<f32>;
 @group(0) @binding(4) var<storage, read> upstream: array<f32>;

@@ -7,7 +7,7 @@ use crate::array::{Data, Element};
 use crate::{Array, DType, Error, Result};
 
 /// A type of elements that an [`Array`] can hold.
-pub(super) trait Held: Element + Copy + Send + Sync {
+pub(super) trait ArrayElement: Element + Copy + Send + Sync {
     const DTYPE: DType;
 
     fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]>;
@@ -15,9 +15,9 @@ pub(super) trait Held: Element + Copy + Send + Sync {
     fn slice_mut<'a>(data: &'a mut Data<'_>) -> Option<&'a mut [Self]>;
 }
 
-macro_rules! held {
+macro_rules! array_elements {
     ($($type:ident, $variant:ident;)*) => {
-        $(impl Held for $type {
+        $(impl ArrayElement for $type {
             const DTYPE: DType = DType::$variant;
 
             fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]> {
@@ -31,7 +31,7 @@ macro_rules! held {
     };
 }
 
-held! {
+array_elements! {
     f32, F32;
     f16, F16;
     bf16, Bf16;
@@ -40,7 +40,7 @@ held! {
 }
 
 /// A type that inputs and gradients may be stored in.
-pub(super) trait Stored: Held {
+pub(super) trait Stored: ArrayElement {
     fn to_f32(self) -> f32;
 
     /// Rounded to nearest even.
@@ -114,17 +114,19 @@ macro_rules! halves {
 halves! { f16 bf16 }
 
 /// The elements of an argument or result that the op's checks have passed.
-pub(super) fn slice<'a, T: Held>(array: &'a Array<'_>) -> Result<&'a [T]> {
+pub(super) fn slice<'a, T: ArrayElement>(array: &'a Array<'_>) -> Result<&'a [T]> {
     T::slice(array.data()).ok_or_else(|| unexpected::<T>(array.dtype()))
 }
 
 /// As [`slice`], of one that may not be there.
-pub(super) fn slice_of<'a, T: Held>(array: &'a Option<Array<'_>>) -> Result<Option<&'a [T]>> {
+pub(super) fn slice_of<'a, T: ArrayElement>(
+    array: &'a Option<Array<'_>>,
+) -> Result<Option<&'a [T]>> {
     array.as_ref().map(slice).transpose()
 }
 
 /// As [`slice_of`], to be written.
-pub(super) fn slice_mut<'a, T: Held>(
+pub(super) fn slice_mut<'a, T: ArrayElement>(
     array: &'a mut Option<Array<'_>>,
 ) -> Result<Option<&'a mut [T]>> {
     let Some(array) = array else { return Ok(None) };
@@ -132,7 +134,7 @@ pub(super) fn slice_mut<'a, T: Held>(
     T::slice_mut(array.data_mut()).map(Some).ok_or_else(|| unexpected::<T>(dtype))
 }
 
-fn unexpected<T: Held>(actual: DType) -> Error {
+fn unexpected<T: ArrayElement>(actual: DType) -> Error {
     Error::DType { argument: "array", expected: T::DTYPE.name().into(), actual }
 }
 

@@ -13,8 +13,8 @@ pub(super) fn run<T: Send, R: Send>(
 
 /// The same with `memory` that each thread makes itself first.
 ///
-/// The caller's thread is one of them: it begins while the others wake, which takes longer than many
-/// a call.
+/// The caller's thread is one of them: it begins while the others wake, which takes longer than
+/// many a call.
 pub(super) fn run_with<T: Send, M, R: Send>(
     tasks: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator + Send>,
     memory: impl Fn() -> M + Sync,
