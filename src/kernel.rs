@@ -43,13 +43,14 @@ macro_rules! shader {
 pub(crate) use shader;
 
 pub(crate) const MATH: File = shader!("shared/math.wgsl");
-pub(crate) const PLACES: File = shader!("shared/places.wgsl");
+pub(crate) const OFFSETS: File = shader!("shared/offsets.wgsl");
 pub(crate) const CONTROL: File = shader!("shared/control.wgsl");
 pub(crate) const CLASSES: File = shader!("shared/classes.wgsl");
-pub(crate) const ROW_FORM: File = shader!("shared/row_form.wgsl");
+pub(crate) const ROW_STATE: File = shader!("shared/row_state.wgsl");
+pub(crate) const ROW_TILES: File = shader!("shared/row_tiles.wgsl");
 pub(crate) const ROWS: File = shader!("family/rows.wgsl");
 pub(crate) const ROW_MAPS: File = shader!("family/row_maps.wgsl");
-pub(crate) const PICKED: File = shader!("family/picked.wgsl");
+pub(crate) const GATHER: File = shader!("family/gather.wgsl");
 pub(crate) const ELEMENTS: File = shader!("family/elements.wgsl");
 pub(crate) const SUM: File = shader!("family/sum.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
@@ -57,12 +58,12 @@ pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl")
 
 /// The shaders of a team, of which neighbours in a subgroup exchange by shuffles or none do.
 pub(crate) fn team(team: crate::Team, has_neighbours: bool) -> Vec<File> {
-    const NEIGHBOURS: File = shader!("shared/neighbours.wgsl");
+    const CLUSTER: File = shader!("shared/cluster.wgsl");
     match team {
         crate::Team::Invocation => vec![shader!("team/invocation.wgsl")],
-        crate::Team::Subgroup => vec![shader!("team/subgroup.wgsl"), NEIGHBOURS],
+        crate::Team::Subgroup => vec![shader!("team/subgroup.wgsl"), CLUSTER],
         crate::Team::Workgroup if has_neighbours => {
-            vec![shader!("team/workgroup_of_subgroups.wgsl"), NEIGHBOURS]
+            vec![shader!("team/workgroup_of_subgroups.wgsl"), CLUSTER]
         }
         crate::Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
     }
@@ -129,7 +130,7 @@ impl Kernel {
     pub fn source(&self) -> String {
         let Blocks { held, run, fits } = self.blocks;
         let mut source = format!(
-            "const HELD: u32 = {held}u;\nconst RUN: u32 = {run}u;\nconst FITS: bool = {fits};\n"
+            "const TILE_VEC4S: u32 = {held}u;\nconst CONTIGUOUS_VEC4S: u32 = {run}u;\nconst ROW_IN_REGISTERS: bool = {fits};\n"
         );
         for file in &self.files {
             let _ = writeln!(source, "// ---- shaders/{}\n{}", file.path, file.text);

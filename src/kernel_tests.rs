@@ -7,7 +7,7 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 
 use crate::args::Memory;
 use crate::kernel::Kernel;
-use crate::program::{ElementParams, Places, Program, RowParams, Step, SumParams};
+use crate::program::{ElementParams, Offsets, Program, RowParams, Step, SumParams};
 use crate::select::{DeviceClass, Facts};
 use crate::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
@@ -249,29 +249,29 @@ fn translate(module: &naga::Module, info: &ModuleInfo, kernel: &Kernel) {
 }
 
 fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
-    const PLACES: usize = size_of::<Places>();
+    const OFFSETS: usize = size_of::<Offsets>();
     macro_rules! layout {
         ($type:ty: $($field:ident $([$count:literal])?),*) => {{
             let mut offsets = vec![0];
             $(
-                let start = PLACES + offset_of!($type, $field);
+                let start = OFFSETS + offset_of!($type, $field);
                 #[allow(unused_mut, unused_assignments)]
                 let mut count = 1;
                 $(count = $count;)?
                 offsets.extend((0..count).map(|i| start + 4 * i));
             )*
-            (offsets, PLACES + size_of::<$type>())
+            (offsets, OFFSETS + size_of::<$type>())
         }};
     }
     match kernel.files.first().map(|file| file.path) {
-        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each, shares, share, unused[2]
+        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: quads, per_team, teams, line, dims, scale, own, settings, first, dim
+            ElementParams: vec4s, per_team, teams, row_elements, dims, scale, own, settings, first, dim
         ),
         other => panic!("no params known for {other:?}"),
     }

@@ -61,9 +61,9 @@ pub(crate) struct Binding {
     /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of [`ALIGNMENT`].
     pub start: u64,
     pub bytes: u64,
-    /// What `shaders/shared/places.wgsl` says of it: elements from there to the first one to work
+    /// What `shaders/shared/offsets.wgsl` says of it: elements from there to the first one to work
     /// on, and from one line to the next.
-    pub place: [u32; 2],
+    pub offsets: [u32; 2],
 }
 
 impl Binding {
@@ -80,9 +80,9 @@ impl Binding {
         let end = (first + span) * size;
         // what cannot be counted in 32 bits does not fit a binding either, which `push` refuses; but
         // for the stride of one line, after which there is no other
-        let place = [(first - start / size) as u32, u32::try_from(stride).unwrap_or(0)];
+        let offsets = [(first - start / size) as u32, u32::try_from(stride).unwrap_or(0)];
         let bytes = (end - start).next_multiple_of(4).max(4);
-        Binding { binding, slot, start, bytes, place }
+        Binding { binding, slot, start, bytes, offsets }
     }
 
     /// All of a contiguous tensor.
@@ -94,7 +94,7 @@ impl Binding {
     /// written to.
     pub fn one(binding: u32) -> Self {
         let start = u64::from(binding) * ALIGNMENT;
-        Binding { binding, slot: Slot::One, start, bytes: 16, place: [0; 2] }
+        Binding { binding, slot: Slot::One, start, bytes: 16, offsets: [0; 2] }
     }
 
     /// Memory that the shader names and this variant leaves alone.
@@ -109,7 +109,7 @@ impl Binding {
 
     /// The control block.
     pub fn control() -> Self {
-        Binding { binding: 7, slot: Slot::Control, start: 0, bytes: CONTROL_BYTES, place: [0; 2] }
+        Binding { binding: 7, slot: Slot::Control, start: 0, bytes: CONTROL_BYTES, offsets: [0; 2] }
     }
 }
 
@@ -120,10 +120,10 @@ pub(crate) const BINDINGS: usize = 9;
 const INPUT: u32 = 1;
 const GRAD: u32 = 5;
 
-/// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
-pub(crate) type Places = [[u32; 4]; BINDINGS];
+/// `offsets` of every `Params`: four numbers a binding, since uniforms are laid out so.
+pub(crate) type Offsets = [[u32; 4]; BINDINGS];
 
-/// One dispatch. Binding 0 is always the uniform buffer with `params`, which begin with the places
+/// One dispatch. Binding 0 is always the uniform buffer with `params`, which begin with the offsets
 /// of the other bindings.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
@@ -154,7 +154,7 @@ pub struct Program {
     pub(crate) scratch: Vec<Layout>,
 }
 
-/// `Params` of `shaders/shared/row_form.wgsl`, after the places.
+/// `Params` of `shaders/shared/row_tiles.wgsl`, after the offsets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct RowParams {
@@ -169,13 +169,13 @@ pub(crate) struct RowParams {
     pub softcap: f32,
     pub z_loss: f32,
     pub first: u32,
-    pub rows_each: u32,
-    pub shares: u32,
-    pub share: u32,
+    pub rows_per_team: u32,
+    pub splits: u32,
+    pub classes_per_split: u32,
     pub unused: [u32; 2],
 }
 
-/// `Params` of `shaders/family/sum.wgsl`, after the places.
+/// `Params` of `shaders/family/sum.wgsl`, after the offsets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct SumParams {
@@ -189,14 +189,14 @@ pub(crate) struct SumParams {
     pub first: u32,
 }
 
-/// `Params` of `shaders/family/elements.wgsl`, after the places.
+/// `Params` of `shaders/family/elements.wgsl`, after the offsets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct ElementParams {
-    pub quads: u32,
+    pub vec4s: u32,
     pub per_team: u32,
     pub teams: u32,
-    pub line: u32,
+    pub row_elements: u32,
     pub dims: u32,
     pub scale: f32,
     pub own: [u32; 2],
@@ -299,19 +299,19 @@ impl Program {
         })?;
         let neighbours = facts.neighbours(choice);
         kernel.files.extend(kernel::team(choice.team, neighbours.is_some()));
-        kernel.files.extend([kernel::MATH, kernel::PLACES]);
+        kernel.files.extend([kernel::MATH, kernel::OFFSETS]);
         kernel.constants.push(("WORKGROUP_SIZE", choice.workgroup_size));
-        kernel.constants.extend(neighbours.map(|count| ("NEIGHBOURS", count)));
+        kernel.constants.extend(neighbours.map(|count| ("CLUSTER_SIZE", count)));
         kernel.label = format!("{}.{}", kernel.label, choice.team.name());
-        let mut places = Places::default();
-        for &Binding { binding, place: [first, stride], .. } in &bindings {
-            places[binding as usize] = [first, stride, 0, 0];
+        let mut offsets = Offsets::default();
+        for &Binding { binding, offsets: [first, stride], .. } in &bindings {
+            offsets[binding as usize] = [first, stride, 0, 0];
         }
         if bindings.iter().all(|binding| binding.binding != INPUT) {
             // in place, the input lies where the gradient does
-            places[INPUT as usize] = places[GRAD as usize];
+            offsets[INPUT as usize] = offsets[GRAD as usize];
         }
-        let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
+        let params = [bytemuck::bytes_of(&offsets), bytemuck::bytes_of(params)].concat();
         self.steps.push(Step { kernel, params, bindings, workgroups });
         Ok(())
     }

@@ -8,7 +8,7 @@ use bytemuck::pod_read_unaligned;
 
 use crate::args::Memory;
 use crate::program::{
-    Binding, ElementParams, Places, Program, RowParams, Slot, Step, SumParams, first_place,
+    Binding, ElementParams, Offsets, Program, RowParams, Slot, Step, SumParams, first_place,
 };
 use crate::select::{DeviceClass, Facts};
 use crate::shape::{ALIGNMENT, ClassShape};
@@ -70,7 +70,7 @@ fn family(step: &Step) -> &str {
 }
 
 fn params<P: bytemuck::AnyBitPattern>(step: &Step) -> P {
-    pod_read_unaligned(&step.params[size_of::<Places>()..])
+    pod_read_unaligned(&step.params[size_of::<Offsets>()..])
 }
 
 /// Lines of elements that a dispatch finds at a binding: how many, and the elements of each.
@@ -101,10 +101,10 @@ impl Planned {
         }
         match family(step) {
             "family/elements.wgsl" => {
-                let ElementParams { quads, line, teams, .. } = params(step);
+                let ElementParams { vec4s, row_elements: line, teams, .. } = params(step);
                 let is_broadcast = matches!(binding.slot, Slot::Weight | Slot::PosWeight)
                     && layout.elements() != self.args.input.elements();
-                let lines = u64::from(quads / line.div_ceil(4));
+                let lines = u64::from(vec4s / line.div_ceil(4));
                 match binding.slot {
                     _ if is_broadcast => None,
                     Slot::Scratch(_) => Some([1, teams.into()]),
@@ -161,7 +161,7 @@ impl Planned {
         let mut done: HashMap<(String, Slot, u32), u64> = HashMap::new();
         for step in &self.program.steps {
             let label = &step.kernel.label;
-            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
+            let offsets: Offsets = pod_read_unaligned(&step.params[..size_of::<Offsets>()]);
             assert!(step.workgroups.iter().all(|&n| (1..=65_535).contains(&n)), "{label}");
             for binding in &step.bindings {
                 let what = format!("{label}: {}: {binding:?}", binding.slot.name());
@@ -177,7 +177,7 @@ impl Planned {
                 // the kernel counts in fours there
                 let is_of_fours = family(step) == "family/rows.wgsl" && binding.binding == 8;
                 let unit = if is_of_fours { 4 } else { 1 };
-                let [first, told, ..] = places[binding.binding as usize].map(u64::from);
+                let [first, told, ..] = offsets[binding.binding as usize].map(u64::from);
                 let stride = self.stride(step, layout, [lines, line]);
                 assert!(lines == 1 || told == stride, "{what}");
                 let end = first * unit + (lines - 1) * stride + line;
@@ -303,8 +303,8 @@ fn elements_beyond_32_bits() {
         planned.check();
         assert_eq!(planned.program.scratch[0].elements(), {
             let teams = planned.steps_of("family/elements.wgsl").into_iter().map(|step| {
-                let ElementParams { quads, per_team, teams, .. } = params(step);
-                assert_eq!(teams, quads.div_ceil(per_team));
+                let ElementParams { vec4s, per_team, teams, .. } = params(step);
+                assert_eq!(teams, vec4s.div_ceil(per_team));
                 teams as usize
             });
             teams.sum()
@@ -312,10 +312,10 @@ fn elements_beyond_32_bits() {
     }
 }
 
-/// What `weight_places` of `shaders/family/elements.wgsl` computes, in the same 32 bits.
-fn weight_places(params: &ElementParams, places: &Places, i: u32) -> [u32; 2] {
+/// What `weight_indices` of `shaders/family/elements.wgsl` computes, in the same 32 bits.
+fn weight_indices(params: &ElementParams, offsets: &Offsets, i: u32) -> [u32; 2] {
     let mut rest = i;
-    let mut found = [places[3][0] + i * params.own[0], places[8][0] + i * params.own[1]];
+    let mut found = [offsets[3][0] + i * params.own[0], offsets[8][0] + i * params.own[1]];
     for [size, weight, pos_weight, begin] in &params.dim[..params.dims as usize] {
         let index = rest % size + begin;
         let carry = u32::from(index >= *size);
@@ -349,8 +349,8 @@ fn weights_beyond_32_bits_of_elements() {
         let mut first = 0;
         for step in planned.steps_of("family/elements.wgsl") {
             let params: ElementParams = params(step);
-            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
-            let count = u64::from(params.line);
+            let offsets: Offsets = pod_read_unaligned(&step.params[..size_of::<Offsets>()]);
+            let count = u64::from(params.row_elements);
             // where a dimension ends within the part, and a few places besides
             let ends = (0..4).map(|k| {
                 let unit: u64 = shape.iter().rev().take(k).map(|&n| n as u64).product();
@@ -359,7 +359,7 @@ fn weights_beyond_32_bits_of_elements() {
             let around = ends.flat_map(|end| [end.saturating_sub(1), end, end + 1]);
             let samples = around.chain([0, 1, 12_345_678, count - 1]).filter(|&i| i < count);
             for i in samples {
-                let found = weight_places(&params, &places, i as u32);
+                let found = weight_indices(&params, &offsets, i as u32);
                 for (k, binding) in [3, 8].into_iter().enumerate() {
                     let bound = step.bindings.iter().find(|b| b.binding == binding).unwrap();
                     let layout = planned.layout(bound.slot).unwrap();
@@ -436,7 +436,7 @@ fn few_long_rows_are_shared() {
             let planned = plan(op, pass, args, &facts);
             let steps = planned.steps_of("family/rows.wgsl");
             for step in &steps {
-                let RowParams { shares, share, .. } = params(step);
+                let RowParams { splits: shares, classes_per_split: share, .. } = params(step);
                 assert!(shares * share >= 70_001 && (shares - 1) * share < 70_001, "{shares}");
                 // no block of a team reaches into the next share; on both, a team is a workgroup
                 let mut constants = step.kernel.constants.iter();
@@ -448,7 +448,7 @@ fn few_long_rows_are_shared() {
         };
         let op = CrossEntropy::default();
         for pass in PASSES {
-            assert_eq!(entries(&op, pass, long()), ["sums", pass.name()]);
+            assert_eq!(entries(&op, pass, long()), ["partials", pass.name()]);
             plan(&op, pass, long(), &facts).check();
         }
         // nothing to sum, and what is one team's
@@ -478,7 +478,7 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
                         let mut all = step.kernel.constants.iter();
                         all.find(|(known, _)| *known == name).map(|(_, value)| *value)
                     };
-                    let Some(neighbours) = constant("NEIGHBOURS") else { continue };
+                    let Some(neighbours) = constant("CLUSTER_SIZE") else { continue };
                     let workgroup = constant("WORKGROUP_SIZE").unwrap();
                     let what = format!("{facts:?} {count}: {neighbours} of {workgroup}");
                     assert!(neighbours.is_power_of_two() && neighbours <= subgroup.0, "{what}");
@@ -506,9 +506,12 @@ fn teams_take_short_rows_in_turn_within_what_lavapipe_iterates() {
             let args = Args::new(f32(&[1_000_000, few])).target(classes(&[1_000_000]));
             let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
             for step in planned.steps_of("family/rows.wgsl") {
-                let RowParams { rows_each, .. } = params(step);
+                let RowParams { rows_per_team, .. } = params(step);
                 // each with exchanges of some 40 iterations, if a workgroup takes it
-                assert!(rows_each > 1 && rows_each * 40 < 65_535, "{forced:?} {few}: {rows_each}");
+                assert!(
+                    rows_per_team > 1 && rows_per_team * 40 < 65_535,
+                    "{forced:?} {few}: {rows_per_team}"
+                );
             }
         }
     }

@@ -292,10 +292,10 @@ impl Op for CrossEntropy {
         // In place, the target's logit is met on the way: looked up after the row's statistics, it
         // might be overwritten already.
         let in_place = args.memory == Memory::InPlace;
-        let spread = !has_classes || self.label_smoothing != 0.0 || in_place;
+        let dense_target = !has_classes || self.label_smoothing != 0.0 || in_place;
 
         let mut constants = vec![
-            ("SPREAD", spread.into()),
+            ("DENSE_TARGET", dense_target.into()),
             ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
             ("FROM_STATE", args.state.is_some().into()),
             ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),

@@ -190,7 +190,7 @@ impl<E: Elementwise> Op for E {
                     ("WEIGHTED", args.weight.is_some().into()),
                     ("POS_WEIGHTED", args.pos_weight.is_some().into()),
                     ("REDUCED", reduced.into()),
-                    ("LINES", (!lines.is_one).into()),
+                    ("OUTER_ROWS", (!lines.is_one).into()),
                 ],
                 self.constants(),
             ]
@@ -200,19 +200,19 @@ impl<E: Elementwise> Op for E {
         };
 
         // one loss a team
-        let quads_per_team = u64::from(per_team / 4);
+        let vec4s_per_team = u64::from(per_team / 4);
         let parts: Vec<_> = lines.parts().collect();
-        let teams_of = |part: &Part| part.quads().div_ceil(quads_per_team);
+        let teams_of = |part: &Part| part.vec4s().div_ceil(vec4s_per_team);
         let all_teams: u64 = parts.iter().map(teams_of).sum();
         let sums = if reduced { program.scratch(all_teams) } else { Slot::Loss };
         let mut done = 0;
         for part in &parts {
             let teams = teams_of(part);
             let params = ElementParams {
-                quads: part.quads() as u32,
-                per_team: quads_per_team as u32,
+                vec4s: part.vec4s() as u32,
+                per_team: vec4s_per_team as u32,
                 teams: teams as u32,
-                line: part.line as u32,
+                row_elements: part.line as u32,
                 dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
                 own: weights.own.map(|own| own.is_some().into()),
@@ -354,7 +354,7 @@ struct Part {
 
 impl Part {
     /// How often four elements of a line are taken together.
-    fn quads(&self) -> u64 {
+    fn vec4s(&self) -> u64 {
         self.lines * self.line.div_ceil(4)
     }
 }

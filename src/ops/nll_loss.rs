@@ -136,7 +136,7 @@ impl Op for NllLoss {
             args,
             outputs,
             reduction: self.reduction,
-            family: kernel::PICKED,
+            family: kernel::GATHER,
             files: vec![kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
             constants: vec![("MEAN", mean.into())],
             params: RowParams {
@@ -160,6 +160,6 @@ impl Op for NllLoss {
 
     #[cfg(feature = "cpu")]
     fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
-        crate::cpu::picked(self, args, output)
+        crate::cpu::nll_loss(self, args, output)
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct RowMap {
     pub dim: i64,
     pub shader: File,
     /// Whether the gradient is the row form with the negated upstream gradient as amounts.
-    pub upstream_is_amounts: bool,
+    pub upstream_is_target: bool,
 }
 
 impl RowMap {
@@ -80,7 +80,7 @@ impl RowMap {
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
             files: [
-                &[kernel::ROW_MAPS, kernel::ROW_FORM, self.shader][..],
+                &[kernel::ROW_MAPS, kernel::ROW_STATE, kernel::ROW_TILES, self.shader][..],
                 &kernel::storage(
                     input.dtype(),
                     shape.loads_vec4(tensors.iter().map(|tensor| tensor.2)),
@@ -90,7 +90,7 @@ impl RowMap {
             .concat(),
             entry_point: pass.name(),
             constants: vec![
-                ("SPREAD", (pass.has_grad() && self.upstream_is_amounts).into()),
+                ("DENSE_TARGET", (pass.has_grad() && self.upstream_is_target).into()),
                 ("HAS_UPSTREAM", args.upstream.is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
@@ -109,9 +109,9 @@ impl RowMap {
                 rows: (batches * shape.positions as u64) as u32,
                 classes: shape.classes as u32,
                 positions: shape.positions as u32,
-                rows_each: split.each,
-                shares: split.shares,
-                share: split.share,
+                rows_per_team: split.each,
+                splits: split.shares,
+                classes_per_split: split.share,
                 ..RowParams::default()
             };
             let mut bindings: Vec<_> = tensors

@@ -75,7 +75,7 @@ pub(super) struct RowLoss<'a> {
     pub args: &'a Args<Layout>,
     pub outputs: &'a Output<Layout>,
     pub reduction: Reduction,
-    /// [`kernel::ROWS`] or [`kernel::PICKED`].
+    /// [`kernel::ROWS`] or [`kernel::GATHER`].
     pub family: File,
     /// The op's hooks, and what they need.
     pub files: Vec<File>,
@@ -137,9 +137,9 @@ impl RowLoss<'_> {
                     classes: shape.classes as u32,
                     positions: shape.positions as u32,
                     first: first_place(row),
-                    rows_each: split.each,
-                    shares: split.shares,
-                    share: split.share,
+                    rows_per_team: split.each,
+                    splits: split.shares,
+                    classes_per_split: split.share,
                     ..self.params
                 };
                 let teams = split.teams(rows);
@@ -150,8 +150,8 @@ impl RowLoss<'_> {
                 });
                 if let Some(sums) = sums {
                     let kernel = Kernel {
-                        label: format!("{label}.sums"),
-                        entry_point: "sums",
+                        label: format!("{label}.partials"),
+                        entry_point: "partials",
                         ..kernel.clone()
                     };
                     let bindings = self.bindings(shape, part, Stage::Sums(sums));
@@ -206,14 +206,14 @@ impl RowLoss<'_> {
     }
 
     /// Whether of each row only the entry at the target is read: nothing is held, and no state kept.
-    fn is_picked(&self) -> bool {
-        self.family == kernel::PICKED
+    fn is_gather(&self) -> bool {
+        self.family == kernel::GATHER
     }
 
     /// Whether several teams may take a row together. What is told of a row beside its loss is one
     /// team's work.
     fn may_share(&self) -> bool {
-        !self.is_picked() && !self.row_outputs && self.outputs.state.is_none()
+        !self.is_gather() && !self.row_outputs && self.outputs.state.is_none()
     }
 
     /// The targets, where they are probabilities.
@@ -247,13 +247,13 @@ impl RowLoss<'_> {
     fn kernel(&self, label: String, shape: ClassShape, vec4: bool, split: Rows) -> Kernel {
         let args = self.args;
         let upstream = kernel::upstream(args.upstream.is_some(), self.reduction != Reduction::None);
-        let common = [kernel::ROW_FORM, kernel::CLASSES, upstream];
+        let common = [kernel::ROW_STATE, kernel::ROW_TILES, kernel::CLASSES, upstream];
         let storage = kernel::storage(args.input.dtype(), vec4, args.memory);
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
         let mut blocks = Blocks::default();
-        if !self.is_picked() {
-            constants.push(("SHARED", (split.shares > 1).into()));
+        if !self.is_gather() {
+            constants.push(("SPLIT_ROWS", (split.shares > 1).into()));
             blocks = split.choice.blocks;
         }
         Kernel {
@@ -339,7 +339,7 @@ impl RowLoss<'_> {
             (None, Some(state)) => {
                 bindings.push(in_fours(per_row(8, Slot::State, state, 4)));
             }
-            (None, None) if self.is_picked() => {}
+            (None, None) if self.is_gather() => {}
             (None, None) => bindings.push(Binding::unused(8)),
         }
         bindings
@@ -348,7 +348,7 @@ impl RowLoss<'_> {
 
 /// A binding of which the kernel counts fours.
 fn in_fours(binding: Binding) -> Binding {
-    Binding { place: binding.place.map(|n| n / 4), ..binding }
+    Binding { offsets: binding.offsets.map(|n| n / 4), ..binding }
 }
 
 /// What a dispatch of rows is for.
