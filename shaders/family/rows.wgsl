@@ -23,7 +23,7 @@
 //             for each tile of the group:           last to first if REVERSE, else first to last
 //                 for k: tile[k] = load(row)
 //                 m = largest logit of the member's part of the tile
-//                 if ROW_IN_REGISTERS: partial.m = team_max(m)        the row's maximum at once
+//                 if ROW_IN_REGISTERS: partial.m = team_max(m)       the row's maximum at once
 //                 else: rescale(partial, m)                          the member's maximum so far
 //                 for k: add_vec4(partial, tile[k], e^(tile[k] - partial.m), target weights)
 //                        tile[k] = e^(tile[k] - partial.m), if tile_holds_exponentials
@@ -42,10 +42,10 @@
 // then read once; the first tile of a longer row with REVERSE; otherwise nothing. So a long row
 // costs two reads and a write, less the tile kept and what caches give.
 //
-// Split rows take two dispatches. In that of `partials`, team t finds the partial of split t %
-// params.splits of row t / params.splits, and writes it to row_state. In that of the pass, every
-// team of a row merges the partials of all of its splits in the same order, and so comes to the
-// same bits; then it writes the gradient of its own split, and the first one writes the loss.
+// Split rows take two dispatches. In that of `partials`, each team finds the partial of one split
+// and writes it to row_state. In that of the pass, every team of a row merges the partials of all
+// of its splits in the same order, and so comes to the same bits. Then it writes the gradient of
+// its own split, and the first split's team writes the loss.
 //
 // Reads `input` [rows, classes], and what the op's file and the upstream's do. Writes `grad`
 // [rows, classes], `row_outputs` [1 or 4, rows] and `row_state` [rows or splits], each element by

@@ -32,11 +32,13 @@ override SOFTCAP: bool = false;
 // Whether z_loss * logsumexp^2 is added to the loss.
 override Z_LOSS: bool = false;
 
-// Flags of a partial: NaN or +inf among the logits; in RowStats also a row of nothing but -inf
+// The flags of a partial, and of a row's statistics.
+// There is NaN or +inf among the logits; in statistics also, all logits are -inf.
 const HAS_NAN_LOGIT: u32 = 1u;
-// logits of -inf with a target weight, by its sign
+// A logit of -inf has a target weight of this sign.
 const HAS_POSITIVE_COST: u32 = 2u;
 const HAS_NEGATIVE_COST: u32 = 4u;
+// A target weight is NaN.
 const HAS_NAN_TARGET: u32 = 8u;
 
 // What is known of some of a row's classes, relative to the largest logit among them. Members of
@@ -51,7 +53,7 @@ struct RowPartial {
     margin_sum: f32,
     // HAS_*
     flags: u32,
-    // the first class at m: 0, where nobody asks for it
+    // the first class at m; 0 for now, since nothing asks for it
     first_at_max: u32,
 }
 
@@ -154,7 +156,8 @@ fn add_vec4(partial: ptr<function, PartialLanes>, x: vec4<f32>, e: vec4<f32>, a:
     }
 }
 
-// Adds another partial, of other classes of the row. Both are moved to the larger maximum.
+// Adds another partial, of other classes of the row. Both are rescaled to the larger maximum. The
+// order of merging is fixed by the caller, since it decides the bits.
 fn merge(partial: ptr<function, PartialLanes>, other: ptr<function, PartialLanes>) {
     rescale(partial, (*other).m);
     rescale(other, (*partial).m);

@@ -7,11 +7,15 @@ alias Word = vec4<f32>;
 // Whether `last` is always 3.
 const WHOLE_VEC4S: bool = true;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<vec4<f32>>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<vec4<f32>>;
 // The same buffer, for kernels that read single elements of it.
 @group(0) @binding(4) var<storage, read> upstream_elements: array<f32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<vec4<f32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<vec4<f32>>;
 
 fn grad_word(i: u32) -> vec4<f32> {

@@ -10,9 +10,13 @@ alias Word = u32;
 // Whether `last` is always 3.
 const WHOLE_VEC4S: bool = false;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<u32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<atomic<u32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<atomic<u32>>;
 
 fn grad_word(i: u32) -> u32 {

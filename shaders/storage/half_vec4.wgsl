@@ -9,11 +9,15 @@ alias Word = vec2<u32>;
 // Whether `last` is always 3.
 const WHOLE_VEC4S: bool = true;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<vec2<u32>>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<vec2<u32>>;
 // The same buffer, for kernels that read single elements of it.
 @group(0) @binding(4) var<storage, read> upstream_pairs: array<u32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<vec2<u32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<vec2<u32>>;
 
 fn grad_word(i: u32) -> vec2<u32> {

@@ -58,9 +58,9 @@ impl Logits {
     }
 }
 
-/// NaN or +inf among the logits.
+/// There is NaN or +inf among the logits.
 pub(super) const HAS_NAN_LOGIT: u32 = 1;
-/// Logits of -inf with a target weight, by its sign.
+/// A logit of -inf has a target weight of this sign.
 const HAS_POSITIVE_COST: u32 = 2;
 const HAS_NEGATIVE_COST: u32 = 4;
 

@@ -1,4 +1,4 @@
-//! Numbers as they are stored, and the f32 that arithmetic is done in.
+//! Converts numbers between the type they are stored in and f32, in which arithmetic is done.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -43,7 +43,7 @@ array_elements! {
 pub(super) trait Stored: ArrayElement {
     fn to_f32(self) -> f32;
 
-    /// Rounded to nearest even.
+    /// Rounds to nearest even.
     fn from_f32(value: f32) -> Self;
 
     /// Reads a slice.
@@ -57,7 +57,7 @@ pub(super) trait Stored: ArrayElement {
         None
     }
 
-    /// As [`Stored::as_f32`], to be written.
+    /// As [`Stored::as_f32`], for writing.
     fn as_f32_mut(_to: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
@@ -118,14 +118,14 @@ pub(super) fn slice<'a, T: ArrayElement>(array: &'a Array<'_>) -> Result<&'a [T]
     T::slice(array.data()).ok_or_else(|| unexpected::<T>(array.dtype()))
 }
 
-/// As [`slice`], of one that may not be there.
+/// As [`slice`], for an argument that may not be there.
 pub(super) fn slice_of<'a, T: ArrayElement>(
     array: &'a Option<Array<'_>>,
 ) -> Result<Option<&'a [T]>> {
     array.as_ref().map(slice).transpose()
 }
 
-/// As [`slice_of`], to be written.
+/// As [`slice_of`], for writing.
 pub(super) fn slice_mut<'a, T: ArrayElement>(
     array: &'a mut Option<Array<'_>>,
 ) -> Result<Option<&'a mut [T]>> {
@@ -150,7 +150,7 @@ macro_rules! with_stored {
 }
 pub(super) use with_stored;
 
-/// Numbers as f32: those in memory, or copies.
+/// Returns numbers as f32: the memory itself if they are stored so, or else a copy.
 pub(super) fn as_f32<'a, T: Stored>(from: &'a [T], copy: &'a mut [f32]) -> &'a [f32] {
     if let Some(numbers) = T::as_f32(from) {
         return numbers;
@@ -160,7 +160,8 @@ pub(super) fn as_f32<'a, T: Stored>(from: &'a [T], copy: &'a mut [f32]) -> &'a [
     copy
 }
 
-/// Has f32 written into memory: directly, or by way of a copy.
+/// Calls `write` with f32 to write, and brings them into memory: directly if they are stored so,
+/// or else by way of a copy.
 pub(super) fn write_f32<T: Stored, R>(
     to: &mut [T],
     copy: &mut [f32],
@@ -175,7 +176,7 @@ pub(super) fn write_f32<T: Stored, R>(
     result
 }
 
-/// Takes the next `count` elements off a slice that may not be there.
+/// Splits the next `count` elements off a slice that may not be there.
 pub(super) fn take<'a, T>(slice: &mut Option<&'a mut [T]>, count: usize) -> Option<&'a mut [T]> {
     slice.as_mut().map(|slice| slice.split_off_mut(..count).unwrap_or_default())
 }
