@@ -42,13 +42,14 @@ macro_rules! shader {
 pub(crate) use shader;
 
 pub(crate) const MATH: File = shader!("shared/math.wgsl");
-pub(crate) const PLACES: File = shader!("shared/places.wgsl");
+pub(crate) const OFFSETS: File = shader!("shared/offsets.wgsl");
 pub(crate) const CONTROL: File = shader!("shared/control.wgsl");
 pub(crate) const CLASSES: File = shader!("shared/classes.wgsl");
-pub(crate) const ROW_FORM: File = shader!("shared/row_form.wgsl");
+pub(crate) const ROW_STATE: File = shader!("shared/row_state.wgsl");
+pub(crate) const ROW_TILES: File = shader!("shared/row_tiles.wgsl");
 pub(crate) const ROWS: File = shader!("family/rows.wgsl");
 pub(crate) const ROW_MAPS: File = shader!("family/row_maps.wgsl");
-pub(crate) const PICKED: File = shader!("family/picked.wgsl");
+pub(crate) const GATHER: File = shader!("family/gather.wgsl");
 pub(crate) const ELEMENTS: File = shader!("family/elements.wgsl");
 pub(crate) const SUM: File = shader!("family/sum.wgsl");
 pub(crate) const STATUS: File = shader!("family/status.wgsl");
@@ -58,12 +59,12 @@ pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl")
 
 /// The shaders of a team, whose members reduce by shuffles in clusters of a subgroup, or not.
 pub(crate) fn team(team: Team, has_cluster: bool) -> Vec<File> {
-    const NEIGHBOURS: File = shader!("shared/neighbours.wgsl");
+    const CLUSTER: File = shader!("shared/cluster.wgsl");
     match team {
         Team::Invocation => vec![shader!("team/invocation.wgsl")],
-        Team::Subgroup => vec![shader!("team/subgroup.wgsl"), NEIGHBOURS],
+        Team::Subgroup => vec![shader!("team/subgroup.wgsl"), CLUSTER],
         Team::Workgroup if has_cluster => {
-            vec![shader!("team/workgroup_of_subgroups.wgsl"), NEIGHBOURS]
+            vec![shader!("team/workgroup_of_subgroups.wgsl"), CLUSTER]
         }
         Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
     }
@@ -122,9 +123,9 @@ pub enum Define {
 /// How a member walks a row or a chunk, as the kernel's text has it.
 pub(crate) fn tile(tile: Tile) -> Vec<(&'static str, Define)> {
     vec![
-        ("HELD", Define::Number(tile.vec4s)),
-        ("RUN", Define::Number(tile.contiguous)),
-        ("FITS", Define::Switch(tile.whole_row)),
+        ("TILE_VEC4S", Define::Number(tile.vec4s)),
+        ("CONTIGUOUS_VEC4S", Define::Number(tile.contiguous)),
+        ("ROW_IN_REGISTERS", Define::Switch(tile.whole_row)),
     ]
 }
 

@@ -126,7 +126,7 @@ pub mod internals {
     pub use crate::ops::sealed::Sealed;
     pub use crate::ops::{ElementParams, RowParams, SumParams};
     pub use crate::program::{
-        Binding, Command, Copy, Places, Port, Program, Slot, Step, View, first_index,
+        Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };
     pub use crate::shape::ClassShape;
     pub use crate::tuning::{DeviceClass, DeviceProfile, Launch, RowLaunch, Tile};

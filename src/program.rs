@@ -85,9 +85,9 @@ pub struct Binding {
     /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of [`ALIGNMENT`].
     pub start: u64,
     pub bytes: u64,
-    /// What `shaders/shared/places.wgsl` says of it: elements from there to the first one to work
+    /// What `shaders/shared/offsets.wgsl` says of it: elements from there to the first one to work
     /// on, and from one outer row to the next.
-    pub place: [u32; 2],
+    pub offsets: [u32; 2],
 }
 
 impl Binding {
@@ -101,9 +101,9 @@ impl Binding {
         let end = (first + span) * size;
         // What cannot be counted in 32 bits does not fit a binding either, which `dispatch` refuses;
         // except for the stride of a single row, after which there is no other.
-        let place = [(first - start / size) as u32, u32::try_from(stride).unwrap_or(0)];
+        let offsets = [(first - start / size) as u32, u32::try_from(stride).unwrap_or(0)];
         let bytes = (end - start).next_multiple_of(4).max(4);
-        Binding { port, slot: view.slot, start, bytes, place }
+        Binding { port, slot: view.slot, start, bytes, offsets }
     }
 
     /// All of a contiguous tensor.
@@ -115,7 +115,7 @@ impl Binding {
     /// browser refuses two bindings of one range where they may be written to.
     pub fn placeholder(port: Port) -> Self {
         let start = u64::from(port.binding) * ALIGNMENT;
-        Binding { port, slot: Slot::Placeholder, start, bytes: 16, place: [0; 2] }
+        Binding { port, slot: Slot::Placeholder, start, bytes: 16, offsets: [0; 2] }
     }
 
     /// All of an argument, or a placeholder where it was not given.
@@ -130,12 +130,12 @@ impl Binding {
 
     /// A block of [`BLOCK_BYTES`].
     fn block(port: Port, slot: Slot) -> Self {
-        Binding { port, slot, start: 0, bytes: BLOCK_BYTES, place: [0; 2] }
+        Binding { port, slot, start: 0, bytes: BLOCK_BYTES, offsets: [0; 2] }
     }
 
     /// The same memory for a kernel that counts it in vec4s.
     pub fn in_vec4s(self) -> Self {
-        Binding { place: self.place.map(|n| n / 4), ..self }
+        Binding { offsets: self.offsets.map(|n| n / 4), ..self }
     }
 }
 
@@ -149,11 +149,11 @@ pub const BINDINGS: usize = 9;
 const INPUT: u32 = 1;
 const GRAD: u32 = 5;
 
-/// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
-pub type Places = [[u32; 4]; BINDINGS];
+/// `offsets` of every `Params`: four numbers a binding, since uniforms are laid out so.
+pub type Offsets = [[u32; 4]; BINDINGS];
 
 /// One dispatch. Binding 0 is the uniform buffer with `params`, if there are any; they begin with the
-/// places of the other bindings.
+/// offsets of the other bindings.
 #[derive(Debug, Clone)]
 pub struct Step {
     pub kernel: Kernel,
@@ -237,7 +237,7 @@ impl Program {
         self.commands.push(Command::Copy(copy));
     }
 
-    /// Adds a dispatch. `params` follow the places of the bindings in the uniform buffer.
+    /// Adds a dispatch. `params` follow the offsets of the bindings in the uniform buffer.
     pub fn dispatch(
         &mut self,
         kernel: Kernel,
@@ -248,15 +248,15 @@ impl Program {
         for binding in &bindings {
             self.limits.expect_bindable(binding.slot.name(), binding.bytes)?;
         }
-        let mut places = Places::default();
-        for &Binding { port, place: [first, stride], .. } in &bindings {
-            places[port.binding as usize] = [first, stride, 0, 0];
+        let mut offsets = Offsets::default();
+        for &Binding { port, offsets: [first, stride], .. } in &bindings {
+            offsets[port.binding as usize] = [first, stride, 0, 0];
         }
         if bindings.iter().all(|binding| binding.port.binding != INPUT) {
             // in place, the input lies where the gradient does
-            places[INPUT as usize] = places[GRAD as usize];
+            offsets[INPUT as usize] = offsets[GRAD as usize];
         }
-        let params = [bytemuck::bytes_of(&places), bytemuck::bytes_of(params)].concat();
+        let params = [bytemuck::bytes_of(&offsets), bytemuck::bytes_of(params)].concat();
         self.commands.push(Command::Dispatch(Step { kernel, params, bindings, workgroups }));
         Ok(())
     }
@@ -272,9 +272,9 @@ impl Program {
     ) -> Result<()> {
         let workgroups = self.limits.workgroups(teams, launch.teams_per_workgroup())?;
         kernel.files.extend(kernel::team(launch.team, launch.cluster.is_some()));
-        kernel.files.extend([kernel::MATH, kernel::PLACES]);
+        kernel.files.extend([kernel::MATH, kernel::OFFSETS]);
         kernel.constants.push(("WORKGROUP_SIZE", launch.workgroup_size));
-        kernel.constants.extend(launch.cluster.map(|size| ("NEIGHBOURS", size)));
+        kernel.constants.extend(launch.cluster.map(|size| ("CLUSTER_SIZE", size)));
         kernel.label = format!("{}.{}", kernel.label, launch.team.name());
         self.dispatch(kernel, params, bindings, workgroups)
     }

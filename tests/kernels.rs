@@ -271,14 +271,14 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
         }};
     }
     match kernel.files.first().map(|file| file.path) {
-        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each, shares, share, unused[2]
+        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
         ),
         Some("family/elements.wgsl") => layout!(
-            ElementParams: quads, per_team, teams, line, dims, scale, own, settings, first, dim
+            ElementParams: vec4s, per_team, teams, row_elements, dims, scale, own, settings, first, dim
         ),
         other => panic!("no params known for {other:?}"),
     }

@@ -40,15 +40,15 @@ enum By {
 const NAIVE: &[Naive] = &[
     Naive {
         what: "cross entropy as logsumexp - x[y]",
-        path: "family/rows.wgsl",
+        path: "shared/row_state.wgsl",
         replacements: &[
             (
-                "statistics.gap = cost4(vec4(row.amount), statistics.m, vec4(x)).x;",
-                "statistics.gap = -row.amount * x;",
+                "stats.margin_sum = cost4(vec4(target_weight), stats.m, vec4(x)).x;",
+                "stats.margin_sum = -target_weight * x;",
             ),
             (
-                "amounts * log1p(statistics.s) + statistics.gap",
-                "amounts * (statistics.m + log(1.0 + statistics.s)) + statistics.gap",
+                "target_sum * log1p(stats.denom_minus_1) + stats.margin_sum",
+                "target_sum * (stats.m + log(1.0 + stats.denom_minus_1)) + stats.margin_sum",
             ),
         ],
         by: By::Table("cross_entropy", "classes", "none confident"),
@@ -64,23 +64,23 @@ const NAIVE: &[Naive] = &[
     },
     Naive {
         what: "the sum of exponentials, less 1 for the maximum",
-        path: "shared/row_form.wgsl",
+        path: "shared/row_state.wgsl",
         // through its bits, or Mesa would take the 1 off first
         replacements: &[(
-            "sums.below + f32(u32(sums.at) - 1u)",
-            "bitcast<f32>(bitcast<u32>(sums.below + sums.at)) - 1.0",
+            "partial.exp_sum_below + f32(u32(partial.max_count) - 1u)",
+            "bitcast<f32>(bitcast<u32>(partial.exp_sum_below + partial.max_count)) - 1.0",
         )],
         by: By::Table("cross_entropy", "classes", "none confident"),
     },
     Naive {
         what: "cross entropy's gradient at the target as p - 1",
-        path: "shared/row_form.wgsl",
+        path: "shared/row_state.wgsl",
         replacements: &[("e > vec4(gradient.threshold)", "e > vec4(2.0)")],
         by: By::Table("cross_entropy", "classes", "none confident"),
     },
     Naive {
         what: "logits scaled before their maximum is subtracted",
-        path: "shared/row_form.wgsl",
+        path: "shared/row_state.wgsl",
         replacements: &[(
             "return (x - m) * params.scale;",
             "return x * params.scale - vec4(m * params.scale);",
@@ -108,7 +108,7 @@ const NAIVE: &[Naive] = &[
     },
     Naive {
         what: "masked logits multiplied by their cost",
-        path: "shared/row_form.wgsl",
+        path: "shared/row_state.wgsl",
         replacements: &[(
             "select(cost4(a, (*partial).m, x), vec4(0.0), masked | !costs)",
             "cost4(a, (*partial).m, x)",
@@ -117,7 +117,7 @@ const NAIVE: &[Naive] = &[
     },
     Naive {
         what: "partial maxima from -inf on",
-        path: "shared/row_form.wgsl",
+        path: "shared/row_tiles.wgsl",
         replacements: &[("most = vec4(LOWEST);", "most = vec4(-positive_infinity());")],
         by: By::Table("cross_entropy", "classes", "sum broken"),
     },
@@ -125,7 +125,7 @@ const NAIVE: &[Naive] = &[
         what: "softmax's gradient as p (g - sum p g)",
         path: "ops/softmax.wgsl",
         replacements: &[
-            ("annihilating_product(e, vec4(g_k) - g)", "e * g"),
+            ("zero_wins(e, vec4(g_k) - g)", "e * g"),
             ("(p, (g - prepared.x) + prepared.y)", "(p, g - prepared.y)"),
         ],
         by: By::Table("softmax", "", "confident"),
@@ -134,8 +134,8 @@ const NAIVE: &[Naive] = &[
         what: "log-softmax as x - logsumexp",
         path: "ops/log_softmax.wgsl",
         replacements: &[(
-            "(held[k] - statistics.m) - log1p(statistics.s)",
-            "held[k] - logsumexp(statistics)",
+            "(tile[k] - stats.m) - log1p(stats.denom_minus_1)",
+            "tile[k] - logsumexp(stats)",
         )],
         by: By::Table("log_softmax", "", "extreme"),
     },
@@ -161,7 +161,7 @@ const NAIVE: &[Naive] = &[
         what: "BCE with logits as max(x, 0) - x t + log(1 + e^-|x|)",
         path: "ops/bce_with_logits.wgsl",
         replacements: &[(
-            "annihilating_product(e.pos_weight, positive)\n        + annihilating_product(1.0 - e.t, q + max(e.x, vec4(0.0)))",
+            "zero_wins(e.pos_weight, positive)\n        + zero_wins(1.0 - e.t, q + max(e.x, vec4(0.0)))",
             "max(e.x, vec4(0.0)) - e.x * e.t + log(1.0 + exp(-abs(e.x)))",
         )],
         by: By::Table("bce_with_logits", "", "none confident"),
@@ -248,8 +248,8 @@ const NAIVE: &[Naive] = &[
             ("fn store_team_sum(", "var<private> running: f32;\n\nfn store_team_sum("),
             ("vec4(add_up(total))", "vec4(running)"),
             (
-                "return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));",
-                "for (var i = 0u; i <= quad.last; i += 1u) {\n            running += value[i];\n        }\n        return value;",
+                "return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(at.last));",
+                "for (var i = 0u; i <= at.last; i += 1u) {\n            running += value[i];\n        }\n        return value;",
             ),
         ],
         by: By::EqualLosses,

@@ -120,10 +120,10 @@ impl Planned {
         }
         match family(step) {
             "family/elements.wgsl" => {
-                let ElementParams { quads, line, teams, .. } = params(step);
+                let ElementParams { vec4s, row_elements: line, teams, .. } = params(step);
                 let is_broadcast = matches!(binding.slot, Slot::Weight | Slot::PosWeight)
                     && layout.elements() != self.args.input().elements();
-                let lines = u64::from(quads / line.div_ceil(4));
+                let lines = u64::from(vec4s / line.div_ceil(4));
                 match binding.slot {
                     _ if is_broadcast => None,
                     Slot::Scratch(_) => Some([1, teams.into()]),
@@ -324,8 +324,8 @@ fn elements_beyond_32_bits() {
         planned.check();
         assert_eq!(planned.program.scratch[0].elements(), {
             let teams = planned.steps_of("family/elements.wgsl").into_iter().map(|step| {
-                let ElementParams { quads, per_team, teams, .. } = params(step);
-                assert_eq!(teams, quads.div_ceil(per_team));
+                let ElementParams { vec4s, per_team, teams, .. } = params(step);
+                assert_eq!(teams, vec4s.div_ceil(per_team));
                 teams as usize
             });
             teams.sum::<usize>()
@@ -371,7 +371,7 @@ fn weights_beyond_32_bits_of_elements() {
         for step in planned.steps_of("family/elements.wgsl") {
             let params: ElementParams = params(step);
             let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
-            let count = u64::from(params.line);
+            let count = u64::from(params.row_elements);
             // where a dimension ends within the part, and a few places besides
             let ends = (0..4).map(|k| {
                 let unit: u64 = shape.iter().rev().take(k).map(|&n| n as u64).product();
@@ -457,7 +457,7 @@ fn few_long_rows_are_shared() {
             let planned = plan(op, pass, args, &facts);
             let steps = planned.steps_of("family/rows.wgsl");
             for step in &steps {
-                let RowParams { shares, share, .. } = params(step);
+                let RowParams { splits: shares, classes_per_split: share, .. } = params(step);
                 assert!(shares * share >= 70_001 && (shares - 1) * share < 70_001, "{shares}");
                 // no block of a team reaches into the next share; on both, a team is a workgroup
                 let mut constants = step.kernel.constants.iter();
@@ -469,7 +469,7 @@ fn few_long_rows_are_shared() {
         };
         let op = CrossEntropy::default();
         for pass in PASSES {
-            assert_eq!(entries(&op, pass, long()), ["sums", pass.name()]);
+            assert_eq!(entries(&op, pass, long()), ["partials", pass.name()]);
             plan(&op, pass, long(), &facts).check();
         }
         // nothing to sum, and what is one team's
@@ -499,7 +499,7 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
                         let mut all = step.kernel.constants.iter();
                         all.find(|(known, _)| *known == name).map(|(_, value)| *value)
                     };
-                    let Some(neighbours) = constant("NEIGHBOURS") else { continue };
+                    let Some(neighbours) = constant("CLUSTER_SIZE") else { continue };
                     let workgroup = constant("WORKGROUP_SIZE").unwrap();
                     let what = format!("{facts:?} {count}: {neighbours} of {workgroup}");
                     assert!(neighbours.is_power_of_two() && neighbours <= subgroup.0, "{what}");
@@ -527,9 +527,12 @@ fn teams_take_short_rows_in_turn_within_what_lavapipe_iterates() {
             let args = Args::new(f32(&[1_000_000, few])).target(classes(&[1_000_000]));
             let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
             for step in planned.steps_of("family/rows.wgsl") {
-                let RowParams { rows_each, .. } = params(step);
+                let RowParams { rows_per_team, .. } = params(step);
                 // each with exchanges of some 40 iterations, if a workgroup takes it
-                assert!(rows_each > 1 && rows_each * 40 < 65_535, "{forced:?} {few}: {rows_each}");
+                assert!(
+                    rows_per_team > 1 && rows_per_team * 40 < 65_535,
+                    "{forced:?} {few}: {rows_per_team}"
+                );
             }
         }
     }

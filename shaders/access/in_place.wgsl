@@ -1,5 +1,6 @@
-// The gradient is written over the input. Every element is read for the last time, by whichever
-// member of a team, before any member of it writes; members write only what they alone read then.
+// For gradients that are written over the input, whose binding then serves both. Ownership:
+// before any member of a team writes, all reads of the team that another member's write could
+// disturb are done; from then on a member reads only what it will overwrite itself.
 
 fn input_word(i: u32) -> Word {
     return grad_word(i);

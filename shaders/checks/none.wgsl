@@ -1,5 +1,5 @@
-// Any input and target is accepted.
+// For ops that take any input and target.
 
-fn unacceptable(quad: Quad, x: vec4<f32>, t: vec4<f32>) -> vec4<bool> {
+fn unacceptable(at: Vec4Index, x: vec4<f32>, t: vec4<f32>) -> vec4<bool> {
     return vec4(false);
 }

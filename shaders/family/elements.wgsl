@@ -1,26 +1,31 @@
-// Element-wise losses and maps (whose output stands for the loss): teams take stretches of elements, four at a time.
+// Element-wise losses and maps. Each team takes a chunk of the elements, vec4 by vec4. Of a map,
+// what is called a loss here is its output.
 //
-// Reads the input, `targets`, and where given `weight`, `pos_weight` and `upstream`. Writes `grad`,
-// and through a file of results/ either each element's loss or output, or one sum per team. Each
-// element is written by one member of one team.
+// Reads `input` [elements] and, where given, `targets`, `upstream` [elements] or [1], `weight`
+// and `pos_weight`, which broadcast. Writes `grad` [elements] and, through a file of results/,
+// each element's loss or output, or one sum a team. Each element is written by one member of one
+// team, and a team's sum by its member 0. No barriers but those of team/.
 //
 // Hooks, from the op's file, for four elements at once:
 //     fn loss(e: Elements) -> vec4<f32>
 //     fn gradient(e: Elements) -> vec4<f32>      its derivative with respect to the input
-// They need not care for NaN in e.x and e.t: it is put into the result afterwards.
+// They need not care for NaN in e.x and e.t, because it is put into the result afterwards.
 // From a file of checks/:
-//     fn unacceptable(quad: Quad, x: vec4<f32>, t: vec4<f32>) -> vec4<bool>
+//     fn unacceptable(at: Vec4Index, x: vec4<f32>, t: vec4<f32>) -> vec4<bool>
 //                                                which of four elements the op does not take
+//
+// Overrides: those below. Of the host's constants TILE_VEC4S and CONTIGUOUS_VEC4S are used, as in
+// shared/row_tiles.wgsl; nothing stays in registers.
 
 struct Params {
-    places: array<vec4<u32>, 9>,
-    // how often four elements of a line are taken together
-    quads: u32,
-    // how many of these quads one team takes
+    offsets: array<vec4<u32>, 9>,
+    // how many vec4s there are
+    vec4s: u32,
+    // how many of them a team takes
     per_team: u32,
     teams: u32,
-    // the elements of a line
-    line: u32,
+    // the elements of an outer row
+    row_elements: u32,
     // how many dimensions weights are broadcast over
     dims: u32,
     // what gradients are multiplied by: 1 / elements for the mean
@@ -31,7 +36,8 @@ struct Params {
     settings: vec3<f32>,
     // the first element of this dispatch, among all
     first: u32,
-    // innermost first: size, stride of weight, stride of pos_weight, index of the first element
+    // the dimensions, innermost first: size, stride of weight, stride of pos_weight, and the
+    // index in it of the dispatch's first element
     dim: array<vec4<u32>, 8>,
 }
 
@@ -42,10 +48,12 @@ struct Elements {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+// broadcast by params.dim, or [elements]
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
+// broadcast by params.dim, or [elements]
 @group(0) @binding(8) var<storage, read> pos_weight: array<f32>;
 
-// Whether there are targets: maps have none.
+// Whether there are targets. Maps have none.
 override HAS_TARGET: bool = true;
 // Whether it is a loss of x - t, which is NaN where both are the same infinity.
 override OF_DIFFERENCE: bool = false;
@@ -53,35 +61,39 @@ override OF_DIFFERENCE: bool = false;
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
 override POS_WEIGHTED: bool = false;
-// Whether there are several lines.
-override LINES: bool = false;
-// Whether losses are summed: one number per team instead of one per element.
+// Whether elements lie in several outer rows.
+override OUTER_ROWS: bool = false;
+// Whether losses are summed, to one number a team.
 override REDUCED: bool = false;
 
-fn quad_at(q: u32) -> Quad {
-    var line = 0u;
-    var column = 4u * q;
-    if LINES {
-        let per_line = (params.line + 3u) / 4u;
-        line = q / per_line;
-        column = 4u * (q - line * per_line);
+// The i-th vec4 of this dispatch. None reaches from one outer row into the next.
+fn vec4_at(i: u32) -> Vec4Index {
+    var outer_row = 0u;
+    var column = 4u * i;
+    if OUTER_ROWS {
+        let per_row = (params.row_elements + 3u) / 4u;
+        outer_row = i / per_row;
+        column = 4u * (i - outer_row * per_row);
     }
-    let last = select(min(params.line - 1u - column, 3u), 3u, WHOLE_FOURS);
-    return Quad(line, column, last, line * params.line + column);
+    let last = select(min(params.row_elements - 1u - column, 3u), 3u, WHOLE_VEC4S);
+    return Vec4Index(outer_row, column, last, outer_row * params.row_elements + column);
 }
 
-// The places of an element's weight and pos_weight, for the i-th of this dispatch.
-fn weight_places(i: u32) -> vec2<u32> {
-    var rest = i;
-    var at = vec2(place(WEIGHT, 0u, 0u), place(POS_WEIGHT, 0u, 0u)) + i * params.own;
+// The indices of an element's weight and pos_weight in their bindings, for the i-th element of this
+// dispatch. Its index in each dimension is that of the dispatch's first element plus what i is
+// there, and carries into the next dimension.
+fn weight_indices(i: u32) -> vec2<u32> {
+    var remainder = i;
+    var indices = vec2(element_index(WEIGHT, 0u, 0u), element_index(POS_WEIGHT, 0u, 0u))
+        + i * params.own;
     for (var d = 0u; d < params.dims; d += 1u) {
         let dim = params.dim[d];
-        let index = rest % dim.x + dim.w;
+        let index = remainder % dim.x + dim.w;
         let carry = select(0u, 1u, index >= dim.x);
-        at += (index - carry * dim.x) * dim.yz;
-        rest = rest / dim.x + carry;
+        indices += (index - carry * dim.x) * dim.yz;
+        remainder = remainder / dim.x + carry;
     }
-    return at;
+    return indices;
 }
 
 struct Weights {
@@ -89,16 +101,16 @@ struct Weights {
     pos_weight: vec4<f32>,
 }
 
-fn load_weights(quad: Quad) -> Weights {
+fn load_weights(at: Vec4Index) -> Weights {
     var weights = Weights(vec4(1.0), vec4(1.0));
     if WEIGHTED || POS_WEIGHTED {
-        for (var i = 0u; i <= quad.last; i += 1u) {
-            let at = weight_places(quad.index + i);
+        for (var i = 0u; i <= at.last; i += 1u) {
+            let indices = weight_indices(at.index + i);
             if WEIGHTED {
-                weights.weight[i] = weight[at.x];
+                weights.weight[i] = weight[indices.x];
             }
             if POS_WEIGHTED {
-                weights.pos_weight[i] = pos_weight[at.y];
+                weights.pos_weight[i] = pos_weight[indices.y];
             }
         }
     }
@@ -108,19 +120,19 @@ fn load_weights(quad: Quad) -> Weights {
 struct Loaded {
     elements: Elements,
     weight: vec4<f32>,
-    // NaN was read, or is the difference that the loss is of
+    // whether an operand is NaN, or the difference that the loss is of
     is_nan: vec4<bool>,
-    // the op does not take these
+    // whether the op does not take these numbers
     is_bad: vec4<bool>,
 }
 
-fn load_elements(quad: Quad) -> Loaded {
-    let x = load_input(place(INPUT, quad.line, quad.column), 1u, quad.last);
+fn load_elements(at: Vec4Index) -> Loaded {
+    let x = load_input(element_index(INPUT, at.outer_row, at.column), 1u, at.last);
     var t = vec4(0.0);
     if HAS_TARGET {
-        t = load_targets(place(TARGETS, quad.line, quad.column), 1u, quad.last);
+        t = load_targets(element_index(TARGETS, at.outer_row, at.column), 1u, at.last);
     }
-    let weights = load_weights(quad);
+    let weights = load_weights(at);
     var is_nan = is_nan4(x) | is_nan4(t);
     if OF_DIFFERENCE {
         is_nan |= is_same_infinity4(x, t);
@@ -129,83 +141,86 @@ fn load_elements(quad: Quad) -> Loaded {
         Elements(x, t, weights.pos_weight),
         weights.weight,
         is_nan,
-        unacceptable(quad, x, t),
+        unacceptable(at, x, t),
     );
 }
 
 fn weighted_loss(loaded: Loaded) -> vec4<f32> {
-    let value = annihilating_product(loaded.weight, loss(loaded.elements));
+    let value = zero_wins(loaded.weight, loss(loaded.elements));
     return select(value, vec4(nan()), loaded.is_nan | loaded.is_bad);
 }
 
-fn store_weighted_gradient(quad: Quad, loaded: Loaded, divided: f32) {
-    let scale = upstream_of_elements(quad) * divided;
-    let value = annihilating_product(loaded.weight, gradient(loaded.elements));
-    var scaled = annihilating_product(value, scale);
+// Stores the gradient, whose factor for the reduction is `divided`.
+fn store_weighted_gradient(at: Vec4Index, loaded: Loaded, divided: f32) {
+    let scale = upstream_of_elements(at) * divided;
+    let value = zero_wins(loaded.weight, gradient(loaded.elements));
+    var scaled = zero_wins(value, scale);
     if ZERO_GRADIENT_AT_NAN {
         scaled = select(scaled, vec4(0.0), loaded.is_nan);
     } else {
         scaled = select(scaled, vec4(nan()), loaded.is_nan);
     }
     let stored = select(scaled, vec4(nan()), loaded.is_bad | is_nan4(scale));
-    store_grad(place(GRAD, quad.line, quad.column), 1u, quad.last, stored);
+    store_grad(element_index(GRAD, at.outer_row, at.column), 1u, at.last, stored);
 }
 
-// What a team works on: quads from the first one on. In each block a member takes HELD of them, RUN
-// side by side.
-struct Stretch {
+// A team's vec4s, as first..end, and how many of them its tile has.
+struct Chunk {
     first: u32,
     end: u32,
-    block: u32,
+    tile_size: u32,
 }
 
-fn stretch_of(team: Team) -> Stretch {
+fn chunk_of(team: Team) -> Chunk {
     let first = team.index * params.per_team;
-    return Stretch(first, min(first + params.per_team, params.quads), HELD * team.size);
+    return Chunk(first, min(first + params.per_team, params.vec4s), TILE_VEC4S * team.size);
 }
 
-// The k-th quad that a member takes of a block.
-fn quad_of_block(team: Team, block: u32, k: u32) -> u32 {
-    return block + (k / RUN * team.size + team.member) * RUN + k % RUN;
+// A member's k-th vec4 of the tile that begins with the vec4 `start`.
+fn tile_vec4(team: Team, start: u32, k: u32) -> u32 {
+    return start + (k / CONTIGUOUS_VEC4S * team.size + team.member) * CONTIGUOUS_VEC4S
+        + k % CONTIGUOUS_VEC4S;
 }
 
 // Stores losses, or returns them to be summed.
-fn take_loss(quad: Quad, value: vec4<f32>) -> vec4<f32> {
+fn take_loss(at: Vec4Index, value: vec4<f32>) -> vec4<f32> {
     if REDUCED {
-        return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(quad.last));
+        return select(vec4(0.0), value, vec4(0u, 1u, 2u, 3u) <= vec4(at.last));
     }
-    store_results(place(RESULTS, quad.line, quad.column), quad.last, value);
+    store_results(element_index(RESULTS, at.outer_row, at.column), at.last, value);
     return vec4(0.0);
 }
 
 fn store_team_sum(team: Team, total: vec4<f32>) {
     let sum = team_sum(team, vec4(add_up(total))).x;
     if team.member == 0u {
-        store_sum(place(RESULTS, 0u, team.index), sum);
+        store_sum(element_index(RESULTS, 0u, team.index), sum);
     }
 }
 
-// A loop for each pass: whatever a shared one reached, every pass would have to bind.
+// Each pass has a loop of its own, because every pass would have to bind whatever a shared loop
+// uses.
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
-    let stretch = stretch_of(team);
-    // a block's sum is added to the total: no accumulator takes many additions
+    let chunk = chunk_of(team);
+    // a tile's losses are added up before they are added to the total, so that no sum takes many
+    // additions
     var total = vec4(0.0);
-    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
-        var part = vec4(0.0);
-        for (var k = 0u; k < HELD; k += 1u) {
-            let q = quad_of_block(team, block, k);
-            if q < stretch.end {
-                let quad = quad_at(q);
-                part += take_loss(quad, weighted_loss(load_elements(quad)));
+    for (var start = chunk.first; start < chunk.end; start += chunk.tile_size) {
+        var partial = vec4(0.0);
+        for (var k = 0u; k < TILE_VEC4S; k += 1u) {
+            let i = tile_vec4(team, start, k);
+            if i < chunk.end {
+                let at = vec4_at(i);
+                partial += take_loss(at, weighted_loss(load_elements(at)));
             }
         }
-        total += part;
+        total += partial;
     }
     if REDUCED {
         store_team_sum(team, total);
@@ -214,19 +229,19 @@ fn forward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
-    let stretch = stretch_of(team);
+    let chunk = chunk_of(team);
     let scale = params.scale;
-    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
-        for (var k = 0u; k < HELD; k += 1u) {
-            let q = quad_of_block(team, block, k);
-            if q < stretch.end {
-                let quad = quad_at(q);
-                store_weighted_gradient(quad, load_elements(quad), scale);
+    for (var start = chunk.first; start < chunk.end; start += chunk.tile_size) {
+        for (var k = 0u; k < TILE_VEC4S; k += 1u) {
+            let i = tile_vec4(team, start, k);
+            if i < chunk.end {
+                let at = vec4_at(i);
+                store_weighted_gradient(at, load_elements(at), scale);
             }
         }
     }
@@ -234,27 +249,27 @@ fn backward(builtins: Builtins) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
-    let stretch = stretch_of(team);
+    let chunk = chunk_of(team);
     let scale = params.scale;
-    // a block's sum is added to the total: no accumulator takes many additions
+    // as in forward
     var total = vec4(0.0);
-    for (var block = stretch.first; block < stretch.end; block += stretch.block) {
-        var part = vec4(0.0);
-        for (var k = 0u; k < HELD; k += 1u) {
-            let q = quad_of_block(team, block, k);
-            if q < stretch.end {
-                let quad = quad_at(q);
-                let loaded = load_elements(quad);
-                part += take_loss(quad, weighted_loss(loaded));
-                store_weighted_gradient(quad, loaded, scale);
+    for (var start = chunk.first; start < chunk.end; start += chunk.tile_size) {
+        var partial = vec4(0.0);
+        for (var k = 0u; k < TILE_VEC4S; k += 1u) {
+            let i = tile_vec4(team, start, k);
+            if i < chunk.end {
+                let at = vec4_at(i);
+                let loaded = load_elements(at);
+                partial += take_loss(at, weighted_loss(loaded));
+                store_weighted_gradient(at, loaded, scale);
             }
         }
-        total += part;
+        total += partial;
     }
     if REDUCED {
         store_team_sum(team, total);

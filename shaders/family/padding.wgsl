@@ -5,7 +5,7 @@
 // share words (storage/half.wgsl).
 
 struct Params {
-    places: array<vec4<u32>, 9>,
+    offsets: array<vec4<u32>, 9>,
     rows: u32,
     // the elements of padding after each row
     padding: u32,
@@ -21,13 +21,13 @@ fn zero_padding(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) invocation: u32,
 ) {
-    read_places();
+    read_offsets();
     let index = 64u * (workgroup.x + workgroup.y * workgroups.x) + invocation;
     let vec4s = (params.padding + 3u) / 4u;
     let row = index / vec4s;
     let column = 4u * (index - row * vec4s);
     if row < params.rows {
         let last = min(params.padding - 1u - column, 3u);
-        store_grad(place(GRAD, row, column), 1u, last, vec4(0.0));
+        store_grad(element_index(GRAD, row, column), 1u, last, vec4(0.0));
     }
 }

@@ -1,205 +1,208 @@
-// Losses of rows of classes: one team a row, its statistics (shared/row_form.wgsl) and then its
-// gradient. Or several teams a row (SHARED): each sums its share in a dispatch of `sums`, and adds
-// up all shares, in order, in that of the pass.
+// Losses of rows of classes, and their gradients: one team a row, or several teams a row where rows
+// are few and long (SPLIT_ROWS).
 //
-// Reads `input` (twice what is not held where the pass computes a gradient; once from a kept
-// state), and what the op's file reads. Writes `grad`, `row_outputs` and `row_state`, each element
-// by one member of one team; rows of 16 bits may share words (storage/half.wgsl).
+// The algorithm. A team has M members; member i of a team holds TILE_VEC4S vec4s of each tile. All
+// of a team's members do this together; "for k" means the vec4s of a member's own part of the tile.
 //
-// Hooks, from the op's file, beside that of shared/row_form.wgsl:
+//     forward_backward(row):                        (forward and backward are each a part of it)
+//         stats = stats_of_row(row)
+//         store_loss(row, stats)                    member 0 writes
+//         store_gradient(row, stats)                each member writes what it loads
+//
+//     stats_of_row(row):
+//         if the row is ignored or its class is out of range: nothing is read
+//         if forward has kept the row's state: take it, and read nothing
+//         if the row is split: merge the partials of all splits, in order
+//         otherwise: partial = row_partial(row)
+//         unless DENSE_TARGET: read the logit at the target, and add its weight
+//
+//     row_partial(row):                             (shared/row_tiles.wgsl) the row's first read
+//         total = empty
+//         for groups of tiles, so that no sum takes more than some 64 additions:
+//             partial = empty
+//             for each tile of the group:           last to first if REVERSE, else first to last
+//                 for k: tile[k] = load(row)
+//                 m = largest logit of the member's part of the tile
+//                 if ROW_IN_REGISTERS: partial.m = team_max(m)       the row's maximum at once
+//                 else: rescale(partial, m)                          the member's maximum so far
+//                 for k: add_vec4(partial, tile[k], e^(tile[k] - partial.m), target weights)
+//                        tile[k] = e^(tile[k] - partial.m), if tile_holds_exponentials
+//             merge(total, partial)
+//         rescale(total, team_max(total.m)), unless ROW_IN_REGISTERS
+//         add up the four lanes of each sum, then the team's members (team/)
+//
+//     store_gradient(row, stats):
+//         for each tile, first to last:
+//             if it is not in registers: for k: tile[k] = load(row)  the second read of the row
+//             for k: e = e^(tile[k] - m)
+//                    g = e * factor - target weights, but at a lone maximum (shared/row_state.wgsl)
+//                    store g * slope * scale
+//
+// What stays in registers between the two walks: all of the row with ROW_IN_REGISTERS, which is
+// then read once; the first tile of a longer row with REVERSE; otherwise nothing. So a long row
+// costs two reads and a write, less the tile kept and what caches give.
+//
+// Split rows take two dispatches. In that of `partials`, each team finds the partial of one split
+// and writes it to row_state. In that of the pass, every team of a row merges the partials of all
+// of its splits in the same order, and so comes to the same bits. Then it writes the gradient of
+// its own split, and the first split's team writes the loss.
+//
+// Reads `input` [rows, classes], and what the op's file and the upstream's do. Writes `grad`
+// [rows, classes], `row_outputs` [1 or 4, rows] and `row_state` [rows or splits], each element by
+// one member of one team; rows of 16 bits may share words (storage/half.wgsl). No barriers but
+// those of team/.
+//
+// Hooks, from the op's file, beside that of shared/row_tiles.wgsl:
 //     fn row_of(index: u32) -> Row               the row, and what its target says
 //     fn row_scale(row: Row) -> RowScale         what the row's gradient is multiplied by
+//
+// Overrides: those below, and those of shared/row_tiles.wgsl and shared/row_state.wgsl.
 
-// Bits of f32 and i32: as floats, small integers might be flushed to 0. A loss a row; with
-// ROW_OUTPUTS then a logsumexp a row, an argmax a row, and whether it is the target.
+// [1 or 4, rows]: each row's loss; with ROW_OUTPUTS then each row's logsumexp, argmax, and whether
+// that is the target. Bits of f32 and i32, because small integers as floats might be flushed to 0.
 @group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
-// What forward keeps of a row; with SHARED what `sums` found of each share, two vectors a share.
+// [rows], the state (m, denom_minus_1, target_below, target_at_max) that forward keeps of each
+// row; or with SPLIT_ROWS [rows, splits, 2], the packed partial of each split.
 @group(0) @binding(8) var<storage, read_write> row_state: array<vec4<f32>>;
 
 // Whether forward keeps the row's state for backward.
 override KEEP_STATE: bool = false;
-// Whether forward tells more of a row than its loss, of ignored rows too.
+// Whether forward writes more of a row than its loss, also of ignored rows.
 override ROW_OUTPUTS: bool = false;
 // Whether backward takes the row's state from forward.
 override FROM_STATE: bool = false;
-// Whether rows have several shares, a team each.
-override SHARED: bool = false;
+// Whether rows are split, and each split has a team.
+override SPLIT_ROWS: bool = false;
 
-// Whether a gradient's dispatch has taken the row's sums itself.
-fn sums_come_first() -> bool {
-    return !FROM_STATE && !SHARED;
+// Whether the dispatch that writes the gradient has found the row's partial by itself, and so has a
+// tile in registers.
+fn finds_partial() -> bool {
+    return !FROM_STATE && !SPLIT_ROWS;
 }
 
-fn holds_exponentials() -> bool {
-    // the slope of a cap is that at the number itself
-    return FITS && sums_come_first() && !SOFTCAP;
+fn tile_holds_exponentials() -> bool {
+    // the gradient under a cap needs its slope, which is that at the number itself
+    return ROW_IN_REGISTERS && finds_partial() && !SOFTCAP;
 }
 
-// The i-th row; or the i-th share of all rows' shares.
-fn share_of_row(i: u32) -> Row {
-    if !SHARED {
+// The i-th row; or with SPLIT_ROWS the i-th split, counted over the splits of all rows.
+fn split_of_row(i: u32) -> Row {
+    if !SPLIT_ROWS {
         return row_of(i);
     }
-    let index = i / params.shares;
+    let index = i / params.splits;
     var row = row_of(index);
-    row.begin = (i - index * params.shares) * params.share;
-    row.end = min(row.begin + params.share, params.classes);
+    row.begin = (i - index * params.splits) * params.classes_per_split;
+    row.end = min(row.begin + params.classes_per_split, params.classes);
     return row;
 }
 
-fn place_of_share(row: Row, share: u32) -> u32 {
-    return place(STATE, 0u, 2u * (row.index * params.shares + share));
+// Where the partial of a split is in row_state.
+fn partial_index(row: Row, split: u32) -> u32 {
+    return element_index(STATE, 0u, 2u * (row.index * params.splits + split));
 }
 
-// The sums of all shares, in order.
-fn sums_of_shares(row: Row) -> Sums {
+// The partial of a row from those of its splits, in order.
+fn merged_splits(row: Row) -> RowPartial {
     var total = empty_partial();
-    for (var share = 0u; share < params.shares; share += 1u) {
-        let at = place_of_share(row, share);
-        let first = row_state[at];
-        let second = row_state[at + 1u];
-        var other = empty_partial();
-        other.m = first.x;
-        other.below.x = first.y;
-        other.at.x = u32(first.z);
-        other.rest.x = first.w;
-        other.top.x = second.x;
-        other.gap.x = second.y;
+    for (var split = 0u; split < params.splits; split += 1u) {
+        let i = partial_index(row, split);
+        let packed = PackedPartial(row_state[i], row_state[i + 1u]);
+        var other = lanes_of_partial(unpack_partial(packed));
         merge(&total, &other);
-        total.flags |= u32(second.z);
     }
-    return Sums(
-        total.m, total.below.x, f32(total.at.x), total.rest.x, total.top.x, total.gap.x,
-        total.flags);
+    return partial_of_lanes(total);
 }
 
-// The statistics of a row whose only amount is at its target.
-fn with_single_amount(bare: Statistics, row: Row) -> Statistics {
-    var statistics = bare;
-    let x = logits_of(vec4(load_input_element(element_of(row.input, row.label)))).x;
-    statistics.top = select(0.0, row.amount, x == statistics.m);
-    statistics.rest = select(row.amount, 0.0, x == statistics.m);
-    if row.amount != 0.0 {
-        if is_negative_infinity4(vec4(x)).x {
-            statistics.flags |= select(HAS_NEGATIVE_COST, HAS_POSITIVE_COST, row.amount > 0.0);
-        } else {
-            statistics.gap = cost4(vec4(row.amount), statistics.m, vec4(x)).x;
-        }
-    }
-    return statistics;
-}
-
-fn statistics_of(team: Team, row: Row) -> Statistics {
+fn stats_of_row(team: Team, row: Row) -> RowStats {
     if row.kind != ROW_KEPT && !ROW_OUTPUTS {
-        return Statistics(0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD));
+        return RowStats(0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD));
     }
     if FROM_STATE {
-        let state = row_state[place(STATE, 0u, row.index)];
+        let state = row_state[element_index(STATE, 0u, row.index)];
         let flags = select(0u, HAS_NAN_LOGIT, is_nan(state.x));
-        return Statistics(state.x, state.y, state.z, state.w, 0.0, flags);
+        return RowStats(state.x, state.y, state.z, state.w, 0.0, flags);
     }
-    var sums: Sums;
-    if SHARED {
-        sums = sums_of_shares(row);
+    var partial: RowPartial;
+    if SPLIT_ROWS {
+        partial = merged_splits(row);
     } else {
-        sums = row_sums(team, row);
+        partial = row_partial(team, row);
     }
-    let statistics = statistics_of_sums(sums);
-    if SPREAD || row.kind != ROW_KEPT {
-        return statistics;
+    let stats = stats_of_partial(partial);
+    if DENSE_TARGET || row.kind != ROW_KEPT {
+        return stats;
     }
-    return with_single_amount(statistics, row);
+    let x = logits_of(vec4(load_input_element(class_index(row.input, row.label)))).x;
+    return with_single_target(stats, row.target_weight, x);
 }
 
-fn is_nan_row(statistics: Statistics) -> bool {
-    return (statistics.flags & (HAS_NAN_LOGIT | HAS_NAN_AMOUNT)) != 0u;
-}
-
-fn loss_of(statistics: Statistics) -> f32 {
-    if is_nan_row(statistics) {
-        return nan();
-    }
-    switch statistics.flags & (HAS_POSITIVE_COST | HAS_NEGATIVE_COST) {
-        case HAS_POSITIVE_COST: { return positive_infinity(); }
-        case HAS_NEGATIVE_COST: { return -positive_infinity(); }
-        // both: infinities of both signs have no sum
-        case HAS_POSITIVE_COST | HAS_NEGATIVE_COST: { return nan(); }
-        default: {
-            let amounts = statistics.rest + statistics.top;
-            let loss = amounts * log1p(statistics.s) + statistics.gap;
-            if Z_LOSS {
-                let z = logsumexp(statistics);
-                return loss + params.z_loss * z * z;
-            }
-            return loss;
-        }
-    }
-}
-
-fn store_loss(team: Team, row: Row, statistics: Statistics) {
+fn store_loss(team: Team, row: Row, stats: RowStats) {
     var argmax = -1;
     if ROW_OUTPUTS {
-        argmax = i32(first_at_max(team, row, statistics));
+        argmax = i32(first_at_max(team, row, stats));
     }
     if team.member != 0u || row.begin != 0u {
         return;
     }
-    var loss = loss_of(statistics);
+    var loss = loss_of(stats);
     if row.kind != ROW_KEPT {
         loss = select(0.0, nan(), row.kind == ROW_BAD);
     }
-    let at = place(RESULTS, 0u, row.index);
-    row_outputs[at] = bitcast<u32>(loss);
-    let is_nan_row = is_nan_row(statistics);
+    let i = element_index(RESULTS, 0u, row.index);
+    row_outputs[i] = bitcast<u32>(loss);
+    let is_nan_row = is_nan_row(stats);
     if KEEP_STATE {
-        let m = select(statistics.m, nan(), is_nan_row);
-        row_state[place(STATE, 0u, row.index)] = vec4(m, statistics.s, statistics.rest, statistics.top);
+        let m = select(stats.m, nan(), is_nan_row);
+        row_state[element_index(STATE, 0u, row.index)] =
+            vec4(m, stats.denom_minus_1, stats.target_below, stats.target_at_max);
     }
     if ROW_OUTPUTS {
-        let has_nan_logit = (statistics.flags & HAS_NAN_LOGIT) != 0u;
+        let has_nan_logit = (stats.flags & HAS_NAN_LOGIT) != 0u;
         argmax = select(argmax, -1, has_nan_logit);
         let is_correct = row.kind == ROW_KEPT && argmax == i32(row.label);
-        let i = at + params.rows;
-        row_outputs[i] = bitcast<u32>(select(logsumexp(statistics), nan(), has_nan_logit));
-        row_outputs[i + params.rows] = bitcast<u32>(argmax);
-        row_outputs[i + 2u * params.rows] = select(0u, 1u, is_correct);
+        let second = i + params.rows;
+        row_outputs[second] = bitcast<u32>(select(logsumexp(stats), nan(), has_nan_logit));
+        row_outputs[second + params.rows] = bitcast<u32>(argmax);
+        row_outputs[second + 2u * params.rows] = select(0u, 1u, is_correct);
     }
 }
 
-fn store_gradient(team: Team, row: Row, statistics: Statistics) {
+fn store_gradient(team: Team, row: Row, stats: RowStats) {
     let scale = row_scale(row);
-    let is_undefined = is_nan_row(statistics) || row.kind == ROW_BAD || scale.undefined
+    let is_undefined = is_nan_row(stats) || row.kind == ROW_BAD || scale.undefined
         || is_nan(scale.value);
+    // a row whose gradient is 0 or NaN everywhere is filled, and not read
     let filled = is_undefined || row.kind == ROW_IGNORED;
     let filling = vec4(select(nan(), 0.0, row.kind == ROW_IGNORED));
-    // Where no product overflows and no infinity meets a 0, the scale is multiplied in before: but at its
-    // target, a row's gradient is a multiple of its exponentials.
-    var gradient = row_gradient(statistics);
-    let largest = max(abs(scale.value), max(abs(gradient.factor), abs(row.amount)));
-    let is_multiple = !(SPREAD || SCALED || SOFTCAP || filled) && largest < 1e18;
+    // Fast path: away from the target the gradient is scale * factor * e. So the scale is folded
+    // into the factor, where no product can overflow or be 0 times an infinity.
+    var gradient = row_gradient(stats);
+    let largest = max(abs(scale.value), max(abs(gradient.factor), abs(row.target_weight)));
+    let is_multiple = !(DENSE_TARGET || SCALED || SOFTCAP || filled) && largest < 1e18;
     let before = select(1.0, scale.value, is_multiple);
     let after = select(scale.value, 1.0, is_multiple);
     gradient.factor *= before;
     gradient.at_max *= before;
-    let grad = span_of(row.line, row.position, GRAD);
-    for (var block = row.begin; !is_past_row(row, block); block += block_size(team)) {
-        if !filled && !(sums_come_first() && is_left_held(row, block)) {
-            hold_block(team, row, block);
+    let grad = span_of(row.outer_row, row.position, GRAD);
+    for (var start = row.begin; !is_past_row(row, start); start += tile_size(team)) {
+        if !filled && !(finds_partial() && is_left_in_registers(row, start)) {
+            load_tile(team, row, start);
         }
-        for (var k = 0u; k < HELD; k += 1u) {
-            let c = class_held(team, block, k);
+        for (var k = 0u; k < TILE_VEC4S; k += 1u) {
+            let c = tile_class(team, start, k);
             if c < params.classes {
-                let e = exponentials(k, statistics.m);
+                let e = exponentials(k, stats.m);
                 var g = e * gradient.factor;
                 if !is_multiple || row.label - c < 4u {
-                    let a = amount(row, c, valid_classes(c));
-                    g = gradient_of_four(gradient, e, a * before);
+                    let a = target_weights(row, c, valid_classes(c));
+                    g = gradient_of_vec4(gradient, e, a * before);
                     if SCALED || SOFTCAP {
-                        g *= slopes_of(held[k]);
+                        g *= slopes_of(tile[k]);
                     }
-                    g = select(annihilating_product(g, vec4(after)), filling, filled);
+                    g = select(zero_wins(g, vec4(after)), filling, filled);
                 }
-                store_grad(element_of(grad, c), grad.step, last_of_four(c), g);
+                store_grad(class_index(grad, c), grad.step, last_of_vec4(c), g);
             }
         }
     }
@@ -207,55 +210,55 @@ fn store_gradient(team: Team, row: Row, statistics: Statistics) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = share_of_row(index);
-        store_loss(team, row, statistics_of(team, row));
+        let row = split_of_row(index);
+        store_loss(team, row, stats_of_row(team, row));
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn backward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = share_of_row(index);
-        store_gradient(team, row, statistics_of(team, row));
+        let row = split_of_row(index);
+        store_gradient(team, row, stats_of_row(team, row));
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn forward_backward(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = share_of_row(index);
-        let statistics = statistics_of(team, row);
-        store_loss(team, row, statistics);
-        store_gradient(team, row, statistics);
+        let row = split_of_row(index);
+        let stats = stats_of_row(team, row);
+        store_loss(team, row, stats);
+        store_gradient(team, row, stats);
     }
 }
 
-// What each team finds of its share of a row.
+// The partial of each split, for the dispatch of the pass.
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn sums(builtins: Builtins) {
-    read_places();
+fn partials(builtins: Builtins) {
+    read_offsets();
     let team = team_of(builtins);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let row = share_of_row(index);
+        let row = split_of_row(index);
         if row.kind != ROW_KEPT {
             continue;
         }
-        let found = row_sums(team, row);
+        let packed = pack_partial(row_partial(team, row));
         if team.member == 0u {
-            let at = place_of_share(row, row.begin / params.share);
-            row_state[at] = vec4(found.m, found.below, found.at, found.rest);
-            row_state[at + 1u] = vec4(found.top, found.gap, f32(found.flags), 0.0);
+            let i = partial_index(row, row.begin / params.classes_per_split);
+            row_state[i] = packed.a;
+            row_state[i + 1u] = packed.b;
         }
     }
 }

@@ -1,30 +1,36 @@
-// Sums: each team adds up a stretch of terms and writes one number; the host repeats this over the
-// results until one is left. The order is fixed, so that the sum is the same to the bit every time.
+// Sums. Each team adds up a chunk of terms and writes one number; the host repeats this over the
+// results until one number is left. The order is fixed, so the sum is the same to the bit every
+// time.
+//
+// Reads what the terms do; writes `sums` [teams], or the control block's divisor: member 0 of a
+// team does. No barriers but those of team/.
 //
 // Hook, from a file of terms/:
 //     fn term(i: u32) -> f32                     the i-th of what is summed
 
 struct Params {
-    places: array<vec4<u32>, 9>,
+    offsets: array<vec4<u32>, 9>,
     // how many terms there are
     count: u32,
-    // how many of them one team sums: a multiple of 32 times its size
+    // how many of them a team sums: a multiple of 32 times its size
     per_team: u32,
     teams: u32,
-    // with DIVIDE: what the total is divided by; 0 means the divisor in the control block
+    // what the total is divided by, with DIVIDE; 0 means the divisor in the control block
     divisor: f32,
+    // of terms/class_weights.wgsl
     classes: u32,
     ignore_index: i32,
-    // with DIVIDE: the mean over no rows
+    // the mean over no rows, with DIVIDE
     empty_mean: f32,
     // the first term of this dispatch, among all
     first: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+// [teams]
 @group(0) @binding(6) var<storage, read_write> sums: array<f32>;
 
-// Whether the total is the divisor of a mean, left in the control block for later dispatches.
+// Whether the total is the divisor of a mean, and goes into the control block for later dispatches.
 override TO_CONTROL: bool = false;
 // Whether the total is divided. A divisor of 0 makes it NaN.
 override DIVIDE: bool = false;
@@ -38,23 +44,24 @@ fn term_or_zero(i: u32) -> f32 {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sum(builtins: Builtins) {
-    read_places();
+    read_offsets();
     let team = team_of(builtins);
     if team.index >= params.teams {
         return;
     }
     let first = team.index * params.per_team;
-    // eight times four terms are added apart, so that no accumulator takes many additions
+    // Eight vec4s are added up before they are added to the total, so that no sum takes many
+    // additions.
     let stride = 4u * team.size;
     let end = min(first + params.per_team, params.count);
     var total = vec4(0.0);
     for (var block = first + 4u * team.member; block < end; block += 8u * stride) {
-        var part = vec4(0.0);
+        var partial = vec4(0.0);
         for (var i = block; i < min(block + 8u * stride, end); i += stride) {
-            part += vec4(
+            partial += vec4(
                 term_or_zero(i), term_or_zero(i + 1u), term_or_zero(i + 2u), term_or_zero(i + 3u));
         }
-        total += part;
+        total += partial;
     }
     var result = team_sum(team, vec4(add_up(total))).x;
     if team.member != 0u {
@@ -66,7 +73,7 @@ fn sum(builtins: Builtins) {
             divisor = control.divisor;
         }
         if divisor == 0.0 {
-            // the host passes NaN as empty_mean unless the op asks for something else
+            // empty_mean is NaN unless the op asks for another number
             let any_kept = atomicLoad(&control.any_kept) != 0u;
             result = select(params.empty_mean, nan(), any_kept);
         } else {
@@ -76,6 +83,6 @@ fn sum(builtins: Builtins) {
     if TO_CONTROL {
         control.divisor = result;
     } else {
-        sums[place(RESULTS, 0u, team.index)] = result;
+        sums[element_index(RESULTS, 0u, team.index)] = result;
     }
 }

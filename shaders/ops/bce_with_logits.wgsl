@@ -1,10 +1,11 @@
-// BCE with logits: the hooks of family/elements.wgsl. Neither form cancels.
+// BCE with logits: the hooks of family/elements.wgsl. Loss and gradient are sums of terms of one
+// sign for targets in [0, 1], so neither cancels.
 
 fn loss(e: Elements) -> vec4<f32> {
     let q = log1p_unit(exp_nonpositive(-abs(e.x)));
     let positive = target_product(e.t, q + max(-e.x, vec4(0.0)));
-    return annihilating_product(e.pos_weight, positive)
-        + annihilating_product(1.0 - e.t, q + max(e.x, vec4(0.0)));
+    return zero_wins(e.pos_weight, positive)
+        + zero_wins(1.0 - e.t, q + max(e.x, vec4(0.0)));
 }
 
 fn gradient(e: Elements) -> vec4<f32> {

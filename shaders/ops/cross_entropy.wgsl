@@ -1,7 +1,12 @@
-// Cross entropy with class-index targets: the hooks of family/rows.wgsl.
-// a[c] = (label smoothing / C) w[c], plus (1 - label smoothing) w[y] at the target y.
+// Cross entropy with class-index targets: the hooks of family/rows.wgsl, and of
+// family/gather.wgsl. The target weights are a[c] = (label smoothing / C) w[c], plus (1 - label
+// smoothing) w[y] at the target y.
+//
+// Reads `class_indices` [rows] and `weight` [classes] (shared/classes.wgsl), the upstream
+// gradient and the control block's divisor. Writes the class of the first bad row into the
+// control block.
 
-// whether the gradient is that of the mean, whose divisor is in the control block
+// Whether the gradient is that of a mean, whose divisor is in the control block.
 override MEAN: bool = false;
 
 fn row_of(index: u32) -> Row {
@@ -10,20 +15,20 @@ fn row_of(index: u32) -> Row {
         control.bad_value = label.index;
         control.classes = params.classes;
     }
-    var amount = 0.0;
+    var target_weight = 0.0;
     if label.kind == ROW_KEPT {
-        amount = params.confidence * class_weight(u32(label.index));
+        target_weight = params.confidence * class_weight(u32(label.index));
     }
     var row = row_at(index, INPUT);
     row.kind = label.kind;
     row.label = u32(label.index);
-    row.amount = amount;
+    row.target_weight = target_weight;
     return row;
 }
 
-fn amount(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
-    var a = select(vec4(0.0), vec4(row.amount), vec4(row.label - c) == vec4(0u, 1u, 2u, 3u));
-    if SPREAD {
+fn target_weights(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
+    var a = select(vec4(0.0), vec4(row.target_weight), vec4(row.label - c) == vec4(0u, 1u, 2u, 3u));
+    if DENSE_TARGET {
         a += select(vec4(0.0), params.smoothing * class_weights(c), valid);
     }
     return a;

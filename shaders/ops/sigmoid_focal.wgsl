@@ -1,18 +1,20 @@
-// Sigmoid focal loss: the hooks of family/elements.wgsl. settings.x is alpha (below 0: none),
-// settings.y 1 - alpha, whose digits f32 may lose, settings.z gamma.
+// Sigmoid focal loss: the hooks of family/elements.wgsl. settings.x is alpha, where below 0 there
+// is none; settings.y is 1 - alpha from the host, because f32 would lose its digits here;
+// settings.z is gamma.
 //
-// q = 1 - p_t = p (1 - t) + (1 - p) t, without the subtraction that would cancel. It is negative only
-// for targets outside [0, 1].
+// q = 1 - p_t is computed as p (1 - t) + (1 - p) t, because the subtraction would cancel. It is
+// negative only for targets outside [0, 1].
 
 struct Focal {
-    // the loss without its focus: BCE with logits
+    // the loss without the factors alpha and q^gamma: BCE with logits
     bce: vec4<f32>,
     // its derivative
     bce_gradient: vec4<f32>,
     q: vec4<f32>,
     q_gradient: vec4<f32>,
     alpha: vec4<f32>,
-    // the square root of |q|^gamma, which may underflow where the loss does not; 0 at q = 0 alone
+    // The square root of |q|^gamma, because the power may underflow where the loss does not. It
+    // is 0 only at q = 0.
     root: vec4<f32>,
     // the sign of q^gamma
     sign: vec4<f32>,
@@ -26,8 +28,8 @@ fn focal(e: Elements) -> Focal {
     let root = max(power(abs(q), 0.5 * params.settings.z), vec4(SMALLEST));
     let log1p_exp = log1p_unit(exp_nonpositive(-abs(e.x)));
     return Focal(
-        annihilating_product(e.t, log1p_exp + max(-e.x, vec4(0.0)))
-            + annihilating_product(1.0 - e.t, log1p_exp + max(e.x, vec4(0.0))),
+        zero_wins(e.t, log1p_exp + max(-e.x, vec4(0.0)))
+            + zero_wins(1.0 - e.t, log1p_exp + max(e.x, vec4(0.0))),
         (1.0 - e.t) * p - e.t * p_of_negative,
         q,
         p * p_of_negative * (1.0 - 2.0 * e.t),
@@ -49,15 +51,15 @@ fn is_whole(v: f32) -> bool {
     return v == floor(v);
 }
 
-// Of a negative number, powers that are not whole are NaN.
+// NaN for a q below 0 whose power is not defined: that of a gamma that is not whole.
 fn defined(f: Focal, value: vec4<f32>) -> vec4<f32> {
     return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(!is_whole(params.settings.z)));
 }
 
 fn loss(e: Elements) -> vec4<f32> {
     let f = focal(e);
-    let value = annihilating_product(f.root, f.sign * (f.root * f.bce));
-    return defined(f, annihilating_product(f.alpha, value));
+    let value = zero_wins(f.root, f.sign * (f.root * f.bce));
+    return defined(f, zero_wins(f.alpha, value));
 }
 
 fn gradient(e: Elements) -> vec4<f32> {
@@ -65,10 +67,10 @@ fn gradient(e: Elements) -> vec4<f32> {
     let gamma = params.settings.z;
     var g = f.sign * (f.root * f.root * f.bce_gradient);
     if gamma != 0.0 {
-        let slope = annihilating_product(f.bce, power(abs(f.q), gamma - 1.0));
-        // q^(gamma - 1) has the other sign, where q is negative
+        let slope = zero_wins(f.bce, power(abs(f.q), gamma - 1.0));
+        // where q is negative, q^(gamma - 1) has the other sign
         let sign = select(vec4(1.0), -f.sign, f.q < vec4(0.0));
-        g += gamma * sign * annihilating_product(f.q_gradient, slope);
+        g += gamma * sign * zero_wins(f.q_gradient, slope);
     }
-    return defined(f, annihilating_product(f.alpha, g));
+    return defined(f, zero_wins(f.alpha, g));
 }

@@ -1,5 +1,5 @@
-// Smooth L1: the hooks of family/elements.wgsl. settings.x is beta; at 0 nothing lies below it, and
-// what remains is L1.
+// Smooth L1: the hooks of family/elements.wgsl. settings.x is beta. With a beta of 0 no distance is
+// below it, and the loss is L1.
 
 fn loss(e: Elements) -> vec4<f32> {
     let beta = params.settings.x;

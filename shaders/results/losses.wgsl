@@ -1,5 +1,6 @@
-// What an element-wise loss writes: a loss an element, or one a team, in f32.
+// For element-wise losses: they write one loss an element, or one sum a team, in f32.
 
+// [elements], or with REDUCED [teams]
 @group(0) @binding(6) var<storage, read_write> losses: array<f32>;
 
 fn store_results(at: u32, last: u32, value: vec4<f32>) {

@@ -1,4 +1,4 @@
-// What an element-wise map writes: an output an element, stored as the input is.
+// For element-wise maps: they write one output an element, stored as the input is (storage/).
 
 fn store_results(at: u32, last: u32, value: vec4<f32>) {
     store_output(at, 1u, last, value);

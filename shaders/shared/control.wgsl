@@ -1,4 +1,5 @@
-// What the dispatches of one call tell one another and the host. Zeroed before the first of them.
+// The control block: what the dispatches of one call pass to one another and to the host. The host
+// zeroes it before the first of them.
 
 struct Control {
     // the divisor of the mean, where only the device can know it
@@ -18,16 +19,18 @@ struct Control {
 
 @group(0) @binding(7) var<storage, read_write> control: Control;
 
-// The place among all of the i-th element or row of this dispatch; 2^32 - 2 stands for later ones.
-fn place_among_all(i: u32) -> u32 {
+// The index among all of the i-th element or row of this dispatch. 2^32 - 2 stands for itself and
+// all that come after it.
+fn index_among_all(i: u32) -> u32 {
     return params.first + min(i, 0xfffffffeu - params.first);
 }
 
-// A maximum of inverted places: zero, the state after clearing, then means none.
+// The first bad index is kept as the maximum of inverted indices, so that 0, which clearing leaves,
+// means that there is none.
 fn report_bad(i: u32) {
-    atomicMax(&control.first_bad, 0xffffffffu - place_among_all(i));
+    atomicMax(&control.first_bad, 0xffffffffu - index_among_all(i));
 }
 
 fn is_first_bad(i: u32) -> bool {
-    return atomicLoad(&control.first_bad) == 0xffffffffu - place_among_all(i);
+    return atomicLoad(&control.first_bad) == 0xffffffffu - index_among_all(i);
 }

@@ -1,18 +1,23 @@
-// f32 storage, element by element: any alignment, any stride.
+// f32 storage that is read and written element by element, at any alignment and any stride.
 //
 // Every file in this folder defines the buffers whose storage type varies, and the same functions
-// over them. Loads and stores move four elements, `step` apart. `last` in 0..=3 is the last of the
-// four that exists: the ones after it repeat it when loaded, and are not stored. The input is read
-// through a file of access/.
+// over them. Loads and
+// stores move four elements, `step` apart, the first of which is element `at` of the binding.
+// `last`, in 0..=3, says which of the four is the last that exists: later ones repeat it when
+// they are loaded, and are not stored. The input is read through a file of access/.
 
 alias Word = f32;
 
-// Whether every four elements are whole.
-const WHOLE_FOURS: bool = false;
+// Whether `last` is always 3.
+const WHOLE_VEC4S: bool = false;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<f32>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<f32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<f32>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<f32>;
 
 fn grad_word(i: u32) -> f32 {

@@ -1,16 +1,21 @@
-// f32 storage, sixteen bytes at a time: for elements one apart (`step` 1) in groups of four that
-// are aligned and whole (`at` a multiple of 4, `last` 3). The host chooses this file only then.
+// f32 storage that is read and written as vec4, sixteen bytes at a time. The host chooses this
+// file only where elements are one apart (`step` is 1) and every vec4 is aligned (`at` is a
+// multiple of 4) and whole (`last` is 3).
 
 alias Word = vec4<f32>;
 
-// Whether every four elements are whole.
-const WHOLE_FOURS: bool = true;
+// Whether `last` is always 3.
+const WHOLE_VEC4S: bool = true;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<vec4<f32>>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<vec4<f32>>;
-// the same buffer for kernels that read single elements of it
+// The same buffer, for kernels that read single elements of it.
 @group(0) @binding(4) var<storage, read> upstream_elements: array<f32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<vec4<f32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<vec4<f32>>;
 
 fn grad_word(i: u32) -> vec4<f32> {

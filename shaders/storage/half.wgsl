@@ -1,25 +1,29 @@
-// 16-bit storage, element by element: any alignment, any stride. Words hold two elements, which
-// may belong to different rows or to another tensor: a half is written by atomic operations on
-// its own bits alone, so that whoever writes the other half does not disturb it, and the result
-// does not depend on who comes first.
+// 16-bit storage that is read and written element by element, at any alignment and any stride. A
+// word holds two elements, which may belong to different rows, or one of them to another tensor.
+// So a half is written by atomic operations on its own bits alone: the writer of the other half
+// is not disturbed, and the result does not depend on who comes first.
 //
 // A file of encoding/ says what the 16 bits mean.
 
 alias Word = u32;
 
-// Whether every four elements are whole.
-const WHOLE_FOURS: bool = false;
+// Whether `last` is always 3.
+const WHOLE_VEC4S: bool = false;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<u32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<atomic<u32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<atomic<u32>>;
 
 fn grad_word(i: u32) -> u32 {
     return atomicLoad(&grad[i]);
 }
 
-// The elements that four words hold at four places.
+// Four elements, given their indices and the words that they lie in.
 fn decode_at(at: vec4<u32>, words: vec4<u32>) -> vec4<f32> {
     let half = words >> (16u * (at & vec4(1u)));
     return vec4(
@@ -52,9 +56,9 @@ fn load_upstream_element(at: u32) -> f32 {
     return decode_at(vec4(at), vec4(upstream[at / 2u])).x;
 }
 
-// What four elements, one apart, make of the up to three words that they lie in.
+// What is to be written of four elements, one apart: of the up to three words that they lie in.
 struct Words {
-    // the bits that stay as they are
+    // which bits of each word stay as they are
     kept: vec3<u32>,
     bits: vec3<u32>,
 }
@@ -95,7 +99,7 @@ fn store_grad(at: u32, step: u32, last: u32, value: vec4<f32>) {
         put_grad(at / 2u + 2u, words.kept.z, words.bits.z);
         return;
     }
-    // no loop: software devices bound the iterations of an invocation
+    // without a loop, because software devices bound the iterations of an invocation
     let half = encode4(value);
     put_grad_half(at, half.x);
     if last >= 1u {

@@ -1,18 +1,23 @@
-// 16-bit storage, eight bytes at a time: for elements one apart (`step` 1) in groups of four that
-// are aligned and whole (`at` a multiple of 4, `last` 3). The host chooses this file only then.
+// 16-bit storage that is read and written as vec4, eight bytes at a time. The host chooses this
+// file only where elements are one apart (`step` is 1) and every vec4 is aligned (`at` is a
+// multiple of 4) and whole (`last` is 3).
 //
 // A file of encoding/ says what the 16 bits mean.
 
 alias Word = vec2<u32>;
 
-// Whether every four elements are whole.
-const WHOLE_FOURS: bool = true;
+// Whether `last` is always 3.
+const WHOLE_VEC4S: bool = true;
 
+// [rows, classes] or [elements], as the input
 @group(0) @binding(2) var<storage, read> targets: array<vec2<u32>>;
+// [rows], [rows, classes] or [elements]: as the loss or the output
 @group(0) @binding(4) var<storage, read> upstream: array<vec2<u32>>;
-// the same buffer for kernels that read single elements of it
+// The same buffer, for kernels that read single elements of it.
 @group(0) @binding(4) var<storage, read> upstream_pairs: array<u32>;
+// [rows, classes] or [elements]
 @group(0) @binding(5) var<storage, read_write> grad: array<vec2<u32>>;
+// [rows, classes] or [elements]: of maps
 @group(0) @binding(6) var<storage, read_write> outputs: array<vec2<u32>>;
 
 fn grad_word(i: u32) -> vec2<u32> {

@@ -1,8 +1,10 @@
-// A team of one invocation: nothing to exchange. For few classes, and for classes that lie far
-// apart, where neighbouring invocations read neighbouring rows.
+// A team of one invocation, which has nothing to reduce. It is chosen for few classes, and for
+// classes that lie far apart, where neighbouring invocations read neighbouring rows.
 //
-// A team is the invocations that share one row or one stretch of elements. Each file in this folder
-// defines the same: Builtins, Team, team_of, and the exchanges, which every member must reach.
+// A team is the group of invocations that work on one row or one chunk of elements together; each
+// of them is a member. Each file in this folder defines the same interface: Builtins, Team,
+// team_of, and the reductions team_max, team_min, team_or, team_sum and team_sum_three, which
+// give every member the result over all members, and which every member must reach.
 
 override WORKGROUP_SIZE: u32 = 64u;
 

@@ -1,9 +1,11 @@
-// A team of one workgroup: exchanges through workgroup memory, as a binary tree, so that the order
-// of additions is fixed. For long rows on real GPUs; ruinous on software drivers, whose barriers
-// switch between invocations.
+// A team of one workgroup, on devices without subgroups. It reduces in workgroup memory, as a
+// binary tree, so that the order of additions is fixed. It is chosen for long rows on hardware;
+// on software drivers it is ruinous, because their barriers switch between invocations.
 //
-// WORKGROUP_SIZE must be a power of two. Barriers: one before each tree, because the memory may
-// still be read from the exchange before; one after each level, before the next reads it.
+// Override: WORKGROUP_SIZE, a power of two. Ownership: member i writes only element i. Barriers:
+// one before each tree, because members may still read the result of the reduction before; one
+// before each level and after the last, because a level reads what other members wrote in the
+// level before.
 
 override WORKGROUP_SIZE: u32 = 64u;
 
@@ -19,8 +21,8 @@ struct Team {
     size: u32,
 }
 
-var<workgroup> exchange: array<vec4<f32>, WORKGROUP_SIZE>;
-var<workgroup> exchange_bits: array<u32, WORKGROUP_SIZE>;
+var<workgroup> shared_values: array<vec4<f32>, WORKGROUP_SIZE>;
+var<workgroup> shared_bits: array<u32, WORKGROUP_SIZE>;
 
 fn team_of(builtins: Builtins) -> Team {
     let workgroup = builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
@@ -29,43 +31,43 @@ fn team_of(builtins: Builtins) -> Team {
 
 fn team_max(team: Team, value: f32) -> f32 {
     workgroupBarrier();
-    exchange[team.member] = vec4(value);
+    shared_values[team.member] = vec4(value);
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if team.member < half {
-            exchange[team.member].x =
-                max(exchange[team.member].x, exchange[team.member + half].x);
+            shared_values[team.member].x =
+                max(shared_values[team.member].x, shared_values[team.member + half].x);
         }
     }
     workgroupBarrier();
-    return exchange[0].x;
+    return shared_values[0].x;
 }
 
 fn team_min(team: Team, value: u32) -> u32 {
     workgroupBarrier();
-    exchange_bits[team.member] = value;
+    shared_bits[team.member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if team.member < half {
-            exchange_bits[team.member] =
-                min(exchange_bits[team.member], exchange_bits[team.member + half]);
+            shared_bits[team.member] =
+                min(shared_bits[team.member], shared_bits[team.member + half]);
         }
     }
     workgroupBarrier();
-    return exchange_bits[0];
+    return shared_bits[0];
 }
 
 fn team_or(team: Team, value: u32) -> u32 {
     workgroupBarrier();
-    exchange_bits[team.member] = value;
+    shared_bits[team.member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if team.member < half {
-            exchange_bits[team.member] |= exchange_bits[team.member + half];
+            shared_bits[team.member] |= shared_bits[team.member + half];
         }
     }
     workgroupBarrier();
-    return exchange_bits[0];
+    return shared_bits[0];
 }
 
 fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
@@ -74,13 +76,13 @@ fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
     workgroupBarrier();
-    exchange[team.member] = value;
+    shared_values[team.member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if team.member < half {
-            exchange[team.member] += exchange[team.member + half];
+            shared_values[team.member] += shared_values[team.member + half];
         }
     }
     workgroupBarrier();
-    return exchange[0];
+    return shared_values[0];
 }

@@ -1,9 +1,11 @@
-// A team of one workgroup, where there are subgroups: neighbours in these exchange by shuffles
-// (shared/neighbours.wgsl), and what each NEIGHBOURS found goes through workgroup memory, where every member
-// takes it in order. Two barriers an exchange, where the tree of workgroup.wgsl has two more than levels.
+// A team of one workgroup, on devices with subgroups. Each cluster reduces by shuffles
+// (shared/cluster.wgsl); its first member publishes the result in workgroup memory, and every
+// member combines all clusters' results in order. That takes two barriers a reduction, where the
+// tree of workgroup.wgsl takes two more than it has levels.
 //
-// Barriers: one before memory is written, because it may still be read from the exchange before; one
-// before it is read.
+// Ownership: the first member of cluster i writes only element i. Barriers: one before the memory
+// is written, because members may still read the reduction before; one after, because all members
+// read what others wrote.
 
 struct Team {
     index: u32,
@@ -11,54 +13,55 @@ struct Team {
     size: u32,
 }
 
-override PARTS: u32 = WORKGROUP_SIZE / NEIGHBOURS;
+override CLUSTERS: u32 = WORKGROUP_SIZE / CLUSTER_SIZE;
 
-var<workgroup> exchange: array<vec4<f32>, PARTS>;
-var<workgroup> exchange_bits: array<u32, PARTS>;
+var<workgroup> shared_values: array<vec4<f32>, CLUSTERS>;
+var<workgroup> shared_bits: array<u32, CLUSTERS>;
 
 fn team_of(builtins: Builtins) -> Team {
     return Team(workgroup_of(builtins), invocation_of(builtins), WORKGROUP_SIZE);
 }
 
-fn tell(team: Team, found: vec4<f32>) {
+// Makes each cluster's value readable by every member of the team.
+fn publish(team: Team, of_cluster: vec4<f32>) {
     workgroupBarrier();
-    if team.member % NEIGHBOURS == 0u {
-        exchange[team.member / NEIGHBOURS] = found;
+    if team.member % CLUSTER_SIZE == 0u {
+        shared_values[team.member / CLUSTER_SIZE] = of_cluster;
     }
     workgroupBarrier();
 }
 
-fn tell_bits(team: Team, found: u32) {
+fn publish_bits(team: Team, of_cluster: u32) {
     workgroupBarrier();
-    if team.member % NEIGHBOURS == 0u {
-        exchange_bits[team.member / NEIGHBOURS] = found;
+    if team.member % CLUSTER_SIZE == 0u {
+        shared_bits[team.member / CLUSTER_SIZE] = of_cluster;
     }
     workgroupBarrier();
 }
 
 fn team_max(team: Team, value: f32) -> f32 {
-    tell(team, vec4(neighbours_max(value)));
-    var all = exchange[0].x;
-    for (var part = 1u; part < PARTS; part += 1u) {
-        all = max(all, exchange[part].x);
+    publish(team, vec4(cluster_max(value)));
+    var all = shared_values[0].x;
+    for (var cluster = 1u; cluster < CLUSTERS; cluster += 1u) {
+        all = max(all, shared_values[cluster].x);
     }
     return all;
 }
 
 fn team_min(team: Team, value: u32) -> u32 {
-    tell_bits(team, neighbours_min(value));
-    var all = exchange_bits[0];
-    for (var part = 1u; part < PARTS; part += 1u) {
-        all = min(all, exchange_bits[part]);
+    publish_bits(team, cluster_min(value));
+    var all = shared_bits[0];
+    for (var cluster = 1u; cluster < CLUSTERS; cluster += 1u) {
+        all = min(all, shared_bits[cluster]);
     }
     return all;
 }
 
 fn team_or(team: Team, value: u32) -> u32 {
-    tell_bits(team, neighbours_or(value));
-    var all = exchange_bits[0];
-    for (var part = 1u; part < PARTS; part += 1u) {
-        all |= exchange_bits[part];
+    publish_bits(team, cluster_or(value));
+    var all = shared_bits[0];
+    for (var cluster = 1u; cluster < CLUSTERS; cluster += 1u) {
+        all |= shared_bits[cluster];
     }
     return all;
 }
@@ -68,10 +71,10 @@ fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
 }
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
-    tell(team, neighbours_sum(value));
-    var all = exchange[0];
-    for (var part = 1u; part < PARTS; part += 1u) {
-        all += exchange[part];
+    publish(team, cluster_sum(value));
+    var all = shared_values[0];
+    for (var cluster = 1u; cluster < CLUSTERS; cluster += 1u) {
+        all += shared_values[cluster];
     }
     return all;
 }

@@ -1,7 +1,9 @@
-// The terms of a cross entropy's divisor: the weight of each kept row's class. Reports the first
-// row whose class is out of range.
+// For the divisor of a cross entropy's mean: a term is the weight of a kept row's class. The
+// first row whose class is out of range is reported in the control block.
+//
+// Reads `class_indices` [rows] and `weight` [classes] (shared/classes.wgsl).
 
-// Whether it matters if any row was kept.
+// Whether to note in the control block that a row was kept.
 override NOTE_KEPT: bool = false;
 
 fn term(i: u32) -> f32 {

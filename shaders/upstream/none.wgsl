@@ -1,9 +1,9 @@
-// No upstream gradient: ones.
+// For passes without an upstream gradient: it is 1 everywhere.
 
 fn upstream_of_row(row: u32) -> f32 {
     return 1.0;
 }
 
-fn upstream_of_elements(quad: Quad) -> vec4<f32> {
+fn upstream_of_elements(at: Vec4Index) -> vec4<f32> {
     return vec4(1.0);
 }

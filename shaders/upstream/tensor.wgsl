@@ -1,9 +1,10 @@
-// The upstream gradient of unreduced losses: one value per row or element, in the input's storage.
+// The upstream gradient of losses that are not reduced: one value a row or an element, stored as
+// the input is (storage/).
 
 fn upstream_of_row(row: u32) -> f32 {
-    return load_upstream_element(place(UPSTREAM, 0u, row));
+    return load_upstream_element(element_index(UPSTREAM, 0u, row));
 }
 
-fn upstream_of_elements(quad: Quad) -> vec4<f32> {
-    return load_upstream(place(UPSTREAM, quad.line, quad.column), 1u, quad.last);
+fn upstream_of_elements(at: Vec4Index) -> vec4<f32> {
+    return load_upstream(element_index(UPSTREAM, at.outer_row, at.column), 1u, at.last);
 }

@@ -1,17 +1,18 @@
-//! Element-wise losses and maps: blocks that fit the nearest cache, in tasks of many.
+//! Element-wise losses and maps. Elements are worked on in tiles that fit the nearest cache; a
+//! task has many of them.
 
-use super::math::{LANES, Lanes, select, sum_lanes, times, vectorized};
+use super::math::{LANES, Lanes, select, sum_lanes, vectorized, zero_wins_unless_nan};
 use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stored, write_f32};
 use super::threads;
 use crate::ops::{Elementwise, divisor, weight_dims};
 use crate::shape::Dim;
 use crate::{Args, Array, Output, Reduction, Result, Role};
 
-/// Elements of a block: 4 KiB of each argument and result.
-const BLOCK: usize = 1024;
+/// Elements of a tile: 4 KiB of each argument and result.
+const TILE: usize = 1024;
 
 /// Elements of a task. A sum is that of its tasks, in order, whatever the number of threads.
-const TASK: usize = 16 * BLOCK;
+const TASK: usize = 16 * TILE;
 
 /// A loss and its derivative at an element.
 #[derive(Debug, Clone, Copy)]
@@ -108,26 +109,26 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
     Ok(())
 }
 
-/// A block's numbers, where they do not lie in memory as f32.
+/// The numbers of a tile, where they do not lie in memory as f32.
 struct Buffers {
-    x: [f32; BLOCK],
-    t: [f32; BLOCK],
-    weight: [f32; BLOCK],
+    x: [f32; TILE],
+    t: [f32; TILE],
+    weight: [f32; TILE],
     /// Ones, where there is none.
-    pos_weight: [f32; BLOCK],
-    upstream: [f32; BLOCK],
-    loss: [f32; BLOCK],
-    grad: [f32; BLOCK],
+    pos_weight: [f32; TILE],
+    upstream: [f32; TILE],
+    loss: [f32; TILE],
+    grad: [f32; TILE],
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        let zeros = [0.0; BLOCK];
+        let zeros = [0.0; TILE];
         Buffers {
             x: zeros,
             t: zeros,
             weight: zeros,
-            pos_weight: [1.0; BLOCK],
+            pos_weight: [1.0; TILE],
             upstream: zeros,
             loss: zeros,
             grad: zeros,
@@ -136,15 +137,15 @@ impl Default for Buffers {
 }
 
 impl<E: Elementwise, S: Stored> Job<'_, E, S> {
-    /// Computes a task; the sum of its losses, where they are not asked for one by one.
+    /// Computes a task, and returns the sum of its losses if they are not stored one by one.
     fn run<L: Stored>(&self, mut task: Task<'_, S, L>, buffers: &mut Buffers) -> f64 {
         let mut sum = 0.0;
-        for first in (task.first..task.first + task.count).step_by(BLOCK) {
-            let count = BLOCK.min(task.first + task.count - first);
+        for first in (task.first..task.first + task.count).step_by(TILE) {
+            let count = TILE.min(task.first + task.count - first);
             let elements = first..first + count;
             let Buffers { x, t, weight, pos_weight, upstream, loss, grad } = &mut *buffers;
             let x = as_f32(&self.input[elements.clone()], x);
-            // maps have no target, and look at none
+            // A map has no target; its hooks read none.
             let t = self.target.map_or(x, |target| as_f32(&target[elements.clone()], t));
             if let Some(values) = self.weight {
                 broadcast(values, &self.dims, 0, first, &mut weight[..count]);
@@ -152,7 +153,7 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
             if let Some(values) = self.pos_weight {
                 broadcast(values, &self.dims, 1, first, &mut pos_weight[..count]);
             }
-            let block = Block {
+            let tile = Tile {
                 x,
                 t,
                 pos_weight: &pos_weight[..count],
@@ -161,8 +162,8 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
                 scale: self.scale,
             };
             let mut compute = |loss: &mut [f32]| match take(&mut task.grad, count) {
-                Some(to) => write_f32(to, grad, |grad| block.compute(self.op, loss, grad)),
-                None => block.compute(self.op, loss, &mut grad[..count]),
+                Some(to) => write_f32(to, grad, |grad| tile.compute(self.op, loss, grad)),
+                None => tile.compute(self.op, loss, &mut grad[..count]),
             };
             match take(&mut task.losses, count) {
                 Some(losses) => write_f32(losses, loss, compute),
@@ -177,8 +178,8 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
     }
 }
 
-/// The numbers of a block.
-struct Block<'a> {
+/// The numbers of a tile.
+struct Tile<'a> {
     x: &'a [f32],
     t: &'a [f32],
     pos_weight: &'a [f32],
@@ -187,9 +188,9 @@ struct Block<'a> {
     scale: f32,
 }
 
-impl Block<'_> {
-    /// Computes losses and gradients: both, since the one that is not asked for costs little, and
-    /// stays in the nearest cache.
+impl Tile<'_> {
+    /// Computes losses and gradients. It always computes both, because the one that is not asked
+    /// for costs little, and stays in the nearest cache.
     fn compute<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         vectorized!(self.points(op, loss, grad));
         if self.weight.is_some() || self.upstream.is_some() {
@@ -200,13 +201,14 @@ impl Block<'_> {
     #[inline(always)]
     fn points<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         let gradient_at_nan = if op.zero_gradient_at_nan() { 0.0 } else { f32::NAN };
-        // a weight comes before the scale, so that its 0 annihilates
+        // A weight is multiplied in before the scale, so that a weight of 0 gives 0 under any
+        // scale.
         let scale = if self.weight.is_some() { 1.0 } else { self.scale };
         let is_number = !scale.is_nan();
         let given = self.x.iter().zip(self.t).zip(self.pos_weight);
         for ((loss, grad), ((&x, &t), &pos_weight)) in loss.iter_mut().zip(grad).zip(given) {
             let point = op.point(x, t, pos_weight);
-            // NaN before all else
+            // a NaN comes out whatever the hooks made of it
             let is_nan = x.is_nan() | t.is_nan() | (E::OF_DIFFERENCE & (x - t).is_nan());
             *loss = select(is_nan, f32::NAN, point.loss);
             let g = select(is_nan, gradient_at_nan, point.grad);
@@ -219,48 +221,48 @@ impl Block<'_> {
     fn weigh(&self, loss: &mut [f32], grad: &mut [f32]) {
         if let Some(weight) = self.weight {
             for ((loss, grad), &weight) in loss.iter_mut().zip(&mut *grad).zip(weight) {
-                *loss = times(weight, *loss);
-                *grad = times(times(weight, *grad), self.scale);
+                *loss = zero_wins_unless_nan(weight, *loss);
+                *grad = zero_wins_unless_nan(zero_wins_unless_nan(weight, *grad), self.scale);
             }
         }
         for (grad, &upstream) in grad.iter_mut().zip(self.upstream.unwrap_or_default()) {
-            *grad = times(*grad, upstream);
+            *grad = zero_wins_unless_nan(*grad, upstream);
         }
     }
 }
 
-/// The sum of a block.
+/// The sum of a tile's numbers.
 #[inline(always)]
 fn sum_of(values: &[f32]) -> f32 {
-    let (vectors, rest) = values.as_chunks::<LANES>();
+    let (vectors, remainder) = values.as_chunks::<LANES>();
     let mut sums: Lanes = [0.0; LANES];
     for vector in vectors {
         for lane in 0..LANES {
             sums[lane] += vector[lane];
         }
     }
-    sum_lanes(sums) + rest.iter().sum::<f32>()
+    sum_lanes(sums) + remainder.iter().sum::<f32>()
 }
 
-/// Lays the `k`-th of the tensors of `dims` over the elements from `first` on.
+/// Broadcasts the `k`-th of the tensors of `dims` to the elements from `first` on.
 fn broadcast(values: &[f32], dims: &[Dim<2>], k: usize, first: usize, to: &mut [f32]) {
     let Some(inner) = dims.first() else { return to.fill(values[0]) };
-    let mut at = first;
-    let mut rest = to;
-    while !rest.is_empty() {
-        let within = at % inner.size;
-        let count = rest.len().min(inner.size - within);
-        let run = rest.split_off_mut(..count).unwrap_or_default();
-        let (mut index, mut place) = (at / inner.size, within * inner.strides[k]);
+    let mut element = first;
+    let mut left = to;
+    while !left.is_empty() {
+        let within = element % inner.size;
+        let count = left.len().min(inner.size - within);
+        let run = left.split_off_mut(..count).unwrap_or_default();
+        let (mut index, mut from) = (element / inner.size, within * inner.strides[k]);
         for dim in &dims[1..] {
-            place += index % dim.size * dim.strides[k];
+            from += index % dim.size * dim.strides[k];
             index /= dim.size;
         }
         match inner.strides[k] {
-            0 => run.fill(values[place]),
-            // innermost first: what it does not repeat, it has side by side
-            _ => run.copy_from_slice(&values[place..place + count]),
+            0 => run.fill(values[from]),
+            // Along the innermost dimension a tensor that does not repeat is contiguous.
+            _ => run.copy_from_slice(&values[from..from + count]),
         }
-        at += count;
+        element += count;
     }
 }

@@ -7,7 +7,7 @@ use super::threads;
 use crate::array::Data;
 use crate::{Array, Result};
 
-/// The classes of rows, of which one marks rows to be left out.
+/// The classes of rows, one of which (`ignore_index`) marks rows to be left out.
 pub(super) struct Labels<'a> {
     classes: Classes<'a>,
     ignore_index: i64,
@@ -27,7 +27,8 @@ impl<'a> Labels<'a> {
         Ok(Labels { classes, ignore_index })
     }
 
-    /// The class of a row, unless it is ignored. The op's checks have found no other.
+    /// The class of a row, unless the row is ignored. It is in range, as the op's checks have
+    /// found.
     pub fn class(&self, row: usize) -> Option<usize> {
         let class = match self.classes {
             Classes::I32(classes) => classes[row].into(),
@@ -36,7 +37,8 @@ impl<'a> Labels<'a> {
         self.unless_ignored(class)
     }
 
-    /// The class of each of some rows, likewise.
+    /// Calls `take` with the position and the class of each of some rows, as [`Labels::class`]
+    /// gives it.
     #[inline(always)]
     pub fn each_class(&self, rows: Range<usize>, mut take: impl FnMut(usize, Option<usize>)) {
         let each = 0..rows.len();

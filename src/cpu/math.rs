@@ -1,20 +1,25 @@
 //! Elementary functions in f32, written to be vectorised.
 //!
-//! The mathematics is that of `shaders/shared/math.wgsl`, but for `log1p_unit`, a polynomial here,
-//! since a division costs more than it does. Everything is branch-free: both sides of a [`select`] are
-//! computed, so that loops over these functions become vector code, as wide as [`vectorized`]
-//! allows. A NaN may come out as anything: callers deal with NaN apart. The tests below hold every
-//! function to the ULPs that it states.
+//! The mathematics is that of `shaders/shared/math.wgsl`, except that `log1p_unit` is a
+//! polynomial, because a division costs more than that. Everything is branch-free: both sides of
+//! a [`select`] are computed, so that loops over these functions become vector code, as wide as
+//! [`vectorized`] allows. For NaN a function may return anything, because callers put NaN into
+//! results themselves. The tests below hold every function to the ULPs that it states.
+//!
+//! The coefficients of polynomials are fitted for the least greatest error over the reduced range,
+//! unless another source is named. The number behind each is the term of Taylor's series that it is
+//! near.
 
 use fearless_simd::{Level, Simd};
 
 /// How many numbers are worked on together: one AVX-512 register, two of AVX2.
 pub(super) const LANES: usize = 16;
 
-/// As many numbers.
+/// An f32 a lane.
 pub(super) type Lanes = [f32; LANES];
 
-/// The lowest finite f32: a neutral element for max that stays finite in differences.
+/// The lowest finite f32. It is the neutral element of max here, because it stays finite in
+/// differences.
 pub(super) const LOWEST: f32 = f32::MIN;
 
 /// Computes an expression with the widest vectors that this machine has. What it calls must be
@@ -49,27 +54,29 @@ pub(crate) fn select(condition: bool, yes: f32, no: f32) -> f32 {
     if condition { yes } else { no }
 }
 
-/// The larger one; of a NaN and a number, the second. The standard one asks which is NaN.
+/// The larger one; the second, where one is NaN. The standard library's would take instructions
+/// to find out which is.
 #[inline(always)]
 pub(crate) fn max(a: f32, b: f32) -> f32 {
     select(a > b, a, b)
 }
 
-/// The smaller one, likewise.
+/// The smaller one; the second, where one is NaN.
 #[inline(always)]
 pub(crate) fn min(a: f32, b: f32) -> f32 {
     select(a < b, a, b)
 }
 
-/// `factor * value`, where a factor of exactly 0 annihilates an infinity too, and NaN.
+/// `factor * value`, where a factor of exactly 0 gives 0 whatever the value is: an infinity, or
+/// NaN.
 #[inline(always)]
-pub(crate) fn annihilating_product(factor: f32, value: f32) -> f32 {
+pub(crate) fn zero_wins(factor: f32, value: f32) -> f32 {
     select(factor == 0.0, 0.0, factor * value)
 }
 
-/// The same, but for a value of NaN: that comes out.
+/// The same, except that a value of NaN gives NaN.
 #[inline(always)]
-pub(super) fn times(factor: f32, value: f32) -> f32 {
+pub(super) fn zero_wins_unless_nan(factor: f32, value: f32) -> f32 {
     select((factor == 0.0) & !value.is_nan(), 0.0, factor * value)
 }
 
@@ -106,7 +113,7 @@ pub(super) fn or_lanes(mut lanes: [u32; LANES]) -> u32 {
     lanes[0]
 }
 
-/// Added to a small number, leaves its nearest integer in the last bits.
+/// Added to a small number, this leaves its nearest integer in the last bits.
 const TO_INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// The bits of a number times 2^n, where neither is subnormal; n in the last bits of `n`.
@@ -115,18 +122,27 @@ fn times_power_of_two(number: f32, n: u32) -> f32 {
     f32::from_bits(number.to_bits().wrapping_add(n << 23))
 }
 
-/// `x = n ln 2 + r`: e^r, and n in the last bits of the other one.
-/// Cody-Waite reduction and a polynomial of degree 6, of the least greatest error.
+const LN_2_HIGH: f32 = 0.693_359_4; // nine bits, so that its product with n is exact
+const LN_2_LOW: f32 = 2.121_944_4e-4; // ln 2 = LN_2_HIGH - LN_2_LOW
+
+const EXP_2: f32 = 5.000_000_4e-1; // 1/2!
+const EXP_3: f32 = 1.666_636_3e-1; // 1/3!
+const EXP_4: f32 = 4.166_476e-2; // 1/4!
+const EXP_5: f32 = 8.379_203e-3; // 1/5!
+const EXP_6: f32 = 1.406_196_8e-3; // 1/6!
+
+/// e^r and, in the last bits of the other number, n, of `x = n ln 2 + r` (Cody and Waite's
+/// reduction).
 #[inline(always)]
 fn exp_parts(x: f32) -> (f32, u32) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, TO_INTEGER);
     let n = shifted - TO_INTEGER;
-    let r = n.mul_add(-0.693_359_4, x); // nine bits of ln 2, so that the product is exact
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let p = r.mul_add(1.406_196_8e-3, 8.379_203e-3);
-    let p = r.mul_add(p, 4.166_476e-2);
-    let p = r.mul_add(p, 1.666_636_3e-1);
-    let p = r.mul_add(p, 5.000_000_4e-1);
+    let r = n.mul_add(-LN_2_HIGH, x);
+    let r = n.mul_add(LN_2_LOW, r);
+    let p = r.mul_add(EXP_6, EXP_5);
+    let p = r.mul_add(p, EXP_4);
+    let p = r.mul_add(p, EXP_3);
+    let p = r.mul_add(p, EXP_2);
     let p = r.mul_add(p, 1.0);
     (r.mul_add(p, 1.0), shifted.to_bits())
 }
@@ -138,11 +154,11 @@ pub(super) fn exp_nonpositive(x: f32) -> f32 {
     select(x < -87.0, 0.0, times_power_of_two(p, n))
 }
 
-/// e^x: 1.5 ULP; 0 below -87, infinite where f32 ends.
+/// e^x: 1.5 ULP; 0 below -87, infinite where it is beyond f32.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let (p, n) = exp_parts(max(min(x, 89.0), -88.0));
-    // in two factors, since 2^128 is infinite though e^x may not be yet
+    // in two factors, because 2^128 is infinite where e^x may not be yet
     let n = n.wrapping_sub(TO_INTEGER.to_bits()).cast_signed();
     let half = n >> 1;
     let value = times_power_of_two(p, half.cast_unsigned());
@@ -151,8 +167,13 @@ pub(crate) fn exp(x: f32) -> f32 {
     select(x > 88.722_83, f32::INFINITY, value)
 }
 
-/// `x = f 2^n`: ln f and n, with f from sqrt(1/2) to sqrt(2), so that near 1, where ln x is small,
-/// nothing is added to the series of `ln f = 2 atanh((f - 1) / (f + 1))`.
+/// Of `ln f = 2 atanh(s)`, `s = (f - 1) / (f + 1)`, as `2 s + s z p(z)` with `z = s^2`.
+const ATANH_1: f32 = 0.666_667_8; // 2/3
+const ATANH_2: f32 = 0.399_775_24; // 2/5
+const ATANH_3: f32 = 0.298_724_07; // 2/7
+
+/// ln f and n of `x = f 2^n`, with f from sqrt(1/2) to sqrt(2). So near 1, where ln x is small, n
+/// is 0, and nothing is added to the series of ln f.
 #[inline(always)]
 fn ln_parts(x: f32) -> (f32, f32) {
     let is_subnormal = x < f32::MIN_POSITIVE;
@@ -162,8 +183,8 @@ fn ln_parts(x: f32) -> (f32, f32) {
     let f = f32::from_bits(bits.wrapping_sub(n << 23).cast_unsigned());
     let s = (f - 1.0) / (f + 1.0);
     let z = s * s;
-    let p = z.mul_add(0.298_724_07, 0.399_775_24);
-    let p = z.mul_add(p, 0.666_667_8);
+    let p = z.mul_add(ATANH_3, ATANH_2);
+    let p = z.mul_add(p, ATANH_1);
     ((s * z).mul_add(p, s + s), n as f32 - select(is_subnormal, 23.0, 0.0))
 }
 
@@ -171,7 +192,7 @@ fn ln_parts(x: f32) -> (f32, f32) {
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
     let (ln_f, n) = ln_parts(x);
-    let value = n.mul_add(0.693_359_4, n.mul_add(-2.121_944_4e-4, ln_f));
+    let value = n.mul_add(LN_2_HIGH, n.mul_add(-LN_2_LOW, ln_f));
     let value = select(x == f32::INFINITY, x, value);
     let value = select(x == 0.0, f32::NEG_INFINITY, value);
     select(x < 0.0, f32::NAN, value)
@@ -179,33 +200,45 @@ pub(crate) fn ln(x: f32) -> f32 {
 
 /// x^y for x > 0: 6 ULP for y from 0 to 5.
 ///
-/// The whole part of y log2 x is an exponent; only the rest of it is rounded, while e^(y ln x) is off
-/// by that of y ln x.
+/// The whole part of y log2 x becomes an exponent, so only the remainder is rounded; e^(y ln x)
+/// would be off by the rounding of all of y ln x.
 #[inline(always)]
 pub(crate) fn power(x: f32, y: f32) -> f32 {
     let (ln_f, n) = ln_parts(x);
     let exponent = y * ln_f.mul_add(std::f32::consts::LOG2_E, n);
     let shifted = max(min(exponent, 252.0), -252.0) + TO_INTEGER;
     let whole = shifted - TO_INTEGER;
-    let rest = y.mul_add(n, -whole).mul_add(std::f32::consts::LN_2, y * ln_f);
+    let remainder = y.mul_add(n, -whole).mul_add(std::f32::consts::LN_2, y * ln_f);
     let n = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits()).cast_signed();
     let half = n >> 1;
     let [first, second] = [half, n - half].map(|n| times_power_of_two(1.0, n.cast_unsigned()));
-    exp(rest) * first * second
+    exp(remainder) * first * second
 }
 
+/// Of `ln(1 + u)` as `u + u^2 p(u)`, where p interpolates at the zeros of a Chebyshev polynomial.
+const LOG1P: [f32; 9] = [
+    -4.999_999_7e-1, // -1/2
+    3.333_284_2e-1,  // 1/3
+    -2.498_652_6e-1, // -1/4
+    1.985_410_6e-1,  // 1/5
+    -1.584_756_6e-1, // -1/6
+    1.156_184_5e-1,
+    -6.675_772e-2,
+    2.522_405_4e-2,
+    -4.466_211_6e-3,
+];
+
 /// ln(1 + u) for u from 0 to 1: 1.5 ULP.
-/// `u + u^2 p(u)`, where p interpolates at the zeros of a Chebyshev polynomial.
 #[inline(always)]
 pub(crate) fn log1p_unit(u: f32) -> f32 {
-    let p = u.mul_add(-4.466_211_6e-3, 2.522_405_4e-2);
-    let p = u.mul_add(p, -6.675_772e-2);
-    let p = u.mul_add(p, 1.156_184_5e-1);
-    let p = u.mul_add(p, -1.584_756_6e-1);
-    let p = u.mul_add(p, 1.985_410_6e-1);
-    let p = u.mul_add(p, -2.498_652_6e-1);
-    let p = u.mul_add(p, 3.333_284_2e-1);
-    let p = u.mul_add(p, -4.999_999_7e-1);
+    let p = u.mul_add(LOG1P[8], LOG1P[7]);
+    let p = u.mul_add(p, LOG1P[6]);
+    let p = u.mul_add(p, LOG1P[5]);
+    let p = u.mul_add(p, LOG1P[4]);
+    let p = u.mul_add(p, LOG1P[3]);
+    let p = u.mul_add(p, LOG1P[2]);
+    let p = u.mul_add(p, LOG1P[1]);
+    let p = u.mul_add(p, LOG1P[0]);
     (u * u).mul_add(p, u)
 }
 
@@ -215,11 +248,11 @@ pub(super) fn log1p(u: f32) -> f32 {
     select(u > 1.0, ln(u + 1.0), log1p_unit(min(u, 1.0)))
 }
 
-/// All that comes of a logit.
+/// What losses of a logit are made of.
 pub(crate) struct Logistic {
     /// ln(1 + e^-|x|).
     pub log1p_exp: f32,
-    /// 1 / (1 + e^-x), to its last digit however small.
+    /// 1 / (1 + e^-x), with all of its digits however small it is.
     pub sigmoid: f32,
     /// 1 / (1 + e^x), likewise.
     pub complement: f32,
@@ -244,21 +277,28 @@ pub(crate) fn sign(x: f32) -> f32 {
     select(x > 0.0, 1.0, select(x < 0.0, -1.0, x))
 }
 
-/// tanh x: 2 ULP. Below 5/8, where the quotient cancels, a polynomial (coefficients of Cephes'
-/// tanhf).
+/// Of tanh x as `x + x z p(z)` with `z = x^2`: the coefficients of Cephes' tanhf.
+const TANH_1: f32 = -3.333_328e-1; // -1/3
+const TANH_2: f32 = 1.333_144_2e-1; // 2/15
+const TANH_3: f32 = -5.373_971_6e-2; // -17/315
+const TANH_4: f32 = 2.063_909e-2; // 62/2835
+const TANH_5: f32 = -5.704_988_7e-3; // -1382/155925
+
+/// tanh x: 2 ULP. Below 5/8, where the quotient cancels, it is the polynomial.
 #[inline(always)]
 pub(super) fn tanh(x: f32) -> f32 {
     let z = x * x;
-    let p = z.mul_add(-5.704_988_7e-3, 2.063_909e-2);
-    let p = z.mul_add(p, -5.373_971_6e-2);
-    let p = z.mul_add(p, 1.333_144_2e-1);
-    let p = z.mul_add(p, -3.333_328e-1);
+    let p = z.mul_add(TANH_5, TANH_4);
+    let p = z.mul_add(p, TANH_3);
+    let p = z.mul_add(p, TANH_2);
+    let p = z.mul_add(p, TANH_1);
     let e = exp_nonpositive(-2.0 * x.abs());
     let quotient = sign(x) * ((1.0 - e) / (1.0 + e));
     select(x.abs() < 0.625, (x * z).mul_add(p, x), quotient)
 }
 
-/// Its derivative, as the square of the hyperbolic secant, since 1 - tanh^2 cancels: 5 ULP.
+/// Its derivative: 5 ULP. It is computed as the square of the hyperbolic secant, because 1 - tanh^2
+/// cancels.
 #[inline(always)]
 pub(super) fn tanh_slope(x: f32) -> f32 {
     let e = exp_nonpositive(-2.0 * x.abs());
@@ -371,12 +411,12 @@ mod tests {
             assert_eq!(sign(x), want);
         }
         for (factor, value, want) in [(0.0, inf, 0.0), (-0.0, 3.0, 0.0), (2.0, -inf, -inf)] {
-            assert_eq!(times(factor, value), want);
-            assert_eq!(annihilating_product(factor, value), want);
+            assert_eq!(zero_wins_unless_nan(factor, value), want);
+            assert_eq!(zero_wins(factor, value), want);
         }
-        assert_eq!(annihilating_product(0.0, nan), 0.0);
+        assert_eq!(zero_wins(0.0, nan), 0.0);
         for (factor, value) in [(0.0, nan), (nan, 0.0), (nan, nan), (inf, 0.0)] {
-            assert!(times(factor, value).is_nan());
+            assert!(zero_wins_unless_nan(factor, value).is_nan());
         }
         let counted = std::array::from_fn(|lane| lane as f32);
         assert_eq!([sum_lanes(counted), max_lanes(counted)], [120.0, 15.0]);

@@ -1,6 +1,7 @@
-//! The CPU twin: every op in f32, on all cores, with the widest vectors that the machine has.
+//! The CPU form of the kernels: every op in f32, on all cores, with the widest vectors that the
+//! machine has.
 
-// several arrays of lanes are walked by one index
+// Loops walk several arrays of lanes by one index.
 #![allow(clippy::needless_range_loop)]
 
 mod math;
@@ -9,10 +10,10 @@ mod threads;
 mod tiles;
 mod labels;
 mod elements;
-mod row_form;
+mod row_state;
 mod rows;
 mod row_maps;
-mod picked;
+mod gather;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 pub(crate) use elements::{Point, elements};
-pub(crate) use picked::picked;
+pub(crate) use gather::nll_loss;
 pub(crate) use row_maps::{log_softmax, softmax};
 pub(crate) use rows::cross_entropy;
 
@@ -28,8 +29,7 @@ pub(crate) use rows::cross_entropy;
 pub(crate) mod prelude {
     pub(crate) use super::Point;
     pub(crate) use super::math::{
-        Logistic, annihilating_product, exp, ln, log1p_unit, logistic, max, min, power, select,
-        sign,
+        Logistic, exp, ln, log1p_unit, logistic, max, min, power, select, sign, zero_wins,
     };
 }
 

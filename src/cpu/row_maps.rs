@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::math::{LANES, Lanes, annihilating_product, select, sum_lanes, times, vectorized};
-use super::row_form::{Logits, Marks, Results, by_row, first_at, peaks, statistics};
+use super::math::{LANES, Lanes, select, sum_lanes, vectorized, zero_wins, zero_wins_unless_nan};
+use super::row_state::{Logits, Results, Rows, by_row, first_at, peaks, row_stats};
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
 use super::tiles::{Piece, Tiling, map};
 use crate::ops::rows_along;
 use crate::{Args, Array, Output, Result, Role};
 
-/// Over arrays that the op's checks have passed.
+/// Computes softmax over arrays that the op's checks have passed.
 pub(crate) fn softmax(
     dim: i64,
     args: &Args<Array<'_>>,
@@ -19,7 +19,7 @@ pub(crate) fn softmax(
     with_stored!(args.input().dtype(), run::<_>(Map::Softmax, dim, args, output))
 }
 
-/// As [`softmax`].
+/// Computes log-softmax over arrays that the op's checks have passed.
 pub(crate) fn log_softmax(
     dim: i64,
     args: &Args<Array<'_>>,
@@ -39,7 +39,7 @@ struct Job<'a, T> {
     map: Map,
     tiling: Tiling,
     input: &'a [T],
-    /// Ones, where there is none.
+    /// Where there is none, it is 1 everywhere.
     upstream: Option<&'a [T]>,
 }
 
@@ -50,7 +50,7 @@ struct Task<'a, T> {
     grad: Option<Piece<'a, T>>,
 }
 
-/// Memory of a thread: a tile each.
+/// A thread's memory for one tile of each tensor.
 struct Scratch {
     logits: Vec<f32>,
     output: Vec<f32>,
@@ -135,38 +135,39 @@ impl Tile<'_> {
     #[inline(always)]
     fn log_softmax(&self, output: &mut [f32], grad: &mut [f32]) {
         let Tile { tiling, x, .. } = *self;
-        // the gradient is that of a loss with these amounts, for which there is still room
-        let amounts = match self.has_grad {
+        // The gradient is that of a cross entropy with these target weights. They are kept where
+        // the output will be, which is written last.
+        let target_weights = match self.has_grad {
             true => &mut *output,
             false => &mut [],
         };
-        amounts.iter_mut().zip(self.g).for_each(|(amount, g)| *amount = -g);
-        let mut found = statistics(&Logits::PLAIN, tiling, x, grad, amounts, peaks(tiling, x));
+        target_weights.iter_mut().zip(self.g).for_each(|(weight, g)| *weight = -g);
+        let mut stats =
+            row_stats(&Logits::PLAIN, tiling, x, grad, target_weights, peaks(tiling, x));
         let Results { log, gradients, .. } =
-            found.conclude(&Logits::PLAIN, &Marks::NONE, &[0.0; LANES]);
+            stats.conclude(&Logits::PLAIN, &Rows::PLAIN, &[0.0; LANES]);
         if self.has_grad {
-            gradients.write(tiling, grad, amounts, &[], 1.0);
+            gradients.write(tiling, grad, target_weights, &[], 1.0);
         }
         map(
             tiling,
-            [&found.m, &log],
+            [&stats.m, &log],
             [x],
             output,
-            // two subtractions: a large maximum would swallow the logarithm
+            // m is subtracted first, because added to a large m the logarithm would lose its digits
             #[inline(always)]
             |[m, log], _, [x]| (x - m) - log,
         );
     }
 
-    /// `p = e^(x - m) / sum e^(x - m)`, and the gradient
-    /// `p[c] ((g[c] - g[k]) + sum over j of p[j] (g[k] - g[j]))`, which does not cancel where class k
-    /// has nearly all of the mass.
+    /// `p = e^(x - m) / sum e^(x - m)`, and the gradient `p[c] ((g[c] - g[k]) + sum over j of
+    /// p[j] (g[k] - g[j]))`, which does not cancel where class k has nearly all of the mass.
     #[inline(always)]
     fn softmax(&self, output: &mut [f32], grad: &mut [f32]) {
         let Tile { tiling, x, g, .. } = *self;
         let peaks = peaks(tiling, x);
-        let mut found = statistics(&Logits::PLAIN, tiling, x, grad, &[], peaks);
-        let Results { inverse, .. } = found.conclude(&Logits::PLAIN, &Marks::NONE, &[0.0; LANES]);
+        let mut stats = row_stats(&Logits::PLAIN, tiling, x, grad, &[], peaks);
+        let Results { inverse, .. } = stats.conclude(&Logits::PLAIN, &Rows::PLAIN, &[0.0; LANES]);
         map(
             tiling,
             [&inverse],
@@ -181,7 +182,7 @@ impl Tile<'_> {
         let k = first_at(tiling, x, &peaks.0);
         let mut g_k = [0.0; LANES];
         for row in 0..self.rows {
-            g_k[row] = g[tiling.place(row, k[row])];
+            g_k[row] = g[tiling.index(row, k[row])];
         }
         let mean = self.mean(output, &g_k);
         map(
@@ -191,7 +192,7 @@ impl Tile<'_> {
             grad,
             #[inline(always)]
             |[g_k, mean], _, [p, g]| {
-                let gradient = annihilating_product(p, (g - g_k) + mean);
+                let gradient = zero_wins(p, (g - g_k) + mean);
                 select(mean.is_nan(), mean, gradient)
             },
         );
@@ -210,7 +211,7 @@ impl Tile<'_> {
             let ((p, last_p), (g, last_g)) = (p.as_chunks(), g.as_chunks());
             sums[row] = mean_of_run(p, g, &[g_k[row]; LANES]);
             for (lane, (p, g)) in last_p.iter().zip(last_g).enumerate() {
-                sums[row][lane] += times(*p, g_k[row] - g);
+                sums[row][lane] += zero_wins_unless_nan(*p, g_k[row] - g);
             }
         }
         by_row(sums, sum_lanes)
@@ -219,18 +220,18 @@ impl Tile<'_> {
 
 #[inline(always)]
 fn mean_of_run(p: &[Lanes], g: &[Lanes], g_k: &Lanes) -> Lanes {
-    // no accumulator takes many additions
-    const BLOCK: usize = 64;
+    // a sum of more additions would drift
+    const ADDITIONS: usize = 64;
     let mut sum = [0.0; LANES];
-    for (p, g) in p.chunks(BLOCK).zip(g.chunks(BLOCK)) {
-        let mut part = [0.0; LANES];
+    for (p, g) in p.chunks(ADDITIONS).zip(g.chunks(ADDITIONS)) {
+        let mut partial = [0.0; LANES];
         for (p, g) in p.iter().zip(g) {
             for lane in 0..LANES {
-                part[lane] += times(p[lane], g_k[lane] - g[lane]);
+                partial[lane] += zero_wins_unless_nan(p[lane], g_k[lane] - g[lane]);
             }
         }
         for lane in 0..LANES {
-            sum[lane] += part[lane];
+            sum[lane] += partial[lane];
         }
     }
     sum

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::labels::Labels;
-use super::math::{LANES, Lanes, times, vectorized};
-use super::row_form::{
-    Gradients, IS_NAN, Logits, Marks, Results, Statistics, cap, exponentials, first_at, peaks,
-    statistics,
+use super::math::{LANES, Lanes, vectorized, zero_wins_unless_nan};
+use super::row_state::{
+    HAS_NAN_LOGIT, Logits, Results, RowGradients, RowStats, Rows, cap, exponentials, first_at,
+    peaks, row_stats,
 };
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
 use super::threads;
@@ -15,7 +15,7 @@ use crate::ops::{CrossEntropy, has_classes};
 use crate::shape::ClassShape;
 use crate::{Args, Array, Output, Reduction, Result, Role};
 
-/// Over arrays that the op's checks have passed.
+/// Computes [`CrossEntropy`] over arrays that the op's checks have passed.
 pub(crate) fn cross_entropy(
     op: &CrossEntropy,
     args: &Args<Array<'_>>,
@@ -28,15 +28,15 @@ pub(crate) fn cross_entropy(
 struct Job<'a, T> {
     form: Form<'a>,
     input: &'a [T],
-    /// Class targets; otherwise there are probabilities.
+    /// Class targets, or else there are probabilities.
     labels: Option<Labels<'a>>,
     probabilities: Option<&'a [T]>,
     weight: Option<&'a [f32]>,
     /// One value a row.
     upstream: Option<&'a [T]>,
-    /// What gradients are multiplied by: the scalar upstream gradient over the divisor. NaN where
-    /// kept rows' weights sum to 0.
-    factor: f32,
+    /// What gradients are multiplied by: the scalar upstream gradient over the divisor. It is NaN
+    /// where the weights of the rows that are kept sum to 0.
+    scale: f32,
 }
 
 /// What the work on a tile depends on.
@@ -47,8 +47,8 @@ struct Form<'a> {
     /// `1 - label smoothing`, and `label smoothing / classes`.
     confidence: f32,
     smoothing: f32,
-    /// With class targets what is spread over all classes, empty where nothing is; with
-    /// probabilities the weights.
+    /// With class targets the target weights that all classes get by label smoothing, empty without
+    /// it; with probabilities the class weights.
     by_class: Vec<f32>,
     state: Option<&'a [f32]>,
     has_grad: bool,
@@ -66,7 +66,7 @@ struct Task<'a, T> {
     correct: Option<&'a mut [i32]>,
 }
 
-/// Memory of a thread: a tile each, where it is needed.
+/// A thread's memory for one tile of each tensor.
 struct Scratch {
     logits: Vec<f32>,
     /// The exponentials, then the gradient.
@@ -74,11 +74,11 @@ struct Scratch {
     extra: Extra,
 }
 
-/// What only some settings need.
+/// Memory that only some settings need; empty with others.
 struct Extra {
-    /// The amounts of probability targets.
-    amounts: Vec<f32>,
-    /// Capped logits, and their derivatives by the input.
+    /// The target weights of probability targets.
+    target_weights: Vec<f32>,
+    /// Capped logits, and their derivatives with respect to the input.
     capped: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -143,7 +143,7 @@ fn run<T: Stored>(
         labels,
         weight,
         upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
-        factor: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
+        scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
     };
 
     let has_loss = output.get(Role::Loss).is_some();
@@ -188,26 +188,26 @@ impl<T: Stored> Job<'_, T> {
             logits: tile(true),
             grad: tile(true),
             extra: Extra {
-                amounts: tile(self.probabilities.is_some()),
+                target_weights: tile(self.probabilities.is_some()),
                 capped: tile(has_cap),
                 slopes: tile(has_cap),
             },
         }
     }
 
-    /// Computes a task; the sum of its losses.
+    /// Computes a task, and returns the sum of its losses.
     fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) -> f64 {
         let tiling = self.form.tiling;
-        // a sum a lane, so that none waits for another
+        // one sum a lane, so that no addition waits for another
         let mut sums = [0.0; LANES];
         for rows in tiling.tiles(task.rows.clone()) {
             let row = rows.start - task.rows.start;
             let within = row..row + rows.len();
-            let marks = self.marks(&rows);
+            let per_row = self.rows_of(&rows);
             let Scratch { logits, grad, extra } = &mut *scratch;
-            let is_ignored = marks.kept[..rows.len()].iter().all(|kept| *kept == 0.0);
+            let is_ignored = per_row.kept[..rows.len()].iter().all(|kept| *kept == 0.0);
             if is_ignored && !self.form.has_row_outputs {
-                // neither the rows nor their upstream are looked at
+                // neither the rows nor their upstream gradients are read
                 tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| grad.fill(0.0));
                 task.loss.iter_mut().for_each(|loss| loss[within.clone()].fill(0.0));
                 let state = 4 * within.start..4 * within.end;
@@ -216,14 +216,13 @@ impl<T: Stored> Job<'_, T> {
             }
 
             if let Some(probabilities) = self.probabilities {
-                // amounts are made of them in place
-                let amounts = &mut extra.amounts;
+                // they become target weights in place
                 let tile = tiling.load(probabilities, &rows, logits);
-                amounts[..tile.len()].copy_from_slice(tile);
+                extra.target_weights[..tile.len()].copy_from_slice(tile);
             }
             let input = tiling.load(self.input, &rows, logits);
             let found = tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| {
-                vectorized!(self.form.work(input, grad, extra, &rows, &marks))
+                vectorized!(self.form.work(input, grad, extra, &rows, &per_row))
             });
             let losses = &found.loss[..rows.len()];
             for (sum, &loss) in sums.iter_mut().zip(losses) {
@@ -246,36 +245,37 @@ impl<T: Stored> Job<'_, T> {
             }
             if let Some(correct) = &mut task.correct {
                 for (lane, row) in within.enumerate() {
-                    let is_label = found.argmax[lane] == marks.label[lane] as i32;
-                    correct[row] = i32::from(is_label && marks.kept[lane] != 0.0);
+                    let is_label = found.argmax[lane] == per_row.label[lane] as i32;
+                    correct[row] = i32::from(is_label && per_row.kept[lane] != 0.0);
                 }
             }
         }
         sums.iter().sum()
     }
 
-    fn marks(&self, rows: &Range<usize>) -> Marks {
-        let mut marks = Marks { factor: [self.factor; LANES], ..Marks::NONE };
+    /// What targets and upstream gradient say of the rows of a tile.
+    fn rows_of(&self, rows: &Range<usize>) -> Rows {
+        let mut per_row = Rows { scale: [self.scale; LANES], ..Rows::PLAIN };
         if let Some(upstream) = self.upstream {
             let upstream = &upstream[rows.clone()];
-            marks.factor.iter_mut().zip(upstream).for_each(|(to, from)| *to = from.to_f32());
+            per_row.scale.iter_mut().zip(upstream).for_each(|(to, from)| *to = from.to_f32());
         }
-        let Some(labels) = &self.labels else { return marks };
+        let Some(labels) = &self.labels else { return per_row };
         labels.each_class(rows.clone(), |lane, label| match label {
-            None => marks.kept[lane] = 0.0,
+            None => per_row.kept[lane] = 0.0,
             Some(label) => {
                 let weight = self.weight.map_or(1.0, |weight| weight[label]);
-                marks.label[lane] = label;
-                marks.amount[lane] = self.form.confidence * weight;
+                per_row.label[lane] = label;
+                per_row.target_weight[lane] = self.form.confidence * weight;
             }
         });
-        marks
+        per_row
     }
 }
 
 impl Form<'_> {
-    /// What there is to know of a tile's rows. The gradient is written to `to`; exponentials are, if
-    /// it is not asked for.
+    /// Finds what there is to know of a tile's rows. Writes the gradient to `to`, or exponentials
+    /// if no gradient is asked for.
     #[inline(always)]
     fn work(
         &self,
@@ -283,21 +283,21 @@ impl Form<'_> {
         to: &mut [f32],
         extra: &mut Extra,
         rows: &Range<usize>,
-        marks: &Marks,
+        per_row: &Rows,
     ) -> Found {
         let (settings, tiling) = (&self.logits, &self.tiling);
-        let amounts = match self.has_classes {
+        let target_weights = match self.has_classes {
             true => &self.by_class[..],
             false => {
-                let amounts = &mut extra.amounts[..input.len()];
-                self.smooth(amounts);
-                &*amounts
+                let target_weights = &mut extra.target_weights[..input.len()];
+                self.smooth(target_weights);
+                &*target_weights
             }
         };
 
         let (mut m, flags) = peaks(tiling, input);
         let argmax = match self.has_row_outputs {
-            // of the input itself: a cap makes ties of large logits
+            // of the input's numbers, because a cap makes ties of large logits
             true => first_at(tiling, input, &m),
             false => [0; LANES],
         };
@@ -310,38 +310,38 @@ impl Form<'_> {
             slopes = derivatives;
             m = peaks(tiling, logits).0;
         }
-        let picked = self.at_labels(logits, marks, rows.len());
-        let mut known = *marks;
-        let mut found = match self.state {
+        let x = self.at_labels(logits, per_row, rows.len());
+        let mut known = *per_row;
+        let mut stats = match self.state {
             Some(state) => {
-                let kept = kept_statistics(state, rows);
+                let kept = kept_stats(state, rows);
                 exponentials(settings, tiling, logits, to, &kept.m);
-                // amounts at labels are part of it already
-                known.amount = [0.0; LANES];
+                // the target weights of labels are part of it already
+                known.target_weight = [0.0; LANES];
                 kept
             }
-            None => statistics(settings, tiling, logits, to, amounts, (m, flags)),
+            None => row_stats(settings, tiling, logits, to, target_weights, (m, flags)),
         };
-        let Results { loss, logsumexp, gradients, .. } = found.conclude(settings, &known, &picked);
+        let Results { loss, logsumexp, gradients, .. } = stats.conclude(settings, &known, &x);
         if self.has_grad {
-            self.gradient(&gradients, to, amounts, slopes, marks, rows.len());
+            self.gradient(&gradients, to, target_weights, slopes, per_row, rows.len());
         }
         let mut classes = [-1; LANES];
         if self.has_row_outputs {
             for lane in 0..LANES {
-                classes[lane] = if found.m[lane].is_nan() { -1 } else { argmax[lane] as i32 };
+                classes[lane] = if stats.m[lane].is_nan() { -1 } else { argmax[lane] as i32 };
             }
         }
-        let state = [found.m, found.s, found.rest, found.top];
+        let state = [stats.m, stats.denom_minus_1, stats.target_below, stats.target_at_max];
         Found { loss, state, logsumexp, argmax: classes }
     }
 
     /// The numbers of a tile at the labels.
     #[inline(always)]
-    fn at_labels(&self, tile: &[f32], marks: &Marks, rows: usize) -> Lanes {
+    fn at_labels(&self, tile: &[f32], per_row: &Rows, rows: usize) -> Lanes {
         let mut numbers = [0.0; LANES];
         for row in 0..rows {
-            numbers[row] = tile[self.tiling.place(row, marks.label[row])];
+            numbers[row] = tile[self.tiling.index(row, per_row.label[row])];
         }
         numbers
     }
@@ -351,8 +351,8 @@ impl Form<'_> {
     fn smooth(&self, tile: &mut [f32]) {
         for tile in tile.chunks_exact_mut(self.by_class.len()) {
             for (t, weight) in tile.iter_mut().zip(&self.by_class) {
-                let smoothed = times(self.confidence, *t) + self.smoothing;
-                *t = times(*weight, smoothed);
+                let smoothed = zero_wins_unless_nan(self.confidence, *t) + self.smoothing;
+                *t = zero_wins_unless_nan(*weight, smoothed);
             }
         }
     }
@@ -361,52 +361,52 @@ impl Form<'_> {
     #[inline(always)]
     fn gradient(
         &self,
-        gradients: &Gradients,
+        gradients: &RowGradients,
         tile: &mut [f32],
-        amounts: &[f32],
+        target_weights: &[f32],
         slopes: &[f32],
-        marks: &Marks,
+        per_row: &Rows,
         rows: usize,
     ) {
         let (tiling, scale) = (&self.tiling, self.logits.scale);
-        // at labels the amounts are others
-        let e = self.at_labels(tile, marks, rows);
-        gradients.write(tiling, tile, amounts, slopes, scale);
+        // the gradient at labels is computed again, since they have a target weight of their own
+        let e = self.at_labels(tile, per_row, rows);
+        gradients.write(tiling, tile, target_weights, slopes, scale);
         if !self.has_classes {
             return;
         }
-        let mut amount = marks.amount;
-        if !amounts.is_empty() {
+        let mut a = per_row.target_weight;
+        if !target_weights.is_empty() {
             for row in 0..rows {
-                // of all rows alike
+                // those of all classes are the same for every row, and there once if not by lane
                 let all = if tiling.by_lane { row } else { 0 };
-                amount[row] += amounts[tiling.place(all, marks.label[row])];
+                a[row] += target_weights[tiling.index(all, per_row.label[row])];
             }
         }
         let slope = match slopes {
             [] => [scale; LANES],
-            slopes => self.at_labels(slopes, marks, rows),
+            slopes => self.at_labels(slopes, per_row, rows),
         };
-        let picked = gradients.at(&e, &amount, &slope);
+        let g = gradients.at(&e, &a, &slope);
         for row in 0..rows {
-            tile[tiling.place(row, marks.label[row])] = picked[row];
+            tile[tiling.index(row, per_row.label[row])] = g[row];
         }
     }
 }
 
-/// What a forward pass has kept. Lanes past the rows repeat the last one.
+/// The statistics that a forward pass has kept. Lanes past the rows repeat the last one.
 #[inline(always)]
-fn kept_statistics(state: &[f32], rows: &Range<usize>) -> Statistics {
+fn kept_stats(state: &[f32], rows: &Range<usize>) -> RowStats {
     let number = |i: usize| {
         std::array::from_fn(|lane| state[4 * (rows.start + lane.min(rows.len() - 1)) + i])
     };
     let m: Lanes = number(0);
-    Statistics {
+    RowStats {
         m,
-        s: number(1),
-        rest: number(2),
-        top: number(3),
-        gap: [0.0; LANES],
-        flags: m.map(|m| u32::from(m.is_nan()) * IS_NAN),
+        denom_minus_1: number(1),
+        target_below: number(2),
+        target_at_max: number(3),
+        margin_sum: [0.0; LANES],
+        flags: m.map(|m| u32::from(m.is_nan()) * HAS_NAN_LOGIT),
     }
 }

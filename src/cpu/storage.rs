@@ -1,4 +1,4 @@
-//! Numbers as they are stored, and the f32 that arithmetic is done in.
+//! Converts numbers between the type they are stored in and f32, in which arithmetic is done.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -7,7 +7,7 @@ use crate::array::{Data, Element};
 use crate::{Array, DType, Error, Result};
 
 /// A type of elements that an [`Array`] can hold.
-pub(super) trait Held: Element + Copy + Send + Sync {
+pub(super) trait ArrayElement: Element + Copy + Send + Sync {
     const DTYPE: DType;
 
     fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]>;
@@ -15,9 +15,9 @@ pub(super) trait Held: Element + Copy + Send + Sync {
     fn slice_mut<'a>(data: &'a mut Data<'_>) -> Option<&'a mut [Self]>;
 }
 
-macro_rules! held {
+macro_rules! array_elements {
     ($($type:ident, $variant:ident;)*) => {
-        $(impl Held for $type {
+        $(impl ArrayElement for $type {
             const DTYPE: DType = DType::$variant;
 
             fn slice<'a>(data: &'a Data<'_>) -> Option<&'a [Self]> {
@@ -31,7 +31,7 @@ macro_rules! held {
     };
 }
 
-held! {
+array_elements! {
     f32, F32;
     f16, F16;
     bf16, Bf16;
@@ -40,10 +40,10 @@ held! {
 }
 
 /// A type that inputs and gradients may be stored in.
-pub(super) trait Stored: Held {
+pub(super) trait Stored: ArrayElement {
     fn to_f32(self) -> f32;
 
-    /// Rounded to nearest even.
+    /// Rounds to nearest even.
     fn from_f32(value: f32) -> Self;
 
     /// Reads a slice.
@@ -57,7 +57,7 @@ pub(super) trait Stored: Held {
         None
     }
 
-    /// As [`Stored::as_f32`], to be written.
+    /// As [`Stored::as_f32`], for writing.
     fn as_f32_mut(_to: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
@@ -114,17 +114,19 @@ macro_rules! halves {
 halves! { f16 bf16 }
 
 /// The elements of an argument or result that the op's checks have passed.
-pub(super) fn slice<'a, T: Held>(array: &'a Array<'_>) -> Result<&'a [T]> {
+pub(super) fn slice<'a, T: ArrayElement>(array: &'a Array<'_>) -> Result<&'a [T]> {
     T::slice(array.data()).ok_or_else(|| unexpected::<T>(array.dtype()))
 }
 
-/// As [`slice`], of one that may not be there.
-pub(super) fn slice_of<'a, T: Held>(array: Option<&'a Array<'_>>) -> Result<Option<&'a [T]>> {
+/// As [`slice`], for an argument that may not be there.
+pub(super) fn slice_of<'a, T: ArrayElement>(
+    array: Option<&'a Array<'_>>,
+) -> Result<Option<&'a [T]>> {
     array.map(slice).transpose()
 }
 
-/// As [`slice_of`], to be written.
-pub(super) fn slice_mut<'a, T: Held>(
+/// As [`slice_of`], for writing.
+pub(super) fn slice_mut<'a, T: ArrayElement>(
     array: &'a mut Option<Array<'_>>,
 ) -> Result<Option<&'a mut [T]>> {
     let Some(array) = array else { return Ok(None) };
@@ -132,7 +134,7 @@ pub(super) fn slice_mut<'a, T: Held>(
     T::slice_mut(array.data_mut()).map(Some).ok_or_else(|| unexpected::<T>(dtype))
 }
 
-fn unexpected<T: Held>(actual: DType) -> Error {
+fn unexpected<T: ArrayElement>(actual: DType) -> Error {
     Error::DType { argument: "array", expected: T::DTYPE.name().into(), actual }
 }
 
@@ -148,7 +150,7 @@ macro_rules! with_stored {
 }
 pub(super) use with_stored;
 
-/// Numbers as f32: those in memory, or copies.
+/// Returns numbers as f32: the memory itself if they are stored so, or else a copy.
 pub(super) fn as_f32<'a, T: Stored>(from: &'a [T], copy: &'a mut [f32]) -> &'a [f32] {
     if let Some(numbers) = T::as_f32(from) {
         return numbers;
@@ -158,7 +160,8 @@ pub(super) fn as_f32<'a, T: Stored>(from: &'a [T], copy: &'a mut [f32]) -> &'a [
     copy
 }
 
-/// Has f32 written into memory: directly, or by way of a copy.
+/// Calls `write` with f32 to write, and brings them into memory: directly if they are stored so,
+/// or else by way of a copy.
 pub(super) fn write_f32<T: Stored, R>(
     to: &mut [T],
     copy: &mut [f32],
@@ -173,7 +176,7 @@ pub(super) fn write_f32<T: Stored, R>(
     result
 }
 
-/// Takes the next `count` elements off a slice that may not be there.
+/// Splits the next `count` elements off a slice that may not be there.
 pub(super) fn take<'a, T>(slice: &mut Option<&'a mut [T]>, count: usize) -> Option<&'a mut [T]> {
     slice.as_mut().map(|slice| slice.split_off_mut(..count).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Tasks, divided among threads.
+//! Divides tasks among threads.
 
 use std::iter::{from_fn, once};
 use std::sync::Mutex;
@@ -11,10 +11,10 @@ pub(super) fn run<T: Send, R: Send>(
     run_with(tasks, || (), |(), task| run(task))
 }
 
-/// The same with `memory` that each thread makes itself first.
+/// As [`run`], with `memory` that each thread makes for itself first.
 ///
-/// The caller's thread is one of them: it begins while the others wake, which takes longer than many
-/// a call.
+/// The caller's thread is one of them. It begins while the others wake up, which takes longer than
+/// many a call takes.
 pub(super) fn run_with<T: Send, M, R: Send>(
     tasks: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator + Send>,
     memory: impl Fn() -> M + Sync,

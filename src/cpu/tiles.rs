@@ -12,15 +12,16 @@ use crate::shape::ClassShape;
 /// The most classes of which the rows of a tile lie in lanes: longer ones fill vectors themselves.
 const FEW_CLASSES: usize = 32;
 
-/// About how many elements a tile has, if it has several rows: it is read again from a near cache.
+/// About how many elements a tile has, if it has several rows: so few that it is read again from
+/// a near cache.
 const TILE: usize = 1 << 14;
 
 /// About how many elements a task has. A sum is that of its tasks, in order, whatever the number of
 /// threads.
 const TASK: usize = 1 << 15;
 
-/// How rows lie in tiles. A tile has up to [`LANES`] rows, so what is known of its rows is a number
-/// a lane.
+/// How rows lie in tiles. A tile has up to [`LANES`] rows, so that what is known of its rows is one
+/// number a lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiling {
     shape: ClassShape,
@@ -33,9 +34,9 @@ pub(super) struct Tiling {
 
 /// What a task writes of a tensor of the input's shape.
 pub(super) struct Piece<'a, T> {
-    /// All of its rows in one; or where classes lie far apart, one line of neighbouring positions a
-    /// class.
-    lines: Vec<&'a mut [T]>,
+    /// One slice with all of its rows; or where classes lie far apart, a slice of neighbouring
+    /// positions for each class.
+    slices: Vec<&'a mut [T]>,
 }
 
 impl Tiling {
@@ -60,14 +61,14 @@ impl Tiling {
         ]
     }
 
-    /// Where the number of a class stands, in the `row`-th row of a tile.
+    /// The index in a tile of a class of its `row`-th row.
     #[inline(always)]
-    pub fn place(&self, row: usize, class: usize) -> usize {
+    pub fn index(&self, row: usize, class: usize) -> usize {
         if self.by_lane { class * LANES + row } else { row * self.shape.classes + class }
     }
 
-    /// A number for each class, as the rows of a tile have them; once, where they lie one after the
-    /// other.
+    /// A number for each class, laid out as a tile's rows are. Where these lie one after the
+    /// other, one row serves for all.
     pub fn by_class(&self, number: impl Fn(usize) -> f32) -> Vec<f32> {
         let repeated = if self.by_lane { LANES } else { 1 };
         let classes = 0..self.shape.classes;
@@ -89,26 +90,26 @@ impl Tiling {
         self.by_lane && self.shape.positions == 1
     }
 
-    /// The rows of each task, in order. A task has whole tiles, and indices of the batch are divided
-    /// among tasks only where these have columns.
+    /// The rows of each task, in order. A task has whole tiles, and indices of the batch are
+    /// divided among tasks only where these have columns.
     pub fn tasks(&self) -> Vec<Range<usize>> {
         let ClassShape { classes, positions, .. } = self.shape;
         let per_task = TASK.div_ceil(classes.max(1));
-        let (line, per_task) = match self.has_columns() {
+        let (run, per_task) = match self.has_columns() {
             true => (positions, per_task.next_multiple_of(self.rows)),
             false => (self.shape.rows(), per_task.next_multiple_of(self.rows * positions.max(1))),
         };
-        let lines = (0..self.shape.rows()).step_by(line.max(1));
-        lines
-            .flat_map(|first| {
-                let end = first + line;
-                let starts = (first..end).step_by(per_task);
-                starts.map(move |start| start..end.min(start + per_task))
-            })
-            .collect()
+        let runs = (0..self.shape.rows()).step_by(run.max(1));
+        runs.flat_map(|first| {
+            let end = first + run;
+            let starts = (first..end).step_by(per_task);
+            starts.map(move |start| start..end.min(start + per_task))
+        })
+        .collect()
     }
 
-    /// A tensor of the input's shape, divided among the tasks; nothing for each where there is none.
+    /// Divides a tensor of the input's shape among the tasks. Each gets `None` where there is no
+    /// tensor.
     pub fn pieces<'a, T>(
         &self,
         mut tensor: Option<&'a mut [T]>,
@@ -117,8 +118,8 @@ impl Tiling {
         let ClassShape { classes, positions, .. } = self.shape;
         if !self.has_columns() {
             let piece = |rows: &Range<usize>| take(&mut tensor, rows.len() * classes);
-            let lines = tasks.iter().map(piece);
-            return lines.map(|line| line.map(|line| Piece { lines: vec![line] })).collect();
+            let slices = tasks.iter().map(piece);
+            return slices.map(|slice| slice.map(|slice| Piece { slices: vec![slice] })).collect();
         }
         let Some(tensor) = tensor else { return repeat_with(|| None).take(tasks.len()).collect() };
         let mut pieces = Vec::with_capacity(tasks.len());
@@ -127,11 +128,11 @@ impl Tiling {
             tensor.chunks_mut((classes * positions).max(1)).zip(tasks.chunks(per_batch.max(1)));
         for (batch, tasks) in batches {
             let first = pieces.len();
-            pieces.extend(tasks.iter().map(|_| Piece { lines: Vec::with_capacity(classes) }));
+            pieces.extend(tasks.iter().map(|_| Piece { slices: Vec::with_capacity(classes) }));
             for class in batch.chunks_mut(positions) {
                 let mut class = Some(class);
                 for (rows, piece) in tasks.iter().zip(&mut pieces[first..]) {
-                    piece.lines.extend(take(&mut class, rows.len()));
+                    piece.slices.extend(take(&mut class, rows.len()));
                 }
             }
         }
@@ -144,13 +145,13 @@ impl Tiling {
         task.step_by(rows).map(move |first| first..end.min(first + rows))
     }
 
-    /// How many numbers a tile of so many rows has. Lanes without a row are there too.
+    /// How many numbers a tile of so many rows has, those of lanes without a row included.
     fn numbers_of(&self, rows: usize) -> usize {
         self.shape.classes * if self.by_lane { LANES } else { rows }
     }
 
-    /// The numbers of rows of a tensor: those in memory, or a copy. Lanes without a row have what was
-    /// in the copy.
+    /// The numbers of rows of a tensor, laid out as a tile: the memory itself, or a copy. Lanes
+    /// without a row keep what was in the copy before.
     pub fn load<'a, T: Stored>(
         &self,
         from: &'a [T],
@@ -170,9 +171,9 @@ impl Tiling {
         }
         if self.has_columns() {
             let (batch, position) = (rows.start / positions, rows.start % positions);
-            let lines = from[batch * classes * positions + position..].chunks(positions);
-            for (to, line) in copy.as_chunks_mut::<LANES>().0.iter_mut().zip(lines) {
-                T::read(&line[..rows.len()], &mut to[..rows.len()]);
+            let by_class = from[batch * classes * positions + position..].chunks(positions);
+            for (to, class) in copy.as_chunks_mut::<LANES>().0.iter_mut().zip(by_class) {
+                T::read(&class[..rows.len()], &mut to[..rows.len()]);
             }
             return copy;
         }
@@ -192,8 +193,8 @@ impl Tiling {
         copy
     }
 
-    /// Has a tile written into memory, directly or by way of a copy, or into the copy alone. Its rows
-    /// are counted from the task's first.
+    /// Calls `write` with a tile to write, and brings it into memory: directly, or by way of a
+    /// copy. Without a tensor the copy alone is written. Rows are counted from the task's first.
     pub fn write<T: Stored, R>(
         &self,
         to: Option<&mut Piece<'_, T>>,
@@ -203,28 +204,28 @@ impl Tiling {
     ) -> R {
         let ClassShape { classes, positions, .. } = self.shape;
         let count = self.numbers_of(rows.len());
-        let Some(Piece { lines }) = to else { return write(&mut copy[..count]) };
+        let Some(Piece { slices }) = to else { return write(&mut copy[..count]) };
         if self.is_contiguous() {
-            let to = &mut lines[0][rows.start * classes..rows.end * classes];
+            let to = &mut slices[0][rows.start * classes..rows.end * classes];
             return write_f32(to, copy, write);
         }
         let (copy, flat) = copy.split_at_mut(count);
         let result = write(copy);
         if self.is_transposed() {
-            // what is written past the tile is overwritten by the task's next one
-            let past = (rows.end * classes + LANES).min(lines[0].len());
-            let to = &mut lines[0][rows.start * classes..past];
+            // what is written past this tile is overwritten by the task's next tile
+            let past = (rows.end * classes + LANES).min(slices[0].len());
+            let to = &mut slices[0][rows.start * classes..past];
             write_f32(to, flat, |to| lanes_to_rows(classes, copy, to));
             return result;
         }
         if self.has_columns() {
-            for (line, from) in lines.iter_mut().zip(copy.as_chunks::<LANES>().0) {
-                T::write(&from[..rows.len()], &mut line[rows.clone()]);
+            for (class, from) in slices.iter_mut().zip(copy.as_chunks::<LANES>().0) {
+                T::write(&from[..rows.len()], &mut class[rows.clone()]);
             }
             return result;
         }
         for (row, first) in rows.map(|row| self.first(row)).enumerate() {
-            let to = lines[0][first..].iter_mut().step_by(positions).take(classes);
+            let to = slices[0][first..].iter_mut().step_by(positions).take(classes);
             match self.by_lane {
                 true => {
                     let from = copy.as_chunks::<LANES>().0;
@@ -239,21 +240,21 @@ impl Tiling {
         result
     }
 
-    /// Where a row's first number is, among all rows' or those of a task.
+    /// The index of a row's first number, among those of all rows or of a task's.
     fn first(&self, row: usize) -> usize {
         let ClassShape { classes, positions, .. } = self.shape;
         row / positions * classes * positions + row % positions
     }
 }
 
-/// What the transposition of a tile reads and writes: its rows, and the rest of the vector that the last
-/// one ends in.
+/// How many numbers the transposition of a tile reads and writes: its rows, and the remainder of
+/// the vector that the last row ends in.
 const fn transposed_len(classes: usize) -> usize {
     LANES * classes + LANES
 }
 
-/// Where the vectors begin that a row is transposed in. The last one of a long row overlaps the one
-/// before it; that of a short row goes on into the next row.
+/// Where the vectors begin in which a row is transposed. The last vector of a long row overlaps the
+/// one before it; that of a short row reaches into the next row.
 #[inline(always)]
 fn vectors(classes: usize) -> impl Iterator<Item = usize> {
     (0..classes.div_ceil(LANES)).map(move |i| (i * LANES).min(classes.saturating_sub(LANES)))
@@ -303,15 +304,15 @@ fn lanes_to_whole<S: Simd>(simd: S, classes: usize, lanes: &[f32], rows: &mut [f
             *class = f32x16::from_slice(simd, from);
         }
         let block = transposed(block);
-        // what goes past a row's end is overwritten by the next one
+        // what is written past a row's end is overwritten by the next row
         for row in 0..LANES {
             block[row].store_slice(&mut rows[row * classes + first..][..LANES]);
         }
     }
 }
 
-/// Rows as columns: interleaving the first half of the rows with the second turns the bits of an
-/// element's place by one.
+/// The transpose. Interleaving the first half of the rows with the second rotates the bits of each
+/// element's index by one, so doing it once for each bit of a row's index swaps rows and columns.
 #[inline(always)]
 fn transposed<S: Simd>(mut block: [f32x16<S>; LANES]) -> [f32x16<S>; LANES] {
     for _bit in 0..LANES.ilog2() {
@@ -323,8 +324,8 @@ fn transposed<S: Simd>(mut block: [f32x16<S>; LANES]) -> [f32x16<S>; LANES] {
     block
 }
 
-/// Maps the numbers of a tile, in place. The function is given what is known of the number's row, the
-/// number, and those at the same place in other tiles.
+/// Maps the numbers of a tile in place. The function gets what is known of the number's row, the
+/// number, and the numbers at the same index in other tiles.
 ///
 /// The last vector of a row that is no multiple of [`LANES`] long overlaps the one before it.
 #[inline(always)]
@@ -340,7 +341,7 @@ pub(super) fn map<const N: usize, const K: usize>(
     }
     let classes = tiling.classes();
     for (row, to) in tile.chunks_exact_mut(classes).enumerate() {
-        // the same for every row, or those of this one
+        // either the same numbers for every row, or this row's
         let others = others.map(|other| match other.len() == classes {
             true => other,
             false => &other[row * classes..][..classes],

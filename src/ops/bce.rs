@@ -91,8 +91,8 @@ impl Elementwise for Bce {
         // below 1/2 the complement is rounded, so its logarithm is taken without it
         let of_small = -log1p_unit(min(x, 0.5) / max(complement, 0.5));
         let ln_complement = select(x <= 0.5, of_small, ln(complement));
-        let positive = annihilating_product(t, max(ln(x), -100.0));
-        let negative = annihilating_product(1.0 - t, max(ln_complement, -100.0));
+        let positive = zero_wins(t, max(ln(x), -100.0));
+        let negative = zero_wins(1.0 - t, max(ln_complement, -100.0));
         Point { loss: -positive - negative, grad: (x - t) / max(x * complement, 1e-12) }
     }
 }

@@ -90,8 +90,8 @@ impl Elementwise for BceWithLogits {
         let Logistic { log1p_exp, sigmoid, complement } = logistic(x);
         let (positive, negative) = (pos_weight * t, 1.0 - t);
         Point {
-            loss: annihilating_product(positive, log1p_exp + max(-x, 0.0))
-                + annihilating_product(negative, log1p_exp + max(x, 0.0)),
+            loss: zero_wins(positive, log1p_exp + max(-x, 0.0))
+                + zero_wins(negative, log1p_exp + max(x, 0.0)),
             grad: negative * sigmoid - positive * complement,
         }
     }

@@ -331,9 +331,9 @@ impl CrossEntropy {
         let mean = self.reduction == Reduction::Mean;
         // In place, the target's logit is met on the way: looked up after the row's statistics, it
         // might be overwritten already.
-        let spread = !has_classes || self.label_smoothing != 0.0 || operands.is_in_place();
+        let dense_target = !has_classes || self.label_smoothing != 0.0 || operands.is_in_place();
         let mut constants = vec![
-            ("SPREAD", spread.into()),
+            ("DENSE_TARGET", dense_target.into()),
             ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
             ("FROM_STATE", operands.given_state.is_some().into()),
             ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),

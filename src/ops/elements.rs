@@ -17,15 +17,15 @@ use crate::shape::{self, Layout, MAX_DIMS};
 use crate::tuning::DeviceProfile;
 use crate::{Args, Array, DType, Output, Pass, Reduction, Result, Role};
 
-/// `Params` of `shaders/family/elements.wgsl`, after the places.
+/// `Params` of `shaders/family/elements.wgsl`, after the offsets.
 #[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct ElementParams {
-    pub quads: u32,
+    pub vec4s: u32,
     pub per_team: u32,
     pub teams: u32,
-    pub line: u32,
+    pub row_elements: u32,
     pub dims: u32,
     pub scale: f32,
     pub own: [u32; 2],
@@ -222,7 +222,7 @@ impl<E: Elementwise> Op for E {
                     ("WEIGHTED", args.get(Role::Weight).is_some().into()),
                     ("POS_WEIGHTED", args.get(Role::PosWeight).is_some().into()),
                     ("REDUCED", is_reduced.into()),
-                    ("LINES", (!split.is_flat()).into()),
+                    ("OUTER_ROWS", (!split.is_flat()).into()),
                 ],
                 self.constants(),
             ]
@@ -242,10 +242,10 @@ impl<E: Elementwise> Op for E {
         for chunk in &chunks {
             let teams = teams_of(chunk);
             let params = ElementParams {
-                quads: vec4s_of(chunk) as u32,
+                vec4s: vec4s_of(chunk) as u32,
                 per_team: vec4s_per_team as u32,
                 teams: teams as u32,
-                line: chunk.inner as u32,
+                row_elements: chunk.inner as u32,
                 dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
                 own: weights.own.map(|own| own.is_some().into()),

@@ -102,11 +102,11 @@ impl Elementwise for KlDiv {
             // e^t as a square, since it may underflow where the loss does not; 0 at -inf alone
             let least = max(t, -174.0);
             let root = select(t == f32::NEG_INFINITY, 0.0, exp(0.5 * least));
-            let loss = annihilating_product(root, root * (least - x));
+            let loss = zero_wins(root, root * (least - x));
             return Point { loss, grad: -exp(t) };
         }
         // 0 ln 0 is 0; the logarithm of a negative number is NaN
-        let loss = annihilating_product(t, ln(t) - x);
+        let loss = zero_wins(t, ln(t) - x);
         Point { loss: select(t < 0.0, f32::NAN, loss), grad: -t }
     }
 }

@@ -62,7 +62,7 @@ impl LogSoftmax {
             name: self.name(),
             dim: self.dim,
             shader: shader!("ops/log_softmax.wgsl"),
-            upstream_is_amounts: true,
+            upstream_is_target: true,
         }
     }
 }

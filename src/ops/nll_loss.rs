@@ -159,6 +159,6 @@ impl Op for NllLoss {
 
     #[cfg(feature = "cpu")]
     fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
-        crate::cpu::picked(self, args, output)
+        crate::cpu::nll_loss(self, args, output)
     }
 }

@@ -7,7 +7,7 @@ use crate::kernel::{self, Kernel};
 use crate::limits::Split;
 use crate::program::{Binding, Port, Program, View};
 
-/// `Params` of `shaders/family/padding.wgsl`, after the places.
+/// `Params` of `shaders/family/padding.wgsl`, after the offsets.
 #[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
@@ -44,7 +44,7 @@ impl Program {
             let kernel = Kernel {
                 label: format!("zero_padding.{}", layout.dtype()),
                 files: [
-                    &[kernel::PADDING, kernel::MATH, kernel::PLACES][..],
+                    &[kernel::PADDING, kernel::MATH, kernel::OFFSETS][..],
                     &kernel::storage(layout.dtype(), false, false),
                 ]
                 .concat(),

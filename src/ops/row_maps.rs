@@ -15,7 +15,7 @@ pub(super) struct RowMap {
     pub dim: i64,
     pub shader: File,
     /// Whether the gradient is the row form with the negated upstream gradient as amounts.
-    pub upstream_is_amounts: bool,
+    pub upstream_is_target: bool,
 }
 
 impl RowMap {
@@ -78,10 +78,14 @@ impl RowMap {
         let storage = kernel::storage(input.dtype(), vec4, args.in_place);
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
-            files: [&[kernel::ROW_MAPS, kernel::ROW_FORM, self.shader][..], &storage].concat(),
+            files: [
+                &[kernel::ROW_MAPS, kernel::ROW_STATE, kernel::ROW_TILES, self.shader][..],
+                &storage,
+            ]
+            .concat(),
             entry_point: pass.name(),
             constants: vec![
-                ("SPREAD", (pass.has_grad() && self.upstream_is_amounts).into()),
+                ("DENSE_TARGET", (pass.has_grad() && self.upstream_is_target).into()),
                 ("HAS_UPSTREAM", args.get(Role::Upstream).is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
@@ -93,9 +97,9 @@ impl RowMap {
                 rows: piece.rows as u32,
                 classes: shape.classes as u32,
                 positions: piece.positions as u32,
-                rows_each: launch.rows_per_team,
-                shares: launch.splits,
-                share: launch.classes_per_split,
+                rows_per_team: launch.rows_per_team,
+                splits: launch.splits,
+                classes_per_split: launch.classes_per_split,
                 ..RowParams::default()
             };
             let mut bindings = piece.bindings;

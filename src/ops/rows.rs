@@ -69,7 +69,7 @@ pub(super) fn device_ignore_index(ignore_index: i64) -> i32 {
     i32::try_from(ignore_index).unwrap_or(i32::MIN)
 }
 
-/// `Params` of `shaders/shared/row_form.wgsl`, after the places.
+/// `Params` of `shaders/shared/row_tiles.wgsl`, after the offsets.
 #[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
@@ -85,9 +85,9 @@ pub struct RowParams {
     pub softcap: f32,
     pub z_loss: f32,
     pub first: u32,
-    pub rows_each: u32,
-    pub shares: u32,
-    pub share: u32,
+    pub rows_per_team: u32,
+    pub splits: u32,
+    pub classes_per_split: u32,
     pub unused: [u32; 2],
 }
 
@@ -229,9 +229,9 @@ impl RowLoss {
                     classes: shape.classes as u32,
                     positions: piece.positions as u32,
                     first: first_index(row),
-                    rows_each: launch.rows_per_team,
-                    shares: launch.splits,
-                    share: launch.classes_per_split,
+                    rows_per_team: launch.rows_per_team,
+                    splits: launch.splits,
+                    classes_per_split: launch.classes_per_split,
                     ..self.params
                 };
                 let teams = launch.teams(rows);
@@ -244,7 +244,7 @@ impl RowLoss {
                 if partials.is_some() {
                     let kernel = Kernel {
                         label: format!("{}.sums", kernel.label),
-                        entry_point: "sums",
+                        entry_point: "partials",
                         ..kernel.clone()
                     };
                     // losses and gradients are not written yet; in place, the input is found there
@@ -362,21 +362,21 @@ impl RowLoss {
         let upstream = kernel::upstream(operands.upstream.is_some(), is_reduced);
         let family = match self.family {
             Family::Rows => kernel::ROWS,
-            Family::Gather => kernel::PICKED,
+            Family::Gather => kernel::GATHER,
         };
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
         let storage = kernel::storage(layout.dtype(), vec4, operands.is_in_place());
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
         if self.family == Family::Rows {
-            constants.push(("SHARED", (launch.splits > 1).into()));
+            constants.push(("SPLIT_ROWS", (launch.splits > 1).into()));
         }
         Kernel {
             label: format!("{}.{}.{}", self.name, self.pass.name(), layout.dtype()),
             files: [
                 &[family],
                 &self.files[..],
-                &[kernel::ROW_FORM, kernel::CLASSES, upstream],
+                &[kernel::ROW_STATE, kernel::ROW_TILES, kernel::CLASSES, upstream],
                 &storage,
             ]
             .concat(),

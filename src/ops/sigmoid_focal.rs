@@ -141,8 +141,8 @@ impl Elementwise for SigmoidFocal {
         // 1 - p_t, without the subtraction that would cancel
         let q = p * negative + complement * t;
         let q_slope = p * complement * (1.0 - 2.0 * t);
-        let bce = annihilating_product(t, log1p_exp + max(-x, 0.0))
-            + annihilating_product(negative, log1p_exp + max(x, 0.0));
+        let bce =
+            zero_wins(t, log1p_exp + max(-x, 0.0)) + zero_wins(negative, log1p_exp + max(x, 0.0));
         let bce_slope = negative * p - t * complement;
         let [alpha, rest, gamma] = self.settings().map(|setting| setting as f32);
         let alpha = select(alpha < 0.0, 1.0, alpha * t + rest * negative);
@@ -154,11 +154,11 @@ impl Elementwise for SigmoidFocal {
         let is_undefined = (q < 0.0) & !is_whole(gamma);
         let sign = select((q < 0.0) & !is_whole(0.5 * gamma), -1.0, 1.0);
         let slope_sign = select(q < 0.0, -sign, 1.0);
-        let slope = annihilating_product(bce, power(q.abs(), gamma - 1.0));
-        let slope = gamma * slope_sign * annihilating_product(q_slope, slope);
+        let slope = zero_wins(bce, power(q.abs(), gamma - 1.0));
+        let slope = gamma * slope_sign * zero_wins(q_slope, slope);
         let slope = select(gamma == 0.0, 0.0, slope);
-        let loss = annihilating_product(alpha, annihilating_product(root, sign * (root * bce)));
-        let grad = annihilating_product(alpha, sign * (root * root * bce_slope) + slope);
+        let loss = zero_wins(alpha, zero_wins(root, sign * (root * bce)));
+        let grad = zero_wins(alpha, sign * (root * root * bce_slope) + slope);
         Point {
             loss: select(is_undefined, f32::NAN, loss),
             grad: select(is_undefined, f32::NAN, grad),

@@ -79,8 +79,8 @@ impl Elementwise for SoftMargin {
     fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         // softplus of -t x
-        let z = -annihilating_product(t, x);
+        let z = -zero_wins(t, x);
         let Logistic { log1p_exp, sigmoid, .. } = logistic(z);
-        Point { loss: max(z, 0.0) + log1p_exp, grad: -annihilating_product(t, sigmoid) }
+        Point { loss: max(z, 0.0) + log1p_exp, grad: -zero_wins(t, sigmoid) }
     }
 }

@@ -65,7 +65,7 @@ impl Softmax {
             name: self.name(),
             dim: self.dim,
             shader: shader!("ops/softmax.wgsl"),
-            upstream_is_amounts: false,
+            upstream_is_target: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::kernel::{self, File, Kernel};
 use crate::program::{Binding, Port, Program, View, chunks, first_index};
 use crate::tuning::ElementLaunch;
 
-/// `Params` of `shaders/family/sum.wgsl`, after the places.
+/// `Params` of `shaders/family/sum.wgsl`, after the offsets.
 #[allow(missing_docs)] // the shader has them
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]

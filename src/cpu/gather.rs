@@ -1,20 +1,22 @@
-//! Negative log-likelihood: of each row only the entry at the target is read.
+//! Negative log-likelihood: the loss gathers one entry of each row, that at the target. The
+//! gradient is 0 at all others.
 
 use super::labels::Labels;
+use super::math::zero_wins_unless_nan;
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
 use crate::ops::NllLoss;
 use crate::shape::ClassShape;
 use crate::{Args, Array, Output, Reduction, Result, Role};
 
-/// Rows of a task: the sum of losses is that of the tasks, in order.
+/// Rows of a task. A sum of losses is that of its tasks, in order, whatever the number of threads.
 const TASK: usize = 1 << 12;
 
 /// About how many elements of the gradient a task has.
 const ELEMENTS: usize = 1 << 16;
 
-/// Over arrays that the op's checks have passed.
-pub(crate) fn picked(
+/// Computes [`NllLoss`] over arrays that the op's checks have passed.
+pub(crate) fn nll_loss(
     op: &NllLoss,
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
@@ -41,7 +43,7 @@ fn run<T: Stored>(
         },
         _ => 1.0,
     };
-    // the weight of a kept row's class, and the place of its entry
+    // the target weight of a kept row, and the index of its entry
     let entry = |row: usize| {
         let class = labels.class(row)?;
         let weight = weight.map_or(1.0, |weight| weight[class]);
@@ -50,7 +52,9 @@ fn run<T: Stored>(
 
     if let Some(to) = slice_mut::<f32>(output.place(Role::Loss))? {
         let loss_of = |row: usize| match entry(row) {
-            Some((weight, at)) => times(-weight, input[at].to_f32()),
+            Some((target_weight, index)) => {
+                zero_wins_unless_nan(-target_weight, input[index].to_f32())
+            }
             None => 0.0,
         };
         let losses = |first: usize| (first..shape.rows().min(first + TASK)).map(loss_of);
@@ -66,9 +70,9 @@ fn run<T: Stored>(
     }
     let Some(grad) = slice_mut::<T>(output.place(Role::Grad))? else { return Ok(()) };
     let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
-    let factor = scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32;
+    let scale = scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32;
     let upstream = if is_none { slice_of::<T>(args.get(Role::Upstream))? } else { None };
-    // whole indices of the batch, of which rows are never divided
+    // A task has whole indices of the batch, so that no row is divided among tasks.
     let batches = ELEMENTS.div_ceil(shape.batch_elements().max(1));
     let tasks = grad.chunks_mut(batches * shape.batch_elements().max(1)).enumerate();
     threads::run(tasks, |(task, grad)| {
@@ -76,15 +80,10 @@ fn run<T: Stored>(
         let first = task * batches * shape.batch_elements();
         let rows = grad.len() / classes;
         for row in task * batches * positions..task * batches * positions + rows {
-            let Some((weight, at)) = entry(row) else { continue };
-            let factor = upstream.map_or(factor, |upstream| upstream[row].to_f32());
-            grad[at - first] = T::from_f32(times(-weight, factor));
+            let Some((target_weight, index)) = entry(row) else { continue };
+            let scale = upstream.map_or(scale, |upstream| upstream[row].to_f32());
+            grad[index - first] = T::from_f32(zero_wins_unless_nan(-target_weight, scale));
         }
     });
     Ok(())
-}
-
-/// As [`times`](super::math::times), of one number.
-fn times(factor: f32, value: f32) -> f32 {
-    if factor == 0.0 && !value.is_nan() { 0.0 } else { factor * value }
 }
