@@ -124,7 +124,7 @@ pub mod internals {
     pub use crate::kernel::{Define, File, Kernel};
     pub use crate::limits::Limits;
     pub use crate::ops::sealed::Sealed;
-    pub use crate::ops::{ElementParams, RowParams, SumParams};
+    pub use crate::ops::{ElementParams, RowOperands, RowParams, SumParams, Target};
     pub use crate::program::{
         Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };

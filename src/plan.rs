@@ -167,7 +167,8 @@ impl Gpu {
     }
 
     /// Gives a program its pipelines and its memory.
-    pub(crate) async fn compile(
+    #[doc(hidden)]
+    pub async fn compile(
         &self,
         program: Program,
         args: Args<Layout>,

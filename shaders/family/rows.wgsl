@@ -48,7 +48,7 @@
 // its own split, and the first split's team writes the loss.
 //
 // Reads `input` [rows, classes], and what the op's file and the upstream's do. Writes `grad`
-// [rows, classes], `row_outputs` [1 or 4, rows] and `row_state` [rows or splits], each element by
+// [rows, classes], `row_outputs` [1 or 5, rows] and `row_state` [rows or splits], each element by
 // one member of one team; rows of 16 bits may share words (storage/half.wgsl). No barriers but
 // those of team/.
 //
@@ -58,8 +58,8 @@
 //
 // Overrides: those below, and those of shared/row_tiles.wgsl and shared/row_state.wgsl.
 
-// [1 or 4, rows]: each row's loss; with ROW_OUTPUTS then each row's logsumexp, argmax, and whether
-// that is the target. Bits of f32 and i32, because small integers as floats might be flushed to 0.
+// [1 or 5, rows]: each row's loss; with ROW_OUTPUTS then each row's logsumexp, argmax, and whether
+// that is the target, and each row's entropy. Bits of f32 and i32, because small integers as floats might be flushed to 0.
 @group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
 // [rows], the state (m, denom_minus_1, target_below, target_at_max) that forward keeps of each
 // row; or with SPLIT_ROWS [rows, splits, 2], the packed partial of each split.
@@ -116,12 +116,13 @@ fn merged_splits(row: Row) -> RowPartial {
 
 fn stats_of_row(team: Team, row: Row) -> RowStats {
     if row.kind != ROW_KEPT && !ROW_OUTPUTS {
-        return RowStats(0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD));
+        return RowStats(
+            0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD), 0.0);
     }
     if FROM_STATE {
         let state = row_state[element_index(STATE, 0u, row.index)];
         let flags = select(0u, HAS_NAN_LOGIT, is_nan(state.x));
-        return RowStats(state.x, state.y, state.z, state.w, 0.0, flags);
+        return RowStats(state.x, state.y, state.z, state.w, 0.0, flags, 0.0);
     }
     var partial: RowPartial;
     if SPLIT_ROWS {
@@ -165,6 +166,8 @@ fn store_loss(team: Team, row: Row, stats: RowStats) {
         row_outputs[second] = bitcast<u32>(select(logsumexp(stats), nan(), has_nan_logit));
         row_outputs[second + params.rows] = bitcast<u32>(argmax);
         row_outputs[second + 2u * params.rows] = select(0u, 1u, is_correct);
+        let entropy = select(entropy(stats), nan(), has_nan_logit);
+        row_outputs[second + 3u * params.rows] = bitcast<u32>(entropy);
     }
 }
 

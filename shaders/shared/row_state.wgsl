@@ -12,11 +12,13 @@
 //     target_at_max = sum over x[c] = m of a[c]
 //     margin_sum    = sum of a[c] (m - x[c])
 //     denom_minus_1 = exp_sum_below + (max_count - 1)    the softmax's denominator, less 1
+//     entropy_sum   = sum of e^(x[c] - m) (m - x[c])     with ENTROPY alone
 // With T = target_below + target_at_max:
 //     loss    = T log1p(denom_minus_1) + margin_sum
 //     grad[c] = p[c] T - a[c]
 //               at a maximum without a near rival, where that cancels:
 //               (target_below - denom_minus_1 target_at_max) / (1 + denom_minus_1)
+//     entropy = log1p(denom_minus_1) + entropy_sum / (1 + denom_minus_1)
 //
 // Reads `scale`, `softcap` and `z_loss` of the family's Params, where an override below asks for
 // it.
@@ -31,6 +33,8 @@ override SCALED: bool = false;
 override SOFTCAP: bool = false;
 // Whether z_loss * logsumexp^2 is added to the loss.
 override Z_LOSS: bool = false;
+// Whether the entropy of the row's softmax is asked for.
+override ENTROPY: bool = false;
 
 // The flags of a partial, and of a row's statistics.
 // There is NaN or +inf among the logits; in statistics also, all logits are -inf.
@@ -55,6 +59,8 @@ struct RowPartial {
     flags: u32,
     // the first class at m; 0 for now, since nothing asks for it
     first_at_max: u32,
+    // not part of the packed form: rows whose entropy is asked for are one team's
+    entropy_sum: f32,
 }
 
 // A partial in memory: eight f32 as two vectors.
@@ -74,7 +80,7 @@ fn pack_partial(p: RowPartial) -> PackedPartial {
 fn unpack_partial(packed: PackedPartial) -> RowPartial {
     let a = packed.a;
     let b = packed.b;
-    return RowPartial(a.x, a.y, a.z, a.w, b.x, b.y, u32(b.z), bitcast<u32>(b.w));
+    return RowPartial(a.x, a.y, a.z, a.w, b.x, b.y, u32(b.z), bitcast<u32>(b.w), 0.0);
 }
 
 // A partial that is being summed, in four lanes: each sum is that of its lanes. A member adds a
@@ -86,6 +92,7 @@ struct PartialLanes {
     target_below: vec4<f32>,
     target_at_max: vec4<f32>,
     margin_sum: vec4<f32>,
+    entropy_sum: vec4<f32>,
     flags: u32,
 }
 
@@ -93,7 +100,7 @@ struct PartialLanes {
 // for classes that are all masked.
 fn empty_partial() -> PartialLanes {
     return PartialLanes(
-        LOWEST, vec4(0.0), vec4(0u), vec4(0.0), vec4(0.0), vec4(0.0), 0u);
+        LOWEST, vec4(0.0), vec4(0u), vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0), 0u);
 }
 
 fn lanes_of_partial(p: RowPartial) -> PartialLanes {
@@ -112,13 +119,22 @@ fn partial_of_lanes(lanes: PartialLanes) -> RowPartial {
     return RowPartial(
         lanes.m, add_up(lanes.exp_sum_below), add_up(vec4<f32>(lanes.max_count)),
         add_up(lanes.target_below), add_up(lanes.target_at_max), add_up(lanes.margin_sum),
-        lanes.flags, 0u);
+        lanes.flags, 0u, add_up(lanes.entropy_sum));
 }
 
 // Moves a partial's maximum up to m. What was at the maximum is below it afterwards.
 fn rescale(partial: ptr<function, PartialLanes>, m: f32) {
     let moved = m > (*partial).m;
-    let factor = exp_nonpositive(min(relative4(vec4((*partial).m), m), vec4(0.0))).x;
+    let distance = min(relative4(vec4((*partial).m), m), vec4(0.0));
+    let factor = exp_nonpositive(distance).x;
+    if ENTROPY {
+        // Every exponential moves down by the distance. One that becomes 0 has no entropy, however
+        // far it moves.
+        let exp_sum = (*partial).exp_sum_below + vec4<f32>((*partial).max_count);
+        let entropy_sum = ((*partial).entropy_sum - exp_sum * distance) * factor;
+        let kept = select(entropy_sum, vec4(0.0), factor == 0.0);
+        (*partial).entropy_sum = select((*partial).entropy_sum, kept, moved);
+    }
     (*partial).exp_sum_below = select(
         (*partial).exp_sum_below,
         ((*partial).exp_sum_below + vec4<f32>((*partial).max_count)) * factor, moved);
@@ -142,6 +158,10 @@ fn add_vec4(partial: ptr<function, PartialLanes>, x: vec4<f32>, e: vec4<f32>, a:
     let is_max = x == vec4((*partial).m);
     (*partial).exp_sum_below += select(e, vec4(0.0), is_max);
     (*partial).max_count += select(vec4(0u), vec4(1u), is_max);
+    if ENTROPY {
+        let term = -e * relative4(x, (*partial).m);
+        (*partial).entropy_sum += select(term, vec4(0.0), e == vec4(0.0));
+    }
     if DENSE_TARGET {
         (*partial).target_at_max += select(vec4(0.0), a, is_max);
         (*partial).target_below += select(a, vec4(0.0), is_max);
@@ -163,6 +183,9 @@ fn merge(partial: ptr<function, PartialLanes>, other: ptr<function, PartialLanes
     rescale(other, (*partial).m);
     (*partial).exp_sum_below += (*other).exp_sum_below;
     (*partial).max_count += (*other).max_count;
+    if ENTROPY {
+        (*partial).entropy_sum += (*other).entropy_sum;
+    }
     if DENSE_TARGET {
         (*partial).target_below += (*other).target_below;
         (*partial).target_at_max += (*other).target_at_max;
@@ -180,6 +203,7 @@ struct RowStats {
     margin_sum: f32,
     // HAS_*
     flags: u32,
+    entropy_sum: f32,
 }
 
 // The statistics of a row, from the partial of all of its classes.
@@ -191,7 +215,7 @@ fn stats_of_partial(partial: RowPartial) -> RowStats {
     let denom_minus_1 = partial.exp_sum_below + f32(u32(partial.max_count) - 1u);
     return RowStats(
         partial.m, denom_minus_1, partial.target_below, partial.target_at_max,
-        partial.margin_sum, flags);
+        partial.margin_sum, flags, partial.entropy_sum);
 }
 
 // The same for a row whose only target weight belongs to one class, at the logit x.
@@ -220,6 +244,11 @@ fn logsumexp(stats: RowStats) -> f32 {
         m *= params.scale;
     }
     return m + log1p(stats.denom_minus_1);
+}
+
+// The entropy of the row's softmax: the sum of -p[c] ln p[c], in nats.
+fn entropy(stats: RowStats) -> f32 {
+    return log1p(stats.denom_minus_1) + stats.entropy_sum / (1.0 + stats.denom_minus_1);
 }
 
 fn loss_of(stats: RowStats) -> f32 {

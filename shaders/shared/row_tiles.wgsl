@@ -248,14 +248,18 @@ fn row_partial(team: Team, row: Row) -> RowPartial {
     if DENSE_TARGET {
         let sums = team_sum(
             team, vec4(own.exp_sum_below, own.max_count, own.target_below, own.target_at_max));
-        let margin_sum = team_sum(team, vec4(own.margin_sum)).x;
+        let more = team_sum(team, vec4(own.margin_sum, own.entropy_sum, 0.0, 0.0));
         let flags = team_or(team, own.flags | select(0u, HAS_NAN_LOGIT, has_nan));
-        return RowPartial(m, sums.x, sums.y, sums.z, sums.w, margin_sum, flags, 0u);
+        return RowPartial(m, sums.x, sums.y, sums.z, sums.w, more.x, flags, 0u, more.y);
     }
     let sums =
         team_sum_three(team, vec3(own.exp_sum_below, own.max_count, select(0.0, 1.0, has_nan)));
-    return RowPartial(
-        m, sums.x, sums.y, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, sums.z != 0.0), 0u);
+    var entropy_sum = 0.0;
+    if ENTROPY {
+        entropy_sum = team_sum(team, vec4(own.entropy_sum)).x;
+    }
+    let flags = select(0u, HAS_NAN_LOGIT, sums.z != 0.0);
+    return RowPartial(m, sums.x, sums.y, 0.0, 0.0, 0.0, flags, 0u, entropy_sum);
 }
 
 // The statistics of a row that one team takes.

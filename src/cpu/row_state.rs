@@ -238,6 +238,20 @@ pub(super) fn row_stats(
     found.stats()
 }
 
+/// The sums of `weight[c] (m - x[c])` over a tile's rows, by lane.
+#[inline(always)]
+pub(super) fn margin_sums(
+    settings: &Logits,
+    tiling: &Tiling,
+    logits: &[f32],
+    weights: &[f32],
+    m: &Lanes,
+) -> Lanes {
+    let mut found = RowPartials::empty(*m, [0; LANES]);
+    found.add_target_weights(tiling, logits, weights, settings.distance_scale());
+    found.margin_sum
+}
+
 /// Writes exponentials, and returns the sums of those below the maximum, and how many lie at it.
 #[inline(always)]
 fn exp_sums(

@@ -6,7 +6,7 @@ use super::labels::Labels;
 use super::math::{LANES, Lanes, vectorized, zero_wins_unless_nan};
 use super::row_state::{
     HAS_NAN_LOGIT, Logits, Results, RowGradients, RowStats, Rows, cap, exponentials, first_at,
-    peaks, row_stats,
+    margin_sums, peaks, row_stats,
 };
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
 use super::threads;
@@ -64,6 +64,7 @@ struct Task<'a, T> {
     logsumexp: Option<&'a mut [f32]>,
     argmax: Option<&'a mut [i32]>,
     correct: Option<&'a mut [i32]>,
+    entropy: Option<&'a mut [f32]>,
 }
 
 /// A thread's memory for one tile of each tensor.
@@ -89,6 +90,7 @@ struct Found {
     state: [Lanes; 4],
     logsumexp: Lanes,
     argmax: [i32; LANES],
+    entropy: Lanes,
 }
 
 fn run<T: Stored>(
@@ -147,13 +149,22 @@ fn run<T: Stored>(
     };
 
     let has_loss = output.get(Role::Loss).is_some();
-    let roles = [Role::Loss, Role::Grad, Role::State, Role::LogSumExp, Role::Argmax, Role::Correct];
-    let [to_loss, to_grad, to_state, to_logsumexp, to_argmax, to_correct] = output.places(roles)?;
+    let [to_loss, to_grad, to_state, to_logsumexp, to_argmax, to_correct, to_entropy] = output
+        .places([
+            Role::Loss,
+            Role::Grad,
+            Role::State,
+            Role::LogSumExp,
+            Role::Argmax,
+            Role::Correct,
+            Role::Entropy,
+        ])?;
     let mut loss = if is_none { slice_mut::<f32>(to_loss)? } else { None };
     let mut state = slice_mut::<f32>(to_state)?;
     let mut logsumexp = slice_mut::<f32>(to_logsumexp)?;
     let mut argmax = slice_mut::<i32>(to_argmax)?;
     let mut correct = slice_mut::<i32>(to_correct)?;
+    let mut entropy = slice_mut::<f32>(to_entropy)?;
     let tasks = tiling.tasks();
     let grads = tiling.pieces(slice_mut::<T>(to_grad)?, &tasks);
     let tasks: Vec<_> = tasks
@@ -166,6 +177,7 @@ fn run<T: Stored>(
             logsumexp: take(&mut logsumexp, rows.len()),
             argmax: take(&mut argmax, rows.len()),
             correct: take(&mut correct, rows.len()),
+            entropy: take(&mut entropy, rows.len()),
             rows,
         })
         .collect();
@@ -242,6 +254,9 @@ impl<T: Stored> Job<'_, T> {
             }
             if let Some(argmax) = &mut task.argmax {
                 argmax[within.clone()].copy_from_slice(&found.argmax[..rows.len()]);
+            }
+            if let Some(entropy) = &mut task.entropy {
+                entropy[within.clone()].copy_from_slice(&found.entropy[..rows.len()]);
             }
             if let Some(correct) = &mut task.correct {
                 for (lane, row) in within.enumerate() {
@@ -322,7 +337,16 @@ impl Form<'_> {
             }
             None => row_stats(settings, tiling, logits, to, target_weights, (m, flags)),
         };
-        let Results { loss, logsumexp, gradients, .. } = stats.conclude(settings, &known, &x);
+        let Results { loss, logsumexp, log, inverse, gradients } =
+            stats.conclude(settings, &known, &x);
+        let mut entropy = [0.0; LANES];
+        if self.has_row_outputs {
+            // the exponentials are the softmax times its denominator
+            let sums = margin_sums(settings, tiling, logits, to, &stats.m);
+            for lane in 0..LANES {
+                entropy[lane] = log[lane] + sums[lane] * inverse[lane];
+            }
+        }
         if self.has_grad {
             self.gradient(&gradients, to, target_weights, slopes, per_row, rows.len());
         }
@@ -333,7 +357,7 @@ impl Form<'_> {
             }
         }
         let state = [stats.m, stats.denom_minus_1, stats.target_below, stats.target_at_max];
-        Found { loss, state, logsumexp, argmax: classes }
+        Found { loss, state, logsumexp, argmax: classes, entropy }
     }
 
     /// The numbers of a tile at the labels.

@@ -54,7 +54,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// grad[c] = z'[c] * (p[c] * (A + 2 z_loss L) - a[c]),  z' = s,  or  s sech^2(s x / k)
 /// ```
 ///
-/// [`row_outputs`](Self::row_outputs) adds each row's logsumexp, argmax and correctness.
+/// [`row_outputs`](Self::row_outputs) adds each row's logsumexp `L`, argmax, correctness and entropy
+/// `H = sum over c of -p[c] ln p[c]` in nats, to which a class at -inf adds nothing.
 ///
 /// # Reductions
 /// `mean` (the default) divides the sum of the losses by the sum of `w[y]` over the rows kept:
@@ -148,8 +149,9 @@ impl CrossEntropy {
         self
     }
 
-    /// Whether forward also gives each row's logsumexp, argmax and, with class targets, whether the
-    /// argmax is the target; of ignored rows too. Default: no.
+    /// Whether forward also gives each row's logsumexp, argmax, the entropy of its softmax and, with
+    /// class targets, whether the argmax is the target ([`Output::rows`]); of ignored rows too.
+    /// Default: no.
     pub fn row_outputs(mut self, row_outputs: bool) -> Self {
         self.row_outputs = row_outputs;
         self
@@ -292,11 +294,11 @@ impl Op for CrossEntropy {
             if has_classes { Target::Classes(target) } else { Target::Probabilities(target) };
         let mut operands = RowOperands::of(args, outputs, target);
         if self.row_outputs && pass.has_loss() {
-            let written = [Role::LogSumExp, Role::Argmax, Role::Correct];
+            let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
             operands.row_outputs =
                 written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec();
         }
-        self.row_loss(pass, operands).push(&mut program, profile)?;
+        self.push_rows(pass, operands, &mut program, profile)?;
         Ok(program)
     }
 
@@ -317,13 +319,25 @@ impl CrossEntropy {
             (Role::LogSumExp, DType::F32),
             (Role::Argmax, DType::I32),
             (Role::Correct, DType::I32),
+            (Role::Entropy, DType::F32),
         ];
         let is_given = self.row_outputs && pass.has_loss();
         all.into_iter().filter(move |&(role, _)| is_given && (has_classes || role != Role::Correct))
     }
 
-    /// The loss of rows over any operands.
-    pub(super) fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
+    /// Adds the loss of rows over any operands to a program that others have begun.
+    #[doc(hidden)]
+    pub fn push_rows(
+        &self,
+        pass: Pass,
+        operands: RowOperands,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        self.row_loss(pass, operands).push(program, profile)
+    }
+
+    fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
         let shape = operands.input.layout.shape();
         let classes = if shape.len() > 1 { shape[1] } else { shape[0] };
         let rows = operands.input.layout.elements() / classes.max(1);
@@ -337,6 +351,7 @@ impl CrossEntropy {
             ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
             ("FROM_STATE", operands.given_state.is_some().into()),
             ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),
+            ("ENTROPY", (pass.has_loss() && self.row_outputs).into()),
             ("SCALED", (self.logit_scale != 1.0 && self.softcap.is_none()).into()),
             ("SOFTCAP", self.softcap.is_some().into()),
             ("Z_LOSS", (self.z_loss != 0.0).into()),

@@ -13,7 +13,7 @@ pub use elements::ElementParams;
 pub(crate) use elements::weight_dims;
 pub(crate) use elements::{Elementwise, divisor};
 pub(crate) use row_maps::rows_along;
-pub use rows::RowParams;
+pub use rows::{RowOperands, RowParams, Target};
 pub use sum::SumParams;
 
 // The list of ops.

@@ -135,8 +135,9 @@ pub(super) struct RowLoss {
 }
 
 /// What a loss over rows works on. The shape of the input is that of the rows.
+#[allow(missing_docs)]
 #[derive(Debug, Clone)]
-pub(super) struct RowOperands {
+pub struct RowOperands {
     pub input: View,
     pub target: Target,
     pub weight: Option<View>,
@@ -155,7 +156,7 @@ pub(super) struct RowOperands {
 
 /// The targets of rows.
 #[derive(Debug, Clone)]
-pub(super) enum Target {
+pub enum Target {
     /// A class a row: the divisor of the mean is the sum of their weights.
     Classes(View),
     /// A probability for each class.

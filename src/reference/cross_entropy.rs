@@ -7,6 +7,7 @@ use crate::{Args, Array, Output, Pass, Reduction, Role};
 /// The loss of a row and its gradient, and T beside both.
 pub(super) struct Row {
     pub logsumexp: f64,
+    pub entropy: f64,
     pub argmax: Option<usize>,
     pub loss: f64,
     pub loss_magnitude: f64,
@@ -21,6 +22,7 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
         let nan = vec![f64::NAN; x.len()];
         return Row {
             logsumexp: f64::NAN,
+            entropy: f64::NAN,
             argmax: None,
             loss: f64::NAN,
             loss_magnitude: f64::NAN,
@@ -52,7 +54,11 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
     let rest_abs = others().map(|c| a[c].abs()).sum::<f64>();
     grad[k] = p(k) * rest - a[k] * (s / (1.0 + s));
     grad_magnitudes[k] = p(k) * rest_abs + a[k].abs() * (s / (1.0 + s));
-    Row { logsumexp: m + s.ln_1p(), argmax: Some(k), loss, loss_magnitude, grad, grad_magnitudes }
+    // each term is at least 0; 0 ln 0 is 0
+    let entropy = s.ln_1p() + (0..x.len()).map(|c| times(p(c), m - x[c])).sum::<f64>();
+    let logsumexp = m + s.ln_1p();
+    let argmax = Some(k);
+    Row { logsumexp, entropy, argmax, loss, loss_magnitude, grad, grad_magnitudes }
 }
 
 /// The loss with `z * logsumexp^2` added, whose derivative is `2 z logsumexp p[c]`.
@@ -142,14 +148,17 @@ pub(crate) fn cross_entropy(
         };
         let per_row = |value: &dyn Fn(usize) -> f64| {
             let values: Vec<f64> = (0..rows).map(value).collect();
-            // an absolute error, in units of the largest logit
+            // an absolute error, in units of max(1, |value|)
             let magnitudes = values.iter().map(|value| value.abs().max(1.0)).collect();
             Values { shape: rows_shape.clone(), values, magnitudes }
         };
-        let logsumexp = |r: usize| {
+        let of_logits = |r: usize| {
             let x: Vec<f64> = input_of(r).into_iter().map(|x| logit(op, x)).collect();
-            row(&x, &vec![0.0; classes]).logsumexp
+            row(&x, &vec![0.0; classes])
         };
+        let entropies: Vec<f64> = (0..rows).map(|r| of_logits(r).entropy).collect();
+        let entropies =
+            Values { shape: rows_shape.clone(), magnitudes: entropies.clone(), values: entropies };
         // of the input itself: a cap makes ties of large logits
         let argmax =
             |r: usize| row(&input_of(r), &vec![0.0; classes]).argmax.map_or(-1.0, |k| k as f64);
@@ -160,9 +169,10 @@ pub(crate) fn cross_entropy(
             })
         });
         output = output
-            .with(Role::LogSumExp, per_row(&logsumexp))
+            .with(Role::LogSumExp, per_row(&|r| of_logits(r).logsumexp))
             .with(Role::Argmax, per_row(&argmax))
-            .with_some(Role::Correct, correct);
+            .with_some(Role::Correct, correct)
+            .with(Role::Entropy, entropies);
     }
     output
 }

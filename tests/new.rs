@@ -1,0 +1,3 @@
+mod composition;
+mod pieces;
+mod calls;
