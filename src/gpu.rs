@@ -634,7 +634,7 @@ fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu:
         label: Some(&kernel.label),
         source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
     };
-    if runtime_checks {
+    if runtime_checks || !kernel.is_trusted() {
         return device.create_shader_module(descriptor);
     }
     // SAFETY: Every place that a kernel of this crate reads or writes is one of the elements of a

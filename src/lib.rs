@@ -68,6 +68,12 @@ mod plan;
 mod door;
 mod stream;
 
+/// Losses of the caller's own: see [`Elementwise`](custom::Elementwise).
+pub mod custom {
+    pub use crate::kernel::File as Shader;
+    pub use crate::ops::{Elementwise, Point};
+}
+
 #[cfg(test)]
 extern crate self as wgloss; // the table of `wgloss check` names it so
 #[cfg(test)]
@@ -90,7 +96,10 @@ pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use gpu::adapters;
 pub use gpu::{Gpu, GpuOptions};
-pub use ops::*;
+pub use ops::{
+    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse, NllLoss, Op,
+    Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax, ops, options,
+};
 pub use plan::{Bound, Plan};
 pub use program::check_status;
 pub use select::Team;

@@ -200,8 +200,9 @@ pub(crate) struct ElementParams {
     pub dims: u32,
     pub scale: f32,
     pub own: [u32; 2],
-    pub settings: [f32; 3],
+    pub settings: [f32; 8],
     pub first: u32,
+    pub unused: [u32; 3],
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
