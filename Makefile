@@ -13,10 +13,10 @@ setup: ## install what is missing: a C linker, a Vulkan loader and driver
 	@scripts/setup.sh
 
 demo: setup ## train a classifier of handwritten digits on the GPU
-	@$(runtime_dir) cargo run --locked --release --features cli --example digits
+	@$(runtime_dir) cargo run --locked --release --example digits
 
 test: setup ## run every test and doc test; a missing GPU is a failure
-	@$(runtime_dir) WGLOSS_REQUIRE_GPU=1 cargo test --locked --features cli
+	@$(runtime_dir) WGLOSS_REQUIRE_GPU=1 cargo test --locked
 
 test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="lavapipe swiftshader")
 	@scripts/test-drivers.sh $(DRIVERS)
@@ -31,10 +31,9 @@ lint: setup ## check formatting, clippy and rustdoc, warnings denied
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
 		{ echo "lint needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
 	cargo fmt --all --check
-	rustfmt --check src/ops/*.rs # a macro declares these modules: cargo does not see them
-	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --all-targets --no-default-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked -p wgloss --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --all-features
 
 clean: ## remove what was built and what the demo wrote
 	cargo clean --locked

@@ -1,27 +1,12 @@
 //! The workloads of `wgloss bench` under criterion: kernels by timestamps, calls with upload and
-//! readback, and the CPU twin: `cargo bench --features cli --bench kernels [-- FILTER]`.
-
-// modules of the command line, of which it takes a part
-#![allow(dead_code)]
+//! readback, and the CPU twin: `cargo bench --features cpu --bench kernels [-- FILTER]`.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use wgloss::{Args, Cpu, DType, Gpu, Output, Pass, Tensor};
-
-#[path = "../src/bin/wgloss/bench/timer.rs"]
-mod timer;
-#[path = "../src/bin/wgloss/bench/workload.rs"]
-mod workload;
-
-// where workload.rs expects it
-#[path = "../src/bin/wgloss/check"]
-mod check {
-    pub mod random;
-}
-
-use timer::Timer;
-use workload::Workload;
+use wgloss_testing::timer::Timer;
+use wgloss_testing::workload::{self, Workload};
 
 fn main() -> anyhow::Result<()> {
     let mut criterion = Criterion::default()

@@ -2,7 +2,7 @@
 //! come from the GPU, and both are held against the float64 reference.
 //!
 //! ```sh
-//! make demo  # cargo run --locked --release --features cli --example digits
+//! make demo  # cargo run --locked --release --example digits
 //! ```
 //!
 //! The first head learns the ten classes together, by softmax cross entropy. The second one learns

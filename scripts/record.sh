@@ -70,7 +70,7 @@ main() {
     wgloss=$(realpath "${WGLOSS:-.}")
     cd "$(dirname "$0")/.."
     if [ -z "${WGLOSS:-}" ]; then
-        cargo build --locked --release --features cli --bin wgloss
+        cargo build --locked --release -p wgloss-cli
         wgloss=target/release/wgloss
     fi
     mkdir -p "benches/record/$device"

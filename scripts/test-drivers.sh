@@ -8,8 +8,8 @@
 #   backports     a newer lavapipe, from the backports of the system's Debian release
 #   swiftshader   another make, out of Debian's chromium
 #
-# TESTS="edges errors" runs these files of tests/ alone, SKIP="ops" all but these; `wgloss check` is
-# always run whole.
+# TESTS="edges errors" runs these modules of the tests alone, SKIP="ops" all but these; `wgloss check`
+# is always run whole.
 #
 # Exit status: 0 if every driver named was tested and passed; 1 if one failed, or the tests did not
 # build; 2 if a name is wrong; 3 if none failed, but at least one could not be had here: its row says
@@ -161,12 +161,12 @@ version() {
     if [ -n "$version" ]; then echo "${version%%$'\n'*}"; else cat "$drivers/$1/version"; fi
 }
 
-# The files of tests/ but those that are skipped, and those whose subject needs no GPU.
+# The modules of the tests but those that are skipped, and those whose subject needs no GPU.
 gpu_tests() {
     local file
-    for file in tests/*.rs; do
+    for file in {,crates/wgloss-cli/}tests/*.rs; do
         file=$(basename "$file" .rs)
-        case " comparator drivers reference ${SKIP:-} " in
+        case " main command comparator cpu drivers kernels programs reference ${SKIP:-} " in
             *" $file "*) ;;
             *) echo "$file" ;;
         esac
@@ -185,7 +185,7 @@ try() {
     fi
     say "$1: $version"
     rm -f "$json"
-    on_driver cargo test "${cargo[@]}" --no-fail-fast >"$log" 2>&1 || is_good=false
+    on_driver cargo test "${cargo[@]}" --no-fail-fast -- "${tests[@]/%/::}" >"$log" 2>&1 || is_good=false
     on_driver "$wgloss" check --device gpu --json "$json" >>"$log" 2>&1 || is_good=false
     passed=$(awk '/^test result:/ { passed += $4; all += $4 + $6 }
         END { print passed + 0 " of " all + 0 }' "$log")
@@ -215,7 +215,13 @@ main() {
         esac
     done
     read -r -d '' -a tests <<<"${TESTS:-$(gpu_tests)}" || true
-    cargo=(--locked --features cli "${tests[@]/#/--test=}")
+    for name in "${tests[@]}"; do
+        # a filter that finds no test would pass
+        if [ ! -e "tests/$name.rs" ] && [ ! -e "crates/wgloss-cli/tests/$name.rs" ]; then
+            say "no tests $name" && return 2
+        fi
+    done
+    cargo=(--locked --test=library --test=program)
     for name; do
         if locate "$name"; then here+=("$name"); fi
     done

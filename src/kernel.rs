@@ -36,6 +36,22 @@ impl File {
     pub const fn new(text: &'static str) -> Self {
         File { path: "(the caller's)", text, is_trusted: false }
     }
+
+    #[doc(hidden)]
+    pub fn path(&self) -> &'static str {
+        self.path
+    }
+
+    #[doc(hidden)]
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// Another text in its place: nobody's, and so with run-time checks.
+    #[doc(hidden)]
+    pub fn replaced(self, text: &'static str) -> Self {
+        File { text, is_trusted: false, ..self }
+    }
 }
 
 /// The file at a path below `shaders/`.
@@ -118,7 +134,7 @@ pub(crate) fn check_elements(unit_interval: bool) -> File {
 
 /// A kernel: what a pipeline is made of, and the key under which it is cached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// For labels: `cross_entropy.forward.f32.subgroup`.
     pub label: String,
     pub files: Vec<File>,

@@ -42,7 +42,7 @@
 //!
 //! # Features
 //! `cpu` adds [`Cpu`](https://docs.rs/wgloss/latest/wgloss/struct.Cpu.html): every op on host arrays
-//! without a GPU. `cli` adds the command line program `wgloss`; libraries have no use for it.
+//! without a GPU.
 
 // In the order in which data flows: each module uses those above it. Only `ops`, `cpu` and
 // `reference` use one another, since an op's options, its kernels, its twin and its definition are
@@ -53,7 +53,9 @@ mod shape;
 mod array;
 mod args;
 mod select;
+#[allow(missing_docs)] // what `internals` shows is for tests
 mod kernel;
+#[allow(missing_docs)]
 mod program;
 mod pool;
 mod gpu;
@@ -74,14 +76,6 @@ pub mod custom {
     pub use crate::ops::{Elementwise, Point};
 }
 
-#[cfg(test)]
-extern crate self as wgloss; // the table of `wgloss check` names it so
-#[cfg(test)]
-mod kernel_tests;
-#[cfg(test)]
-mod naive_tests;
-#[cfg(test)]
-mod program_tests;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme; // its examples compile
@@ -109,3 +103,14 @@ pub use tensor::Tensor;
 
 pub use half;
 pub use wgpu;
+
+/// What this crate's own tests look at. Nothing here is promised to anyone.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::kernel::{File, Kernel};
+    pub use crate::ops::sealed::Sealed;
+    pub use crate::program::{
+        Binding, ElementParams, Places, Program, RowParams, Slot, Step, SumParams, first_place,
+    };
+    pub use crate::select::{Blocks, DeviceClass, Facts};
+}

@@ -10,7 +10,7 @@ use crate::{DType, Error, Result};
 
 /// A buffer by its role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Slot {
+pub enum Slot {
     Input,
     Target,
     Weight,
@@ -55,10 +55,10 @@ impl Slot {
 
 /// What a dispatch finds at a binding: a stretch of a tensor, and where in it to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Binding {
+pub struct Binding {
     pub binding: u32,
     pub slot: Slot,
-    /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of [`ALIGNMENT`].
+    /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of `ALIGNMENT`.
     pub start: u64,
     pub bytes: u64,
     /// What `shaders/shared/places.wgsl` says of it: elements from there to the first one to work
@@ -121,12 +121,12 @@ const INPUT: u32 = 1;
 const GRAD: u32 = 5;
 
 /// `places` of every `Params`: four numbers a binding, since uniforms are laid out so.
-pub(crate) type Places = [[u32; 4]; BINDINGS];
+pub type Places = [[u32; 4]; BINDINGS];
 
 /// One dispatch. Binding 0 is always the uniform buffer with `params`, which begin with the places
 /// of the other bindings.
 #[derive(Debug, Clone)]
-pub(crate) struct Step {
+pub struct Step {
     pub kernel: Kernel,
     pub params: Vec<u8>,
     pub bindings: Vec<Binding>,
@@ -135,7 +135,7 @@ pub(crate) struct Step {
 
 /// A copy after the dispatches: per-row results share one binding, and are taken apart here.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Copy {
+pub struct Copy {
     pub from: Slot,
     /// Where in `from` it starts, in bytes.
     pub offset: u64,
@@ -148,16 +148,16 @@ pub(crate) struct Copy {
 /// The dispatches of a pass, in order, and the copies after them.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
-    pub(crate) steps: Vec<Step>,
-    pub(crate) copies: Vec<Copy>,
+    pub steps: Vec<Step>,
+    pub copies: Vec<Copy>,
     /// The layout of each scratch buffer.
-    pub(crate) scratch: Vec<Layout>,
+    pub scratch: Vec<Layout>,
 }
 
 /// `Params` of `shaders/shared/row_form.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct RowParams {
+pub struct RowParams {
     pub rows: u32,
     pub classes: u32,
     pub positions: u32,
@@ -178,7 +178,7 @@ pub(crate) struct RowParams {
 /// `Params` of `shaders/family/sum.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct SumParams {
+pub struct SumParams {
     pub count: u32,
     pub per_team: u32,
     pub teams: u32,
@@ -192,7 +192,7 @@ pub(crate) struct SumParams {
 /// `Params` of `shaders/family/elements.wgsl`, after the places.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct ElementParams {
+pub struct ElementParams {
     pub quads: u32,
     pub per_team: u32,
     pub teams: u32,
@@ -206,9 +206,9 @@ pub(crate) struct ElementParams {
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
-/// `first` of a dispatch's `Params`. The status names places up to [`LAST_PLACE`], which stands for
+/// `first` of a dispatch's `Params`. The status names places up to `LAST_PLACE`, which stands for
 /// all that come after it.
-pub(crate) fn first_place(first: u64) -> u32 {
+pub fn first_place(first: u64) -> u32 {
     first.min(LAST_PLACE.into()) as u32
 }
 

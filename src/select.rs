@@ -152,7 +152,7 @@ pub struct Facts {
 
 /// In what portions a member of a team takes what is its own, in fours of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Blocks {
+pub struct Blocks {
     /// Fours held at a time.
     pub held: u32,
     /// Fours that lie side by side; the team's next member has the next ones. A divisor of `held`.

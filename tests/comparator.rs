@@ -1,10 +1,10 @@
 //! What the comparators reject and accept: a comparator that lets a NaN pass makes every other test
 //! worthless.
 
-mod common;
-
-use common::compare::{Mismatch, Promise, Worst, compare, compare_moderate, compare_relative};
 use wgloss::reference::Values;
+use wgloss_testing::compare::{
+    Mismatch, Promise, Worst, compare, compare_moderate, compare_relative,
+};
 
 /// Values of which each is its own T, as for hard targets.
 fn exact(values: &[f64]) -> Values {

@@ -1,13 +1,11 @@
 //! Conformance cases on the GPU: from host slices, from device tensors by a call, and from device
 //! tensors by a plan that is encoded into an encoder of the caller's own.
 
-mod common;
-
-use common::call::{bits, read};
-use common::compare::{compare_moderate, compare_relative};
-use common::conformance::{self, Case, magnitude, values};
-use common::gpu::on_every_device;
 use wgloss::{Args, Array, Gpu, Op, Output, Pass};
+use wgloss_testing::call::{bits, read};
+use wgloss_testing::compare::{compare_moderate, compare_relative};
+use wgloss_testing::conformance::{self, Case, magnitude, values};
+use wgloss_testing::devices::on_every_device;
 
 /// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
 fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {

@@ -1,30 +1,27 @@
 //! The CPU twin: held to the same promise as the GPU, over the same tables.
-#![cfg(feature = "cpu")]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::any::{self, AnyCall};
-use common::call::hold;
-use common::compare::{compare_moderate, compare_relative};
-use common::conformance::{self, Case, magnitude, values};
-use common::grid;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::{
     Args, Array, Cpu, CrossEntropy, Error, KlDiv, Mse, NllLoss, Op, Pass, Reduction, SigmoidFocal,
 };
+use wgloss_testing::any::{self, AnyCall};
+use wgloss_testing::call::hold;
+use wgloss_testing::compare::{compare_moderate, compare_relative};
+use wgloss_testing::conformance::{self, Case, magnitude, values};
+use wgloss_testing::table;
 
 #[test]
 fn every_op_keeps_the_promise() {
     let cpu = Cpu::default();
-    for row in grid::table() {
+    for row in table::table() {
         for case in row.cases().into_iter().filter(|case| case.elements() <= 25_000) {
             let what = format!("{} {}: {}", row.op(), row.options, case.name());
             let passes =
                 case.check(|op, pass, args| cpu.run(op, pass, args).map_err(|e| e.to_string()));
-            for (pass, worst) in grid::PASSES.iter().zip(passes.unwrap()) {
+            for (pass, worst) in table::PASSES.iter().zip(passes.unwrap()) {
                 worst.unwrap_or_else(|e| panic!("{what}: {}: {e}", pass.name()));
             }
         }

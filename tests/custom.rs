@@ -3,11 +3,8 @@
 use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::reference::{self, Promise, compare};
 use wgloss::{Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result};
-
-mod common;
-
-use common::call::{PASSES, REDUCTIONS};
-use common::gpu::gpu;
+use wgloss_testing::call::{PASSES, REDUCTIONS};
+use wgloss_testing::devices::gpu;
 
 /// `sum over k of settings[k] d^k`, with all eight settings, of `d = x - t`.
 #[derive(Debug, Clone)]

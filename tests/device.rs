@@ -1,19 +1,17 @@
 //! The device: limits, loss, foreign and broken buffers, the caller's own device, threads, plans,
 //! and the same bits every time. Nothing that wgpu refuses may panic.
 
-mod common;
-
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::call::{Call, Elements, PASSES, REDUCTIONS, Rows, bits, check, read, run};
-use common::gpu::{Device, devices, gpu, on_every_device, open};
-use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Mse, Output,
     Pass, Reduction, Team, Tensor,
 };
+use wgloss_testing::call::{Call, Elements, PASSES, REDUCTIONS, Rows, bits, check, read, run};
+use wgloss_testing::devices::{Device, devices, gpu, on_every_device, open};
+use wgloss_testing::random::{Logits, Random};
 
 /// Twenty rows of 33 classes, each with a loss of its own.
 fn some_rows() -> Rows {
@@ -764,8 +762,9 @@ fn two_processes_agree_to_the_bit() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bits");
+    let (_, module) = module_path!().split_once("::").unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "two_processes_agree_to_the_bit"])
+        .args(["--exact", &format!("{module}::two_processes_agree_to_the_bit")])
         .env(BITS_FILE, &path)
         .output()
         .unwrap();

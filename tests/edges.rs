@@ -2,21 +2,19 @@
 //! are masked, ignored, confident or not a number. All against the float64 reference, on the
 //! automatic choice of kernels and on every team forced.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::any::AnyCall;
-use common::call::{
-    Call, Elements, PASSES, REDUCTIONS, Rows, check, check_pass, judge, reference, run,
-};
-use common::gpu::{devices, gpu, on_every_device};
-use common::random::{Logits, Random};
 use wgloss::reference::{Promise, Values, compare};
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, Gpu, Huber, KlDiv, L1, LogSoftmax, Mse, NllLoss, Op,
     Output, Pass, Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor,
 };
+use wgloss_testing::any::AnyCall;
+use wgloss_testing::call::{
+    Call, Elements, PASSES, REDUCTIONS, Rows, check, check_pass, judge, reference, run,
+};
+use wgloss_testing::devices::{devices, gpu, on_every_device};
+use wgloss_testing::random::{Logits, Random};
 
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;

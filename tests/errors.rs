@@ -1,14 +1,12 @@
 //! Every error that a caller can provoke, with the text that it reads.
 
-mod common;
-
-use common::call::{Call, PASSES, Rows, bits_of, run};
-use common::gpu::{gpu, on_every_device, open};
-use common::random::{Logits, Random};
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout,
     NllLoss, Op, Pass, Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor, reference,
 };
+use wgloss_testing::call::{Call, PASSES, Rows, bits_of, run};
+use wgloss_testing::devices::{gpu, on_every_device, open};
+use wgloss_testing::random::{Logits, Random};
 
 const LOGITS: [f32; 6] = [0.5, -1.0, 2.0, 0.0, 1.0, -0.25];
 const TARGET: [i32; 2] = [0, 2];

@@ -2,17 +2,15 @@
 //! device whose bindings are small, everything comes out as on one where they are not. wgpu itself
 //! refuses every binding beyond the limit.
 
-mod common;
-
-use common::call::{Call, Rows, judge as judge_call};
-use common::gpu::gpu;
-use common::memory::{Job, ODD, Where, array, check_in, every_op, judge, output};
-use common::random::{Logits, Random};
 use wgloss::wgpu;
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Mse, Op,
     Pass, Reduction, Softmax, reference,
 };
+use wgloss_testing::call::{Call, Rows, judge as judge_call};
+use wgloss_testing::devices::gpu;
+use wgloss_testing::memory::{Job, ODD, Where, array, check_in, every_op, judge, output};
+use wgloss_testing::random::{Logits, Random};
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
 
@@ -188,8 +186,8 @@ fn more_rows_than_a_dispatch_has_workgroups_and_a_float_has_digits() {
     let target: Vec<i32> =
         random.targets(509, 3, -100, 0.1).into_iter().cycle().take(rows).collect();
     let rows = Rows::new(&logits, &target).upstream(&[1.0]).reduced(Reduction::Mean);
-    let want = common::call::reference(&rows, Pass::ForwardBackward);
-    let got = common::call::run(gpu, &rows, Pass::ForwardBackward);
+    let want = wgloss_testing::call::reference(&rows, Pass::ForwardBackward);
+    let got = wgloss_testing::call::run(gpu, &rows, Pass::ForwardBackward);
     if let Err(message) = judge_call(&rows, &got, &want) {
         panic!("{message}");
     }

@@ -1,13 +1,11 @@
 //! Every op, on every family of kernels, held to the promise against the float64 reference: the
 //! table is that of `wgloss check`.
 
-mod common;
-
 use std::cell::Cell;
 
-use common::gpu::{Device, own_devices};
-use common::grid::{self, Case, Row};
 use wgloss::{Array, DType, Output, Pass, Team, reference};
+use wgloss_testing::devices::{Device, own_devices};
+use wgloss_testing::table::{self, Case, Row};
 
 /// Holds a row's cases that are wanted to the promise, under every pass.
 fn hold(device: &Device, row: &Row, is_wanted: impl Fn(&Case<'_>) -> bool) {
@@ -16,7 +14,7 @@ fn hold(device: &Device, row: &Row, is_wanted: impl Fn(&Case<'_>) -> bool) {
         let passes = case.check(|op, pass, args| {
             device.gpu.block_on(device.gpu.run(op, pass, args)).map_err(|e| e.to_string())
         });
-        for (pass, worst) in grid::PASSES.iter().zip(passes.unwrap()) {
+        for (pass, worst) in table::PASSES.iter().zip(passes.unwrap()) {
             worst.unwrap_or_else(|e| panic!("{what}: {}: {e}", pass.name()));
         }
     }
@@ -24,7 +22,7 @@ fn hold(device: &Device, row: &Row, is_wanted: impl Fn(&Case<'_>) -> bool) {
 
 /// The automatic choice. A device a row: rows share few kernels, and no device keeps them all.
 fn hold_rows(is_wanted: impl Fn(&Row) -> bool) {
-    for row in grid::table().into_iter().filter(is_wanted) {
+    for row in table::table().into_iter().filter(is_wanted) {
         for device in own_devices().take(1) {
             hold(&device, &row, |case| case.elements() <= 25_000);
         }
@@ -48,7 +46,7 @@ fn every_other_op_keeps_the_promise() {
 fn every_op_keeps_the_promise_on_every_team() {
     let is_small = |case: &Case<'_>| case.elements() <= 150;
     for device in own_devices().skip(1) {
-        for rows in grid::table().chunk_by(|a, b| a.op() == b.op()) {
+        for rows in table::table().chunk_by(|a, b| a.op() == b.op()) {
             let [first, others @ ..] = rows else { continue };
             hold(&device, first, is_small);
             if device.name == Team::Workgroup.name() {
@@ -82,12 +80,12 @@ fn changed(case: &Case<'_>, change: impl Fn(Pass, &mut Vec<f32>)) -> [Result<f64
 #[test]
 fn the_table_notices_what_is_wrong() {
     let (mut noticed, mut count) = (0, 0);
-    for row in grid::table() {
+    for row in table::table() {
         for case in row.cases().into_iter().filter(|case| case.elements() <= 150) {
             let what = format!("{} {}: {}", row.op(), row.options, case.name());
             let same = changed(&case, |_, _| {});
             assert!(same.iter().all(|r| r.as_ref().is_ok_and(|units| *units < 1.0)), "{what}");
-            for pass in grid::PASSES {
+            for pass in table::PASSES {
                 // one NaN in place of a number: always, and in this pass alone
                 let is_there = Cell::new(false);
                 let off = changed(&case, |p, values| {
@@ -97,7 +95,7 @@ fn the_table_notices_what_is_wrong() {
                         is_there.set(true);
                     });
                 });
-                for (p, result) in grid::PASSES.into_iter().zip(off) {
+                for (p, result) in table::PASSES.into_iter().zip(off) {
                     let is_right = result.is_err() == (is_there.get() && p == pass);
                     assert!(is_right, "{what}: {}: {result:?}", p.name());
                 }

@@ -1,20 +1,18 @@
 //! Plans: encoded into the caller's encoder without a submit, a wait, or anything created or
 //! allocated; with what they hold on the device stated; from several threads.
 
-mod common;
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use allocation_counter::measure;
-use common::call::{Call, Rows};
-use common::gpu::open;
-use common::memory::{Named, every_op, parts, submit};
-use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
     Args, Array, Bound, DType, Error, Gpu, GpuOptions, Layout, Op, Output, Pass, Plan, Reduction,
     Tensor, check_status,
 };
+use wgloss_testing::call::{Call, Rows};
+use wgloss_testing::devices::open;
+use wgloss_testing::memory::{Named, every_op, parts, submit};
+use wgloss_testing::random::{Logits, Random};
 
 /// A device of its own, one at a time: its counters are watched.
 fn alone() -> Option<(Gpu, MutexGuard<'static, ()>)> {

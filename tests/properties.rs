@@ -2,18 +2,18 @@
 //! forced. Cases are the same on every run; `PROPTEST_CASES` asks for more of each property,
 //! `PROPTEST_RNG_SEED` for others.
 
-mod common;
-
-use common::any::{self, AnyCall, shape};
-use common::call::{Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run};
-use common::compare::{Promise, compare};
-use common::gpu::{Device, own_devices};
-use common::random::{Logits, Random};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::reference::Values;
 use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
+use wgloss_testing::any::{self, AnyCall, shape};
+use wgloss_testing::call::{
+    Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
+};
+use wgloss_testing::compare::{Promise, compare};
+use wgloss_testing::devices::{Device, own_devices};
+use wgloss_testing::random::{Logits, Random};
 
 type Outcome = Result<(), TestCaseError>;
 

@@ -1,13 +1,11 @@
 //! The float64 reference against closed forms, naive formulas, central differences, foreign values,
 //! and every edge that the documentation speaks of.
 
-mod common;
-
-use common::compare::compare_relative;
-use common::conformance::{self, Folder};
-use common::random::{Logits, Random};
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction};
+use wgloss_testing::compare::compare_relative;
+use wgloss_testing::conformance::{self, Folder};
+use wgloss_testing::random::{Logits, Random};
 
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;

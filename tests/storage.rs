@@ -1,12 +1,10 @@
 //! 16-bit storage: what every pattern is read as and every number written as, odd numbers of
 //! classes, rows that share words, vocabularies with padded rows.
 
-mod common;
-
-use common::gpu::{Device, devices, gpu};
-use common::memory::{Job, Places, Where, array, check_in, every_op, judge, output};
 use wgloss::half::{bf16, f16};
 use wgloss::{Args, Array, BceWithLogits, DType, Huber, L1, Pass, Reduction};
+use wgloss_testing::devices::{Device, devices, gpu};
+use wgloss_testing::memory::{Job, Places, Where, array, check_in, every_op, judge, output};
 
 /// A 16-bit type, by its patterns.
 #[derive(Debug, Clone, Copy)]

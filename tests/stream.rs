@@ -1,17 +1,15 @@
 //! Streams of batches against single calls: results, order, what is in flight when, errors, memory.
 
-mod common;
-
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::call::bits;
-use common::gpu::{gpu, open};
-use common::random::Random;
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, Error, Event, Gpu, GpuOptions, Output, Pass, Sigmoid,
     wgpu,
 };
+use wgloss_testing::call::bits;
+use wgloss_testing::devices::{gpu, open};
+use wgloss_testing::random::Random;
 
 const CLASSES: usize = 7;
 

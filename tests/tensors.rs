@@ -2,19 +2,17 @@
 //! one buffer with everything else, and gradients over the input. The results are those of
 //! contiguous tensors in buffers of their own, to the bit, and no other byte is touched.
 
-mod common;
-
-use common::call::{Call, Rows, judge, reference};
-use common::gpu::{Device, devices, gpu};
-use common::memory::{
-    ALIGNED, CONTIGUOUS, Job, ODD, Places, Where, check_in, every_op, output, parts, submit,
-};
-use common::random::{Logits, Random};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Gpu, Layout, LogSoftmax, Mse, NllLoss, Output,
     Pass, Plan, Reduction, Sigmoid, Softmax, Tensor,
 };
+use wgloss_testing::call::{Call, Rows, judge, reference};
+use wgloss_testing::devices::{Device, devices, gpu};
+use wgloss_testing::memory::{
+    ALIGNED, CONTIGUOUS, Job, ODD, Places, Where, check_in, every_op, output, parts, submit,
+};
+use wgloss_testing::random::{Logits, Random};
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -141,7 +139,7 @@ fn plain_cross_entropy_over_its_input() {
                 if let Err(message) = judge(&rows, &got, &want) {
                     panic!("{message}\n{rows:#?}");
                 }
-                assert_eq!(common::call::bits(&run()), common::call::bits(&got));
+                assert_eq!(wgloss_testing::call::bits(&run()), wgloss_testing::call::bits(&got));
             }
         }
     }

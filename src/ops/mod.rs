@@ -161,6 +161,7 @@ impl Clone for Box<dyn Op> {
 }
 
 pub(crate) mod sealed {
+    /// What keeps other crates from implementing [`Op`](super::Op).
     pub trait Sealed {}
 }
 

@@ -407,6 +407,15 @@ pub struct Key {
     pub(crate) constants: Vec<(&'static str, u32)>,
 }
 
+impl Key {
+    /// That of the same op with other kernels.
+    #[doc(hidden)]
+    pub fn with(mut self, name: &'static str, value: u32) -> Self {
+        self.constants.push((name, value));
+        self
+    }
+}
+
 /// What an op is: which arguments it takes, and what they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,15 +1,14 @@
-//! The conformance folders of this repository, read by the program's own reader.
+//! The conformance folders of this repository, read as the program reads them.
 
 use std::path::{Path, PathBuf};
 
-#[path = "../../src/bin/wgloss/check/cases.rs"]
-mod cases;
+use crate::cases;
 
-pub use cases::{Case, Folder, compare_moderate, compare_relative, magnitude};
+pub use crate::cases::{Case, Folder, compare_moderate, compare_relative, magnitude};
 
 /// Where the folders are.
 pub fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/conformance").join(name)
 }
 
 /// The values of a role that the case has.

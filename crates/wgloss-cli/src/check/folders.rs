@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use wgloss::{Args, Error, Pass};
+use wgloss_testing::cases::{self, Case, Folder, magnitude};
+use wgloss_testing::table::PASSES;
 
-use super::cases::{self, Case, Folder, magnitude};
-use super::grid::PASSES;
 use super::report::{Outcome, Record, Report};
 use super::{Only, progress};
 use crate::files::Tensor;

@@ -1,15 +1,10 @@
 //! `wgloss check`: what it passes, what it must not pass, what it writes.
-#![cfg(feature = "cli")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::command::{line, wgloss};
-use common::conformance;
-use common::gpu::gpu;
+use crate::command::{line, wgloss};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -18,6 +13,8 @@ use wgloss::{
     Args, Array, Huber, KlDiv, LogSigmoid, LogSoftmax, Op, Pass, Reduction, SigmoidFocal, SmoothL1,
     SoftMargin, reference,
 };
+use wgloss_testing::conformance;
+use wgloss_testing::devices::gpu;
 
 fn last(report: &str) -> &str {
     report.lines().last().unwrap_or_default()

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction, Tensor};
 
-use super::compare::{Mismatch, Promise, compare};
-use super::random::{Logits, Random};
+use crate::compare::{Mismatch, Promise, compare};
+use crate::random::{Logits, Random};
 
 pub const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 pub const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];

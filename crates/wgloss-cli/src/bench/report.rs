@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use super::copy::Copy;
-use super::workload::{Workload, has_rows};
+use wgloss_testing::workload::{Workload, has_rows};
 
 /// Each contender's times, a round at a time.
 #[derive(Default)]

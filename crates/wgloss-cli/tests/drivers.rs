@@ -1,6 +1,5 @@
 //! `scripts/test-drivers.sh`, with stand-ins for cargo, apt-get and the drivers: what it reports,
 //! and what its exit status claims.
-#![cfg(all(feature = "cli", target_os = "linux"))]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -61,7 +60,9 @@ fn folder(cargo: &str, wgloss: &str) -> TempDir {
 fn script(build: &Path, drivers: &[&str]) -> Command {
     let path = format!("{}:{}", build.join("bin").display(), env::var("PATH").unwrap());
     let mut command = Command::new("bash");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-drivers.sh")).args(drivers);
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/test-drivers.sh"))
+        .args(drivers);
     command.env("PATH", path).env("CARGO_TARGET_DIR", build);
     command.env_remove("TESTS").env_remove("SKIP");
     command
@@ -148,6 +149,13 @@ fn a_driver_that_is_none() {
     let folder = folder(CARGO, WGLOSS);
     let (status, rows) = run(folder.path(), &["swiftshader", "nvidia"]);
     assert_eq!((status, rows.len()), (Some(2), 0));
+}
+
+#[test]
+fn tests_that_are_none() {
+    let folder = folder(CARGO, WGLOSS);
+    let output = script(folder.path(), &["swiftshader"]).env("TESTS", "edges egdes").output();
+    assert_eq!(output.unwrap().status.code(), Some(2));
 }
 
 #[test]

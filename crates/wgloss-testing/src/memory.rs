@@ -8,8 +8,8 @@ use wgloss::{
     SmoothL1, SoftMargin, Softmax, Tensor, reference,
 };
 
-use super::compare::{Promise, compare};
-use super::random::Random;
+use crate::compare::{Promise, compare};
+use crate::random::Random;
 
 /// Arguments by name, the input first.
 pub type Named<T> = Vec<(&'static str, T)>;

@@ -7,7 +7,7 @@ use wgloss::{
     Mse, NllLoss, Op, Output, Pass, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
-use crate::check::random::Random;
+use crate::random::Random;
 
 /// The most elements of a workload: 4 GiB of f32, of which judging by the float64 reference takes a
 /// multiple.
@@ -60,7 +60,7 @@ impl Workload {
     /// Arguments of one call, others for every seed: logits of deviation 3, targets at random.
     ///
     /// # Errors
-    /// A shape of more than [`MAX_ELEMENTS`].
+    /// A shape of more than `MAX_ELEMENTS`.
     pub fn draw(&self, seed: u64) -> Result<Args<Array<'static>>> {
         let count = self.shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
         let Some(count) = count.filter(|&count| count <= MAX_ELEMENTS) else {

@@ -1,12 +1,5 @@
 //! `wgloss check`: whether a device computes what it should.
 
-// tests share these three, and use more of them
-#[allow(dead_code)]
-pub mod random;
-#[allow(dead_code)]
-mod grid;
-#[allow(dead_code)]
-mod cases;
 mod report;
 mod folders;
 mod self_test;

@@ -6,16 +6,17 @@ use std::mem::size_of;
 
 use bytemuck::pod_read_unaligned;
 
-use crate::args::Memory;
-use crate::program::{
-    Binding, ElementParams, Places, Program, RowParams, Slot, Step, SumParams, first_place,
+use wgloss::internals::{
+    Binding, DeviceClass, ElementParams, Facts, Places, Program, RowParams, Slot, Step, SumParams,
+    first_place,
 };
-use crate::select::{DeviceClass, Facts};
-use crate::shape::{ALIGNMENT, ClassShape};
-use crate::{
+use wgloss::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Error, Layout, Mse, NllLoss, Op, Output, Pass,
     Reduction, Softmax, Team, check_status,
 };
+
+/// What the start of a binding is a multiple of, in bytes.
+const ALIGNMENT: u64 = 256;
 
 /// What one dispatch works on at most.
 const BUDGET: u64 = 1 << 30;
@@ -50,6 +51,26 @@ fn classes(shape: &[usize]) -> Layout {
     Layout::new(shape, DType::I32)
 }
 
+/// Bytes of the buffer that holds a tensor: from its start to behind the last element.
+fn buffer_bytes(layout: &Layout) -> u64 {
+    let rows = layout.shape().first().copied().unwrap_or(1);
+    let span = match layout.elements() {
+        0 => 0,
+        elements => (rows - 1) * layout.row_stride() + elements / rows,
+    };
+    (layout.offset() + span) as u64 * layout.dtype().size() as u64
+}
+
+/// Bytes of it before the last aligned place that is not behind the first element.
+fn aligned_start(layout: &Layout) -> u64 {
+    (layout.offset() * layout.dtype().size()) as u64 / ALIGNMENT * ALIGNMENT
+}
+
+/// Elements from there to the first one.
+fn residual(layout: &Layout) -> u64 {
+    layout.offset() as u64 - aligned_start(layout) / layout.dtype().size() as u64
+}
+
 /// A program with the layouts that it was made for.
 struct Planned {
     args: Args<Layout>,
@@ -66,7 +87,7 @@ fn plan(op: &dyn Op, pass: Pass, args: Args<Layout>, facts: &Facts) -> Planned {
 }
 
 fn family(step: &Step) -> &str {
-    step.kernel.files[0].path
+    step.kernel.files[0].path()
 }
 
 fn params<P: bytemuck::AnyBitPattern>(step: &Step) -> P {
@@ -79,13 +100,11 @@ type Lines = [u64; 2];
 impl Planned {
     fn layout(&self, slot: Slot) -> Option<&Layout> {
         let Planned { args, outputs, .. } = self;
+        let argument = |slot: Slot| args.iter().find(|(name, _)| *name == slot.name());
+        let argument = argument(slot).map(|(_, layout)| layout);
         match slot {
-            Slot::Input => Some(&args.input),
-            Slot::Target => args.target.as_ref(),
-            Slot::Weight => args.weight.as_ref(),
-            Slot::PosWeight => args.pos_weight.as_ref(),
-            Slot::Upstream => args.upstream.as_ref(),
-            Slot::State => args.state.as_ref().or(outputs.state.as_ref()),
+            _ if argument.is_some() => argument,
+            Slot::State => outputs.state.as_ref(),
             Slot::Loss => outputs.loss.as_ref(),
             Slot::Grad => outputs.grad.as_ref(),
             Slot::Scratch(index) => self.program.scratch.get(index),
@@ -103,7 +122,7 @@ impl Planned {
             "family/elements.wgsl" => {
                 let ElementParams { quads, line, teams, .. } = params(step);
                 let is_broadcast = matches!(binding.slot, Slot::Weight | Slot::PosWeight)
-                    && layout.elements() != self.args.input.elements();
+                    && layout.elements() != self.args.input().elements();
                 let lines = u64::from(quads / line.div_ceil(4));
                 match binding.slot {
                     _ if is_broadcast => None,
@@ -124,7 +143,7 @@ impl Planned {
             _ => {
                 let RowParams { rows, classes, positions, .. } = params(step);
                 let [rows, positions] = [rows, positions].map(u64::from);
-                let has_shape = layout.shape() == self.args.input.shape();
+                let has_shape = layout.shape() == self.args.input().shape();
                 match binding.slot {
                     Slot::Weight => None,
                     _ if has_shape => Some([rows / positions, u64::from(classes) * positions]),
@@ -138,8 +157,9 @@ impl Planned {
 
     /// How many results of a row share a buffer.
     fn numbers_per_row(&self, results: &Layout) -> u64 {
-        let shape = ClassShape::of(self.args.input.shape()).unwrap();
-        (results.elements() / shape.rows()) as u64
+        let shape = self.args.input().shape();
+        let rows = shape.iter().product::<usize>() / shape[usize::from(shape.len() > 1)];
+        (results.elements() / rows) as u64
     }
 
     /// Elements from one line of a tensor to the next.
@@ -169,7 +189,7 @@ impl Planned {
                 assert!(binding.start.is_multiple_of(ALIGNMENT), "{what}");
                 let Some(layout) = self.layout(binding.slot) else { continue };
                 let size = layout.dtype().size() as u64;
-                let buffer = layout.buffer_bytes().next_multiple_of(4) - layout.aligned_start();
+                let buffer = buffer_bytes(layout).next_multiple_of(4) - aligned_start(layout);
                 assert!(binding.start + binding.bytes <= buffer, "{what}: of {buffer}");
 
                 let Some([lines, line]) = self.lines(step, binding, layout) else { continue };
@@ -184,7 +204,7 @@ impl Planned {
                 assert!(end * size <= binding.bytes, "{what}: up to {end}");
                 assert!(end < 1 << 32, "{what}");
 
-                let begin = binding.start / size + first * unit - layout.residual() as u64;
+                let begin = binding.start / size + first * unit - residual(layout);
                 let key = (label.clone(), binding.slot, binding.binding);
                 let next = done.entry(key).or_insert(0);
                 assert_eq!(begin, *next, "{what}");
@@ -239,7 +259,8 @@ fn rows_beyond_32_bits_of_elements() {
         }
         let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS])).in_place();
         let planned = plan(&CrossEntropy::default(), Pass::Backward, args, &facts);
-        assert_eq!(planned.args.memory, Memory::InPlace);
+        let files = planned.program.steps.iter().flat_map(|step| &step.kernel.files);
+        assert!(files.into_iter().any(|file| file.path() == "access/in_place.wgsl"));
         planned.check();
     }
 }
@@ -307,7 +328,7 @@ fn elements_beyond_32_bits() {
                 assert_eq!(teams, quads.div_ceil(per_team));
                 teams as usize
             });
-            teams.sum()
+            teams.sum::<usize>()
         });
     }
 }
@@ -363,7 +384,7 @@ fn weights_beyond_32_bits_of_elements() {
                 for (k, binding) in [3, 8].into_iter().enumerate() {
                     let bound = step.bindings.iter().find(|b| b.binding == binding).unwrap();
                     let layout = planned.layout(bound.slot).unwrap();
-                    let at = bound.start / 4 + u64::from(found[k]) - layout.residual() as u64;
+                    let at = bound.start / 4 + u64::from(found[k]) - residual(layout);
                     assert_eq!(at, broadcast_place(shape, weights[k], first + i), "{shape:?} {i}");
                 }
             }

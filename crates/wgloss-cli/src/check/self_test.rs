@@ -1,26 +1,26 @@
-//! The device against the float64 reference, over the grid of every op and option.
+//! The device against the float64 reference, over the table of every op and option.
 
 use std::cell::Cell;
 
 use anyhow::Result;
 use rayon::prelude::*;
 use wgloss::{Array, Output};
+use wgloss_testing::table::{self, Case, Row};
 
-use super::grid::{self, Case, Row};
 use super::report::{Outcome, Record, Report};
 use super::{Only, progress};
 use crate::files::Tensor;
 use crate::machine::Machine;
 
-/// The rows of the grid that were asked for.
+/// The rows of the table that were asked for.
 pub fn rows(only: &Only) -> Result<Vec<Row>> {
-    let mut table = grid::table();
+    let mut table = table::table();
     only.expect_among(table.iter().map(Row::op))?;
     table.retain(|row| only.has(row.op()));
     Ok(table)
 }
 
-/// Runs every case under every pass. Each row of the grid has a device of its own, since rows share few
+/// Runs every case under every pass. Each row of the table has a device of its own, since rows share few
 /// kernels: so rows run side by side, where most of the time goes into compiling, and no driver keeps
 /// the kernels of all.
 pub fn run(open: impl Fn() -> Result<Machine> + Sync, table: &[Row]) -> Result<Report> {
@@ -66,7 +66,7 @@ fn record(machine: &Machine, row: &Row, case: &Case<'_>) -> Result<Record> {
     let worst = passes.each_ref().map(|worst| worst.as_ref().ok().copied());
     let reasons = passes
         .into_iter()
-        .zip(grid::PASSES)
+        .zip(table::PASSES)
         .filter_map(|(worst, pass)| Some(format!("{}: {}", pass.name(), worst.err()?)));
     let reasons: Vec<_> = reasons.collect();
     Ok(Record {

@@ -1,16 +1,10 @@
 //! The command line as a user meets it: files in, files out, reports, refusals, exit codes.
-#![cfg(feature = "cli")]
-
-mod common;
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use common::command::{line, wgloss};
-use common::compare::compare_moderate;
-use common::conformance::{self, Case};
-use common::random::Random;
+use crate::command::{line, wgloss};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -18,6 +12,9 @@ use wgloss::{
     Args, Array, Bce, CrossEntropy, DType, Huber, KlDiv, LogSigmoid, LogSoftmax, NllLoss, Op, Pass,
     Reduction, SigmoidFocal, SmoothL1, SoftMargin, Softmax, reference,
 };
+use wgloss_testing::compare::compare_moderate;
+use wgloss_testing::conformance::{self, Case};
+use wgloss_testing::random::Random;
 
 /// A `.npy` file as another program might write it: the header is not the one that wgloss writes.
 fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8> {
@@ -198,7 +195,7 @@ fn worked_examples_on_the_cpu() {
 
 #[test]
 fn worked_examples_on_the_gpu() {
-    if common::gpu::gpu().is_some() {
+    if wgloss_testing::devices::gpu().is_some() {
         worked_examples("gpu", &["device", "kernel", "call"]);
     }
 }
@@ -430,7 +427,7 @@ fn batches_of_rows_are_the_whole() {
         "log-softmax --input deep.npy --dim 1".into(),
         "sigmoid --input x.npy".into(),
     ];
-    let devices = match common::gpu::gpu() {
+    let devices = match wgloss_testing::devices::gpu() {
         Some(_) => vec![("reference", 1e-14), ("cpu", 2e-6), ("gpu", 2e-6)],
         None => vec![("reference", 1e-14), ("cpu", 2e-6)],
     };
@@ -506,7 +503,8 @@ fn what_cannot_be_done_in_batches_is_refused() {
     fs::write(folder.path().join("scalar.npy"), scalar).unwrap();
     let listing = || fs::read_dir(folder.path()).unwrap().count();
     let before = listing();
-    let devices = if common::gpu::gpu().is_some() { &["reference", "gpu"][..] } else { &["cpu"] };
+    let devices =
+        if wgloss_testing::devices::gpu().is_some() { &["reference", "gpu"][..] } else { &["cpu"] };
     for device in devices {
         for (command, message) in [
             (
@@ -750,7 +748,7 @@ fn usage_errors_end_with_2() {
 
 #[test]
 fn shapes_that_cannot_be_timed() {
-    if common::gpu::gpu().is_none() {
+    if wgloss_testing::devices::gpu().is_none() {
         return;
     }
     let folder = TempDir::new().unwrap();
@@ -768,7 +766,7 @@ fn shapes_that_cannot_be_timed() {
 
 #[test]
 fn devices_are_listed() {
-    let Some(gpu) = common::gpu::gpu() else { return };
+    let Some(gpu) = wgloss_testing::devices::gpu() else { return };
     let folder = inputs();
     let text = wgloss(folder.path(), "devices", &[]).report();
     for part in [&gpu.info().name[..], "--device gpu   takes 0", "--device auto  takes"] {
@@ -794,7 +792,7 @@ fn devices_are_listed() {
 
 #[test]
 fn an_adapter_by_its_name() {
-    let Some(gpu) = common::gpu::gpu() else { return };
+    let Some(gpu) = wgloss_testing::devices::gpu() else { return };
     let folder = inputs();
     let name = gpu.info().name.split_whitespace().next().unwrap().to_uppercase();
     // an op by its other name, too

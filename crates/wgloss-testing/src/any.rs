@@ -15,7 +15,7 @@ use wgloss::{
     Mse, NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
-use super::call::{Call, REDUCTIONS, few};
+use crate::call::{Call, REDUCTIONS, few};
 
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;

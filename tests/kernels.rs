@@ -5,11 +5,10 @@ use std::mem::offset_of;
 
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator};
 
-use crate::args::Memory;
-use crate::kernel::Kernel;
-use crate::program::{ElementParams, Places, Program, RowParams, Step, SumParams};
-use crate::select::{DeviceClass, Facts};
-use crate::{
+use wgloss::internals::{
+    DeviceClass, ElementParams, Facts, Kernel, Places, Program, RowParams, Step, SumParams,
+};
+use wgloss::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
     LogSoftmax, Mse, NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
     Softmax, Team,
@@ -37,26 +36,34 @@ fn devices() -> Vec<Facts> {
 
 /// Every combination of arguments and options that leads to a kernel of its own.
 fn programs(facts: &Facts) -> Vec<Program> {
-    let f32 = programs_in(facts, DType::F32, |args| args);
+    let f32 = programs_in(facts, DType::F32, Memory::Apart);
     let others = [
-        programs_in(facts, DType::F16, |args| args),
-        programs_in(facts, DType::Bf16, |args| args),
-        programs_in(facts, DType::F32, Args::one_buffer),
-        programs_in(facts, DType::F32, Args::in_place),
-        programs_in(facts, DType::F16, Args::in_place),
+        programs_in(facts, DType::F16, Memory::Apart),
+        programs_in(facts, DType::Bf16, Memory::Apart),
+        programs_in(facts, DType::F32, Memory::OneBuffer),
+        programs_in(facts, DType::F32, Memory::InPlace),
+        programs_in(facts, DType::F16, Memory::InPlace),
     ];
     others.into_iter().fold(f32, |all, some| [all, some].concat())
 }
 
-fn programs_in(
-    facts: &Facts,
-    dtype: DType,
-    in_memory: impl Fn(Args<Layout>) -> Args<Layout>,
-) -> Vec<Program> {
+/// How arguments and results share buffers.
+#[derive(Clone, Copy, PartialEq)]
+enum Memory {
+    Apart,
+    OneBuffer,
+    InPlace,
+}
+
+fn programs_in(facts: &Facts, dtype: DType, memory: Memory) -> Vec<Program> {
     let mut programs = Vec::new();
     let mut add = |op: &dyn Op, pass, args: &Args<Layout>| {
-        let args = &in_memory(args.clone());
-        if args.memory == Memory::InPlace
+        let args = &match memory {
+            Memory::Apart => args.clone(),
+            Memory::OneBuffer => args.clone().one_buffer(),
+            Memory::InPlace => args.clone().in_place(),
+        };
+        if memory == Memory::InPlace
             && (pass == Pass::Forward || (op.name() == "nll_loss" && pass != Pass::Backward))
         {
             return;
@@ -86,7 +93,7 @@ fn programs_in(
                 if bit(1) {
                     args = args.weight(f32(&shape[1..2]));
                 }
-                let rows = crate::shape::without_classes(&shape);
+                let rows = [&shape[..1], &shape[2..]].concat();
                 if bit(2) && pass.has_grad() {
                     args = args.upstream(upstream_of(reduction, &rows));
                 }
@@ -104,7 +111,7 @@ fn programs_in(
                 add(&op, pass, &args.clone().target(float(&shape)));
                 let args = args.target(Layout::new(&rows, DType::I32));
                 add(&op, pass, &args);
-                if args.state.is_none() {
+                if !args.iter().any(|(name, _)| name == "state") {
                     add(&NllLoss::default().reduction(reduction), pass, &args);
                 }
             }
@@ -263,7 +270,7 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
             (offsets, PLACES + size_of::<$type>())
         }};
     }
-    match kernel.files.first().map(|file| file.path) {
+    match kernel.files.first().map(|file| file.path()) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/picked.wgsl") => layout!(
             RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_each, shares, share, unused[2]
         ),
@@ -320,7 +327,9 @@ fn no_barrier_is_chosen_on_software_devices() {
     let [lavapipe, discrete, ..] = &devices()[..] else { panic!() };
     let has_workgroup_team = |facts: &Facts| {
         let files = programs(facts).into_iter().flat_map(|program| program.steps);
-        files.flat_map(|step| step.kernel.files).any(|file| file.path.starts_with("team/workgroup"))
+        files
+            .flat_map(|step| step.kernel.files)
+            .any(|file| file.path().starts_with("team/workgroup"))
     };
     assert!(!has_workgroup_team(lavapipe));
     assert!(has_workgroup_team(discrete));

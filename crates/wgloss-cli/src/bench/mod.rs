@@ -2,8 +2,6 @@
 
 mod copy;
 mod report;
-mod timer;
-mod workload;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use wgloss::{Args, Array, Bound, Cpu, DType, Gpu, GpuOptions, Output, Pass, Team, Tensor};
+use wgloss_testing::timer::Timer;
+use wgloss_testing::workload::{self, Workload};
 
 use crate::check::progress;
 use crate::{devices, files, ops, print};
 use copy::Copy;
 use report::{Record, Report, Times};
-use timer::Timer;
-use workload::Workload;
 
 /// The flags.
 #[derive(Debug, clap::Args)]

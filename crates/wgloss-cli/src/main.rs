@@ -26,7 +26,7 @@ Examples:
 
 /// Losses and their gradients on the GPU
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(name = "wgloss", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -6,24 +6,16 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use crate::kernel::File;
-use crate::ops::options::{Info, Key, Kind, Value};
-use crate::ops::sealed;
-use crate::program::Program;
-use crate::reference::{self, Promise, Values};
-use crate::select::{Blocks, DeviceClass, Facts};
-use crate::{
-    Args, Array, CrossEntropy, DType, Error, Gpu, Layout, LogSoftmax, Mse, Op, Output, Pass,
+use wgloss::internals::{Blocks, DeviceClass, Facts, File, Program, Sealed};
+use wgloss::options::{Info, Key, Kind, Value};
+use wgloss::reference::{self, Promise, Values};
+use wgloss::{
+    Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LogSoftmax, Mse, Op, Output, Pass,
     Reduction, Result, Softmax,
 };
-
-// The table of `wgloss check`, of which little is needed here.
-#[allow(dead_code)]
-#[path = "bin/wgloss/check/grid.rs"]
-mod grid;
-#[allow(dead_code)]
-#[path = "bin/wgloss/check/random.rs"]
-mod random;
+use wgloss_testing::devices::open;
+use wgloss_testing::random::Random;
+use wgloss_testing::table;
 
 /// A formula in place of another.
 #[derive(Debug)]
@@ -269,12 +261,12 @@ const NAIVE: &[Naive] = &[
 impl Naive {
     /// The file with the replacements made.
     fn put_into(&self, file: File) -> File {
-        let mut text = file.text.to_string();
+        let mut text = file.text().to_string();
         for (ours, naive) in self.replacements {
             assert_eq!(text.matches(ours).count(), 1, "{}: {ours} in {}", self.what, self.path);
             text = text.replace(ours, naive);
         }
-        File::trusted(file.path, text.leak())
+        file.replaced(text.leak())
     }
 
     /// What the first case says that notices it, and that ours passes.
@@ -285,7 +277,7 @@ impl Naive {
             let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &_| {
                 let mut program = op.program(pass, args, outputs, facts)?;
                 let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
-                for file in files.filter(|file| file.path == self.path) {
+                for file in files.filter(|file| file.path() == self.path) {
                     *file = *naive_file.get_or_init(|| self.put_into(*file));
                 }
                 Ok(program)
@@ -301,9 +293,9 @@ impl Naive {
         let noticed = match self.by {
             By::EqualLosses => noticed(&mean_of_equal_losses),
             By::Table(op, options, name) => {
-                let rows = grid::table();
+                let rows = table::table();
                 let rows = rows.iter().filter(|row| row.op() == op && row.options == options);
-                let cases = rows.flat_map(grid::Row::cases);
+                let cases = rows.flat_map(table::Row::cases);
                 cases
                     .filter(|case| case.name().starts_with(name) && case.elements() < 10_000)
                     .find_map(|case| noticed(&|run| check(&case, run)))
@@ -323,9 +315,9 @@ fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'static>>) -> Outpu
 }
 
 /// A case of the table, under every pass.
-fn check(case: &grid::Case<'_>, run: Run<'_>) -> Outcome {
+fn check(case: &table::Case<'_>, run: Run<'_>) -> Outcome {
     let results = case.check(|op, pass, args| Ok(run(op, pass, args))).unwrap();
-    for (pass, result) in grid::PASSES.into_iter().zip(results) {
+    for (pass, result) in table::PASSES.into_iter().zip(results) {
         result.map_err(|error| format!("{}: {}: {error}", case.name(), pass.name()))?;
     }
     Ok(())
@@ -343,25 +335,25 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
 
 /// Rows that no team holds whole, under every pass.
 fn rows_of_several_blocks(classes: usize, run: Run<'_>) -> Outcome {
-    let mut random = random::Random::new(classes as u64);
+    let mut random = Random::new(classes as u64);
     let shape = [3, classes];
     let mut float = || Array::from_vec(random.normals(3 * classes, 3.0), &shape).unwrap();
     let input = Args::new(float());
     let target = Array::from_vec(vec![0, 700, classes as i32 - 1], &[3]).unwrap();
-    let map = input.clone().upstream(float());
-    let losses = input.upstream(Array::from_vec(vec![0.7, -1.9, 3.0], &[3]).unwrap());
+    let of_elements = float();
+    let of_rows = Array::from_vec(vec![0.7, -1.9, 3.0], &[3]).unwrap();
     let cross_entropy = CrossEntropy::default().reduction(Reduction::None);
-    let calls: [(&dyn Op, _); 4] = [
-        (&cross_entropy, losses.clone().target(target)),
-        (&cross_entropy, losses.target(float())),
-        (&Softmax::default(), map.clone()),
-        (&LogSoftmax::default(), map),
+    let calls: [(&dyn Op, _, _); 4] = [
+        (&cross_entropy, input.clone().target(target), &of_rows),
+        (&cross_entropy, input.clone().target(float()), &of_rows),
+        (&Softmax::default(), input.clone(), &of_elements),
+        (&LogSoftmax::default(), input, &of_elements),
     ];
-    for (op, args) in calls {
-        for pass in grid::PASSES {
+    for (op, args, upstream) in calls {
+        for pass in table::PASSES {
             let args = match pass {
-                Pass::Forward => Args { upstream: None, ..args.clone() },
-                _ => args.clone(),
+                Pass::Forward => args.clone(),
+                _ => args.clone().upstream(upstream.clone()),
             };
             let (got, want) = (run(op, pass, &args), reference::run(op, pass, &args).unwrap());
             for (part, got, want, promise) in [
@@ -390,7 +382,7 @@ impl<P> std::fmt::Debug for Changed<'_, P> {
     }
 }
 
-impl<P> sealed::Sealed for Changed<'_, P> {}
+impl<P> Sealed for Changed<'_, P> {}
 
 impl<P> Op for Changed<'_, P>
 where
@@ -423,9 +415,7 @@ where
     fn key(&self) -> Key {
         // its program is nobody else's
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mut key = self.op.key();
-        key.constants.push(("changed", COUNT.fetch_add(1, Ordering::Relaxed)));
-        key
+        self.op.key().with("changed", COUNT.fetch_add(1, Ordering::Relaxed))
     }
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
@@ -456,22 +446,9 @@ where
     }
 }
 
-/// The device, or nothing where there need be none.
-fn gpu() -> Option<Gpu> {
-    match Gpu::blocking() {
-        Ok(gpu) => Some(gpu),
-        Err(error @ Error::NoAdapter { .. }) => {
-            let is_required = std::env::var("WGLOSS_REQUIRE_GPU").is_ok_and(|value| value == "1");
-            assert!(!is_required, "{error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
 #[test]
 fn naive_formulas_are_noticed() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
     let mut unnoticed = Vec::new();
     for naive in NAIVE {
         match naive.noticed(&gpu) {
@@ -487,7 +464,7 @@ fn naive_formulas_are_noticed() {
 /// neighbouring fours) computes the same wherever it runs: here too.
 #[test]
 fn kernels_chosen_on_other_devices_keep_the_promise() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
     let blocks = Mutex::new(HashSet::new());
     for class in [DeviceClass::Discrete, DeviceClass::Integrated] {
         let elsewhere = |op: &dyn Op, pass, args: &_| {
@@ -498,7 +475,7 @@ fn kernels_chosen_on_other_devices_keep_the_promise() {
             };
             run(&gpu, &Changed { op, program }, pass, args)
         };
-        for row in grid::table() {
+        for row in table::table() {
             let is_tried = match (row.op(), row.options) {
                 ("cross_entropy", options) => {
                     ["classes", "probabilities, weights, smoothing"].contains(&options)

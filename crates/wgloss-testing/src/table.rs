@@ -1,0 +1,320 @@
+//! The table of cases: every op, option, reduction and pass, over shapes at the seams of the kernels
+//! and over inputs of every nature. One table for the self-test of `wgloss check` and for tests.
+//!
+//! Not every combination is tried: a shape meets two natures under each reduction, and the table
+//! sees to it that each nature meets every op.
+
+mod draw;
+mod judge;
+
+use std::iter::repeat_n;
+
+use wgloss::{
+    Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
+    NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+};
+
+use crate::random::Logits;
+
+/// Every pass. Forward comes before backward, which takes the row state that it kept.
+pub const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
+
+const REDUCTIONS: &[Reduction] = &[Reduction::None, Reduction::Mean, Reduction::Sum];
+const WITH_BATCH_MEAN: &[Reduction] =
+    &[Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean];
+const MAP: &[Reduction] = &[Reduction::None];
+
+/// An op with options: a row of the table.
+pub struct Row {
+    /// What the options are, in a few words; empty for the defaults.
+    pub options: &'static str,
+    op: Box<dyn Fn(Reduction) -> Box<dyn Op> + Sync>,
+    reductions: &'static [Reduction],
+    kind: Kind,
+    weights: Weights,
+    shapes: &'static [&'static [usize]],
+}
+
+/// What the input and target of an op are like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Logits with targets in [0, 1], hard ones among them.
+    Logits,
+    /// Numbers, and targets at them or near them.
+    Numbers,
+    /// Scores with targets 1 and -1.
+    Scores,
+    /// Probabilities with targets in [0, 1].
+    Probabilities,
+    /// Log-probabilities with probabilities.
+    LogProbabilities,
+    /// Log-probabilities with log-probabilities.
+    LogTargets,
+    /// Numbers without targets.
+    Map,
+    /// Rows along a dimension, without targets.
+    RowMap(i64),
+    /// Rows of classes with one class each; this one is ignored.
+    Classes(i32),
+    /// Rows of classes with a probability for each.
+    ClassProbabilities,
+}
+
+/// Which weights an op is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Weights {
+    None,
+    /// One a class.
+    Classes,
+    /// Broadcast over elements.
+    Elements,
+    /// That, and positive ones, broadcast otherwise.
+    ElementsAndPositive,
+}
+
+/// What a case's numbers are like: each hides what another shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Nature {
+    /// As [`Logits`] has them; its analogues for ops without rows.
+    Of(Logits),
+    /// NaN, infinities, and rows that are masked as a whole, among ordinary ones.
+    Broken,
+}
+
+impl Nature {
+    /// How many there are.
+    const COUNT: usize = Logits::ALL.len() + 1;
+
+    /// All of them, over and over.
+    fn cycle() -> impl Iterator<Item = Nature> {
+        Logits::ALL.into_iter().map(Nature::Of).chain([Nature::Broken]).cycle()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Nature::Of(Logits::Normal) => "random",
+            Nature::Of(Logits::Confident) => "confident",
+            Nature::Of(Logits::Ramp) => "ramping",
+            Nature::Of(Logits::Masked) => "masked",
+            Nature::Of(Logits::Extreme) => "extreme",
+            Nature::Broken => "broken",
+        }
+    }
+}
+
+/// Shapes for ops without rows.
+const ELEMENTS: &[&[usize]] = &[
+    &[],           // 0-dimensional
+    &[0, 4],       // a mean over nothing
+    &[7, 12],      // whole groups of four
+    &[5, 9],       // a remainder
+    &[2, 3, 4, 5], // weights that broadcast in the middle
+    &[3, 6667],    // several teams, and a sum over their results
+];
+
+/// Shapes for ops over rows.
+const ROWS: &[&[usize]] = &[
+    &[5],          // one row, no batch
+    &[0, 4],       // a mean over nothing
+    &[3, 1],       // one class: nothing is below the maximum
+    &[7, 12],      // a row per invocation, whole groups of four
+    &[5, 9],       // a remainder in every row
+    &[771, 9],     // three rows a team on software devices
+    &[2, 3, 4, 5], // classes that lie apart
+    &[3, 65],      // a row per subgroup begins at 17 on GPUs, at 65 on software devices
+    &[2, 257],     // one more than a chunk of 16 blocks of 16
+    &[3, 1025],    // a row per workgroup begins here on GPUs
+    &[2, 4099],    // many chunks for every team, and a remainder
+];
+
+/// Rows enough for a team to take many on software devices.
+const MANY_ROWS: &[&[usize]] = &[&[66_000, 65]];
+
+/// The table.
+pub fn table() -> Vec<Row> {
+    let (classes, probabilities) = (Kind::Classes(-100), Kind::ClassProbabilities);
+    let (none, weights) = (Weights::None, Weights::Classes);
+    vec![
+        row("classes", classes, none, |r| ce().reduction(r)),
+        row("classes, weights", classes, weights, |r| ce().reduction(r)),
+        row("classes, weights, ignore_index", Kind::Classes(2), weights, |r| {
+            ce().ignore_index(2).empty_mean(0.0).reduction(r)
+        }),
+        row("classes, weights, smoothing", classes, weights, |r| {
+            ce().label_smoothing(0.1).reduction(r)
+        }),
+        row("classes, kept state", classes, none, |r| ce().keep_state(true).reduction(r)),
+        row("classes, weights, smoothing, kept state", classes, weights, |r| {
+            ce().label_smoothing(1.0).keep_state(true).reduction(r)
+        }),
+        row("classes, scale, z-loss, row outputs", classes, none, |r| {
+            ce().logit_scale(0.7).z_loss(1e-3).row_outputs(true).reduction(r)
+        }),
+        // a small cap: its error is a few units in its last place (see the documentation)
+        row("classes, scale, softcap, row outputs", classes, none, |r| {
+            ce().logit_scale(0.7).softcap(2.0).row_outputs(true).reduction(r)
+        }),
+        Row {
+            shapes: MANY_ROWS,
+            ..row("classes, many rows", classes, none, |r| ce().reduction(r))
+        },
+        row("probabilities", probabilities, none, |r| ce().reduction(r)),
+        row("probabilities, weights, smoothing", probabilities, weights, |r| {
+            ce().label_smoothing(0.2).reduction(r)
+        }),
+        row("probabilities, kept state", probabilities, none, |r| {
+            ce().keep_state(true).reduction(r)
+        }),
+        row("", classes, none, |r| NllLoss::default().reduction(r)),
+        row("weights, ignore_index", Kind::Classes(2), weights, |r| {
+            NllLoss::default().ignore_index(2).reduction(r)
+        }),
+        row("", Kind::Probabilities, none, |r| Bce::default().reduction(r)),
+        row("weight", Kind::Probabilities, Weights::Elements, |r| Bce::default().reduction(r)),
+        row("", Kind::Logits, none, |r| BceWithLogits::default().reduction(r)),
+        row("weight, pos_weight", Kind::Logits, Weights::ElementsAndPositive, |r| {
+            BceWithLogits::default().reduction(r)
+        }),
+        row("", Kind::Numbers, none, |r| Mse::default().reduction(r)),
+        row("", Kind::Numbers, none, |r| L1::default().reduction(r)),
+        row("", Kind::Numbers, none, |r| SmoothL1::default().reduction(r)),
+        row("beta 0", Kind::Numbers, none, |r| SmoothL1::default().beta(0.0).reduction(r)),
+        row("", Kind::Numbers, none, |r| Huber::default().reduction(r)),
+        row("delta 0.75", Kind::Numbers, none, |r| Huber::default().delta(0.75).reduction(r)),
+        row("", Kind::LogProbabilities, none, |r| KlDiv::default().reduction(r)),
+        row("log_target", Kind::LogTargets, none, |r| {
+            KlDiv::default().log_target(true).reduction(r)
+        }),
+        row("", Kind::Scores, none, |r| SoftMargin::default().reduction(r)),
+        row("", Kind::Logits, none, |r| SigmoidFocal::default().reduction(r)),
+        row("no alpha, gamma 0.5", Kind::Logits, none, |r| {
+            SigmoidFocal::default().alpha(-1.0).gamma(0.5).reduction(r)
+        }),
+        row("alpha 0.999, gamma 5", Kind::Logits, none, |r| {
+            SigmoidFocal::default().alpha(0.999).gamma(5.0).reduction(r)
+        }),
+        row("gamma 0", Kind::Logits, none, |r| SigmoidFocal::default().gamma(0.0).reduction(r)),
+        row("", Kind::RowMap(-1), none, |_| Softmax::default()),
+        row("dim 0", Kind::RowMap(0), none, |_| Softmax::default().dim(0)),
+        row("dim 1", Kind::RowMap(1), none, |_| Softmax::default().dim(1)),
+        row("", Kind::RowMap(-1), none, |_| LogSoftmax::default()),
+        row("dim 0", Kind::RowMap(0), none, |_| LogSoftmax::default().dim(0)),
+        row("dim 1", Kind::RowMap(1), none, |_| LogSoftmax::default().dim(1)),
+        row("", Kind::Map, none, |_| Sigmoid),
+        row("", Kind::Map, none, |_| LogSigmoid),
+    ]
+}
+
+fn ce() -> CrossEntropy {
+    CrossEntropy::default()
+}
+
+/// Options with an op of every reduction that its kind has, over all shapes.
+fn row<O: Op + 'static>(
+    options: &'static str,
+    kind: Kind,
+    weights: Weights,
+    op: fn(Reduction) -> O,
+) -> Row {
+    let (reductions, shapes) = match kind {
+        Kind::Map => (MAP, ELEMENTS),
+        Kind::RowMap(_) => (MAP, ROWS),
+        Kind::Classes(_) | Kind::ClassProbabilities => (REDUCTIONS, ROWS),
+        Kind::LogProbabilities | Kind::LogTargets => (WITH_BATCH_MEAN, ELEMENTS),
+        Kind::Logits | Kind::Numbers | Kind::Scores | Kind::Probabilities => (REDUCTIONS, ELEMENTS),
+    };
+    Row { options, op: Box::new(move |r| Box::new(op(r))), reductions, kind, weights, shapes }
+}
+
+/// An input and all that goes with it, to be held to the reference under every pass.
+pub struct Case<'a> {
+    row: &'a Row,
+    reduction: Reduction,
+    nature: Nature,
+    dtype: DType,
+    shape: &'static [usize],
+    seed: u64,
+}
+
+impl Row {
+    /// The op with the row's options.
+    pub fn op(&self) -> &'static str {
+        (self.op)(self.reductions[0]).name()
+    }
+
+    /// The cases.
+    pub fn cases(&self) -> Vec<Case<'_>> {
+        // so many under each reduction; maps have one
+        let natures = if self.reductions == MAP { 3 } else { 2 };
+        let mut cases = Vec::new();
+        for (s, &shape) in self.shapes.iter().enumerate() {
+            let is_dim = |dim: i64| dim < shape.len() as i64;
+            if matches!(self.kind, Kind::RowMap(dim) if !is_dim(dim)) {
+                continue;
+            }
+            for (r, &reduction) in self.reductions.iter().enumerate() {
+                // others for every shape and reduction, and one more in 16 bits
+                let first = s + natures * (s + r);
+                let of_each = Nature::cycle().skip(first % Nature::COUNT);
+                let half = [DType::F16, DType::Bf16][(s + r) % 2];
+                let dtypes = repeat_n(DType::F32, natures).chain([half]);
+                let each = of_each.zip(dtypes).filter(|&(nature, _)| self.kind.has(nature));
+                cases.extend(each.map(|(nature, dtype)| Case {
+                    row: self,
+                    reduction,
+                    nature,
+                    dtype,
+                    shape,
+                    seed: (s * 64 + r) as u64,
+                }));
+            }
+        }
+        cases
+    }
+}
+
+impl Kind {
+    /// Whether inputs of this nature can be: probabilities are all in [0, 1].
+    fn has(self, nature: Nature) -> bool {
+        let unit_interval =
+            matches!(self, Kind::Probabilities | Kind::LogProbabilities | Kind::LogTargets);
+        !(unit_interval && nature == Nature::Broken)
+    }
+}
+
+impl Case<'_> {
+    /// The case in a few words.
+    pub fn name(&self) -> String {
+        let reduction = match self.row.reductions == MAP {
+            true => String::new(),
+            false => format!("{} ", self.reduction.name()),
+        };
+        format!("{reduction}{} {} {:?}", self.nature.name(), self.dtype, self.shape)
+    }
+
+    /// How the input is stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The number of elements of the input.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl Kind {
+    /// The dimension of the classes, where there are rows.
+    fn dim(self) -> Option<i64> {
+        match self {
+            Kind::RowMap(dim) => Some(dim),
+            Kind::Classes(_) | Kind::ClassProbabilities => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether there is one loss a row.
+    fn has_row_losses(self) -> bool {
+        matches!(self, Kind::Classes(_) | Kind::ClassProbabilities)
+    }
+}

@@ -1,0 +1,240 @@
+//! The numbers of a case: inputs, targets, weights and upstream gradients.
+
+use wgloss::{Args, Array, Reduction, Result};
+
+use super::{Case, Kind, Nature, Weights};
+use crate::random::{Logits, Random};
+
+/// A case's numbers.
+pub(super) struct Drawn {
+    pub args: Args<Array<'static>>,
+    pub upstream: Array<'static>,
+    /// What the mean divides by.
+    pub divisor: f64,
+}
+
+impl Case<'_> {
+    /// The numbers: the same on every run.
+    pub(super) fn draw(&self) -> Result<Drawn> {
+        let mut random = Random::new(self.seed);
+        let (shape, kind, count) = (self.shape, self.row.kind, self.elements());
+        let (classes, positions) = along(shape, kind.dim());
+        let rows = count.checked_div(classes).unwrap_or(0);
+        let by_row = |values: Vec<f32>| scattered(&values, classes, positions);
+        // the losses of rows have the input's shape less the classes
+        let class_dim = usize::from(shape.len() > 1);
+        let rest = || {
+            let sizes = shape.iter().enumerate().filter(|&(d, _)| d != class_dim);
+            sizes.map(|(_, &size)| size).collect::<Vec<_>>()
+        };
+
+        let (input, target) = match kind {
+            Kind::Logits => {
+                let x = self.numbers(&mut random, count);
+                let t = x.iter().map(|&x| unit(&mut random, self.nature, x)).collect();
+                (x, Some(t))
+            }
+            Kind::Numbers => {
+                let t = Nature::Of(Logits::Normal).numbers(&mut random, count);
+                let near = |t: &f32| t + random.pick(&[0.0, 1e-3, 0.7, -0.75, 1.0, -9.0]);
+                match self.nature {
+                    Nature::Of(Logits::Normal | Logits::Confident | Logits::Masked) => {
+                        (t.iter().map(near).collect(), Some(t))
+                    }
+                    // the same infinity in both, among others
+                    Nature::Broken => {
+                        (self.numbers(&mut random, count), Some(self.numbers(&mut random, count)))
+                    }
+                    _ => (self.numbers(&mut random, count), Some(t)),
+                }
+            }
+            Kind::Scores => {
+                let t = (0..count).map(|_| random.pick(&[1.0, -1.0])).collect();
+                (self.numbers(&mut random, count), Some(t))
+            }
+            Kind::Probabilities => {
+                (self.units(&mut random, count), Some(self.units(&mut random, count)))
+            }
+            Kind::LogProbabilities => {
+                (self.logs(&mut random, count), Some(self.units(&mut random, count)))
+            }
+            Kind::LogTargets => {
+                (self.logs(&mut random, count), Some(self.logs(&mut random, count)))
+            }
+            Kind::Map => (self.numbers(&mut random, count), None),
+            Kind::RowMap(_) | Kind::Classes(_) => {
+                (by_row(self.nature.rows(&mut random, rows, classes)), None)
+            }
+            Kind::ClassProbabilities => {
+                let t = Nature::Of(Logits::Normal).units(&mut random, count);
+                (by_row(self.nature.rows(&mut random, rows, classes)), Some(t))
+            }
+        };
+        let stored = |values, shape: &[usize]| Array::from_vec(values, shape)?.to_dtype(self.dtype);
+        // rows are often of the class they are confident of: that is where digits are lost
+        let largest = |row: usize| {
+            let at = |c: &usize| (row / positions * classes + c) * positions + row % positions;
+            (0..classes).max_by(|a, b| input[at(a)].total_cmp(&input[at(b)]))
+        };
+        let mut right = vec![None; rows];
+        if kind.has_row_losses() && self.nature == Nature::Of(Logits::Confident) {
+            right = (0..rows).map(|row| largest(row).filter(|_| random.chance(0.5))).collect();
+        }
+        let mut args = Args::new(stored(input, shape)?);
+        if let Some(target) = target {
+            args = args.target(stored(target, shape)?);
+        }
+
+        let weight = match self.row.weights {
+            Weights::None => None,
+            Weights::Classes => Some(random.eighths(classes)),
+            Weights::Elements | Weights::ElementsAndPositive => {
+                // repeated along the first dimension and the last
+                let own: Vec<usize> = shape.iter().skip(1).copied().collect();
+                let own = [&own[..own.len().saturating_sub(1)], &[1][..own.len().min(1)]].concat();
+                let values = random.eighths(own.iter().product());
+                args = args.weight(Array::from_vec(values, &own)?);
+                None
+            }
+        };
+        if self.row.weights == Weights::ElementsAndPositive {
+            let own: Vec<usize> = shape.last().into_iter().copied().collect();
+            let values = random.eighths(own.iter().product());
+            args = args.pos_weight(Array::from_vec(values, &own)?);
+        }
+        let mut kept = rows as f64;
+        if let Kind::Classes(ignored) = kind {
+            // broken rows that are ignored must not show
+            let share = if self.nature == Nature::Broken { 0.3 } else { 0.1 };
+            let mut target = random.targets(rows, classes, ignored, share);
+            for (y, right) in target.iter_mut().zip(right) {
+                *y = right.map_or(*y, |class| class as i32);
+            }
+            let of = |&y: &i32| weight.as_ref().map_or(1.0, |w| w[y as usize].into());
+            kept = target.iter().filter(|&&y| y != ignored).map(of).sum();
+            args = args.target(Array::from_vec(target, &rest())?);
+        }
+        if let Some(weight) = weight {
+            args = args.weight(Array::from_vec(weight, &[classes])?);
+        }
+
+        let divisor = match self.reduction {
+            Reduction::None | Reduction::Sum => 1.0,
+            Reduction::BatchMean => shape.first().map_or(1.0, |&size| size as f64),
+            Reduction::Mean if kind.has_row_losses() => kept,
+            Reduction::Mean => count as f64,
+        };
+        let upstream_shape = match self.reduction {
+            Reduction::None if kind.has_row_losses() => rest(),
+            Reduction::None => shape.to_vec(),
+            _ => vec![],
+        };
+        let upstream = random.normals(upstream_shape.iter().product(), 1.0);
+        let upstream = match self.reduction {
+            Reduction::None => stored(upstream, &upstream_shape)?,
+            _ => Array::from_vec(upstream, &upstream_shape)?,
+        };
+        Ok(Drawn { args, upstream, divisor })
+    }
+
+    fn numbers(&self, random: &mut Random, count: usize) -> Vec<f32> {
+        self.nature.numbers(random, count)
+    }
+
+    fn units(&self, random: &mut Random, count: usize) -> Vec<f32> {
+        self.nature.units(random, count)
+    }
+
+    /// Logarithms of probabilities.
+    fn logs(&self, random: &mut Random, count: usize) -> Vec<f32> {
+        let masked = self.nature == Nature::Of(Logits::Masked);
+        let log = |p: f32| if masked { p.ln() } else { p.max(1e-30).ln() };
+        self.units(random, count).into_iter().map(log).collect()
+    }
+}
+
+impl Nature {
+    /// Numbers for ops without rows.
+    fn numbers(self, random: &mut Random, count: usize) -> Vec<f32> {
+        const HUGE_AND_TINY: [f32; 10] =
+            [1e30, -1e30, 1e6, -1e6, 88.5, -104.0, 1e-30, -1e-40, 0.0, -0.0];
+        let height = random.normal() * 20.0;
+        let mut one = |i: usize| match self {
+            Nature::Of(Logits::Normal) => random.normal() * random.pick(&[1e-3, 1.0, 10.0]),
+            Nature::Of(Logits::Confident) => {
+                (5.0 + 60.0 * random.uniform()) * random.pick(&[1.0, -1.0])
+            }
+            Nature::Of(Logits::Ramp) => height * (i as f64 / count as f64 - 0.5),
+            Nature::Of(Logits::Masked) if random.chance(0.5) => f64::NEG_INFINITY,
+            Nature::Of(Logits::Extreme) => random.pick(&HUGE_AND_TINY).into(),
+            Nature::Broken if random.chance(0.3) => {
+                random.pick(&[f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY])
+            }
+            Nature::Of(Logits::Masked) | Nature::Broken => random.normal() * 3.0,
+        };
+        (0..count).map(|i| one(i) as f32).collect()
+    }
+
+    /// Numbers in [0, 1].
+    fn units(self, random: &mut Random, count: usize) -> Vec<f32> {
+        let mut one = |i: usize| match self {
+            Nature::Of(Logits::Confident) => {
+                let small = random.uniform() * 1e-6;
+                random.pick(&[small, 1.0 - small])
+            }
+            Nature::Of(Logits::Ramp) => i as f64 / count as f64,
+            Nature::Of(Logits::Masked) if random.chance(0.5) => 0.0,
+            Nature::Of(Logits::Extreme) => random.pick(&[0.0, 1.0, 1e-30, 1e-40]),
+            _ => random.uniform(),
+        };
+        (0..count).map(|i| one(i) as f32).collect()
+    }
+
+    /// Rows of logits, row after row.
+    fn rows(self, random: &mut Random, rows: usize, classes: usize) -> Vec<f32> {
+        let Nature::Of(kind) = self else {
+            let mut values = random.logits(Logits::Normal, rows, classes);
+            for row in values.chunks_mut(classes.max(1)) {
+                let at = random.below(classes);
+                match random.below(5) {
+                    0 => row[at] = f32::NAN,
+                    1 => row[at] = f32::INFINITY,
+                    2 => row.fill(f32::NEG_INFINITY),
+                    3 => row[at] = f32::NEG_INFINITY,
+                    _ => {}
+                }
+            }
+            return values;
+        };
+        random.logits(kind, rows, classes)
+    }
+}
+
+/// A target in [0, 1] for a logit: often the one that it is confident of.
+fn unit(random: &mut Random, nature: Nature, x: f32) -> f32 {
+    let right = f32::from(u8::from(x > 0.0));
+    match (nature, random.below(4)) {
+        (Nature::Of(Logits::Confident), 0..3) | (_, 0) => right,
+        (_, 1) => 1.0 - right,
+        _ => random.uniform() as f32,
+    }
+}
+
+/// The classes along a dimension, and how far apart they lie; one class without one.
+fn along(shape: &[usize], dim: Option<i64>) -> (usize, usize) {
+    let Some(dim) = dim else { return (1, 1) };
+    let last = shape.len().saturating_sub(1);
+    let dim = if dim < 0 { last } else { last.min(dim as usize) };
+    (shape.get(dim).copied().unwrap_or(1), shape.iter().skip(dim + 1).product())
+}
+
+/// Rows, one after the other, as they lie where classes are `positions` apart.
+fn scattered(by_row: &[f32], classes: usize, positions: usize) -> Vec<f32> {
+    let mut values = vec![0.0; by_row.len()];
+    for (r, row) in by_row.chunks(classes.max(1)).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            values[(r / positions * classes + c) * positions + r % positions] = x;
+        }
+    }
+    values
+}

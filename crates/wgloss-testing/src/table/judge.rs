@@ -1,0 +1,89 @@
+//! A case under every pass, held to the reference.
+
+use wgloss::reference::{self, Mismatch, Promise, Values, compare};
+use wgloss::{Args, Array, Op, Output, Pass, Result};
+
+use super::draw::Drawn;
+use super::{Case, PASSES};
+
+impl Case<'_> {
+    /// Runs every pass and holds what it computes to the promise: the worst error of each pass in
+    /// units of the error allowed, or what is wrong.
+    ///
+    /// # Errors
+    /// When the reference refuses the case, which is a defect of the table.
+    pub fn check(
+        &self,
+        run: impl Fn(
+            &dyn Op,
+            Pass,
+            &Args<Array<'static>>,
+        ) -> std::result::Result<Output<Array<'static>>, String>,
+    ) -> Result<[std::result::Result<f64, String>; 3]> {
+        let op = (self.row.op)(self.reduction);
+        let Drawn { args, upstream, divisor } = self.draw()?;
+        let with_upstream = args.clone().upstream(upstream.clone());
+        let want = reference::run(&*op, Pass::ForwardBackward, &with_upstream)?;
+
+        // a divisor of 0 makes everything NaN or 0, and has no scale
+        let over = if divisor == 0.0 { 1.0 } else { divisor };
+        // the largest upstream gradient that scales a finite result
+        let largest = upstream.to_f64().into_iter().filter(|g| g.is_finite());
+        let largest = largest.fold(0.0, |most: f64, g| most.max(g.abs()));
+        let [loss, grad] = [Promise::LOSS.scaled(1.0 / over), Promise::GRAD.scaled(largest / over)];
+
+        let mut state = None;
+        Ok(PASSES.map(|pass| {
+            let args = match (pass, &state) {
+                (Pass::Forward, _) => args.clone(),
+                (Pass::Backward, Some(state)) => {
+                    let state: &Array<'static> = state;
+                    with_upstream.clone().state(state.clone())
+                }
+                _ => with_upstream.clone(),
+            };
+            let got = run(&*op, pass, &args)?;
+            if pass == Pass::Forward {
+                state = got.state.clone();
+            }
+            let asked = |want: &Option<Values>, when: bool| want.clone().filter(|_| when);
+            let parts = [
+                ("loss", &got.loss, asked(&want.loss, pass.has_loss()), loss),
+                ("grad", &got.grad, asked(&want.grad, pass.has_grad()), grad),
+                // logsumexp's error is absolute
+                (
+                    "logsumexp",
+                    &got.logsumexp,
+                    asked(&want.logsumexp, pass.has_loss()),
+                    Promise::LOSS,
+                ),
+                ("argmax", &got.argmax, asked(&want.argmax, pass.has_loss()), Promise::LOSS),
+                ("correct", &got.correct, asked(&want.correct, pass.has_loss()), Promise::LOSS),
+            ];
+            let mut worst = 0.0_f64;
+            for (part, got, want, bound) in parts {
+                worst = worst.max(hold(got, &want, bound).map_err(|e| format!("{part}: {e}"))?);
+            }
+            Ok(worst)
+        }))
+    }
+}
+
+/// A result against the reference: the worst error in units of the error allowed.
+fn hold(
+    got: &Option<Array<'static>>,
+    want: &Option<Values>,
+    bound: Promise,
+) -> std::result::Result<f64, String> {
+    match (got, want) {
+        (None, None) => Ok(0.0),
+        (Some(got), Some(want)) if got.shape() != want.shape => {
+            Err(format!("got shape {:?}, want {:?}", got.shape(), want.shape))
+        }
+        (Some(got), Some(want)) => compare(&got.to_f32(), want, bound.stored_as(got.dtype()))
+            .map(|worst| worst.units)
+            .map_err(|mismatch: Mismatch| mismatch.to_string()),
+        (Some(_), None) => Err("got one, want none".into()),
+        (None, Some(_)) => Err("got none, want one".into()),
+    }
+}

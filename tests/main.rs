@@ -1,0 +1,25 @@
+//! The tests of the library, in one binary: they share devices, and are linked once. A module a
+//! subject.
+
+// without a GPU
+mod comparator;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod kernels;
+mod programs;
+mod reference;
+
+mod conformance;
+#[cfg(feature = "cpu")]
+mod custom;
+mod device;
+mod edges;
+mod errors;
+mod huge;
+mod naive;
+mod ops;
+mod plans;
+mod properties;
+mod storage;
+mod stream;
+mod tensors;
