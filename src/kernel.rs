@@ -9,31 +9,54 @@ use std::hash::{Hash, Hasher};
 use crate::DType;
 use crate::tuning::{Team, Tile};
 
-/// A WGSL file of `shaders/`.
+/// A WGSL file: of `shaders/`, or a text of the caller's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct File {
     /// Its path below `shaders/`.
-    pub path: &'static str,
-    pub text: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) text: &'static str,
+    /// Whether it is the crate's own, so that run-time checks can be done without.
+    pub(crate) is_trusted: bool,
 }
 
 impl Hash for File {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // not 45 KB of text, for every kernel of every plan
+        // not 45 KB of text, for every kernel of every plan; equality goes by the text too
         self.path.hash(state);
     }
 }
 
 impl File {
-    pub const fn new(path: &'static str, text: &'static str) -> Self {
-        File { path, text }
+    pub(crate) const fn trusted(path: &'static str, text: &'static str) -> Self {
+        File { path, text, is_trusted: true }
+    }
+
+    /// WGSL text of the caller's own, which is compiled with run-time checks.
+    pub const fn new(text: &'static str) -> Self {
+        File { path: "(the caller's)", text, is_trusted: false }
+    }
+
+    #[doc(hidden)]
+    pub fn path(&self) -> &'static str {
+        self.path
+    }
+
+    #[doc(hidden)]
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// Another text in its place: nobody's, and so with run-time checks.
+    #[doc(hidden)]
+    pub fn replaced(self, text: &'static str) -> Self {
+        File { text, is_trusted: false, ..self }
     }
 }
 
 /// The file at a path below `shaders/`.
 macro_rules! shader {
     ($path:expr) => {
-        $crate::kernel::File::new(
+        $crate::kernel::File::trusted(
             $path,
             include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
         )
@@ -146,6 +169,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Whether all of its text is the crate's own, whose bounds are known to hold.
+    pub fn is_trusted(&self) -> bool {
+        self.files.iter().all(|file| file.is_trusted)
+    }
+
     /// The joined text. Each part's start is marked, so that a compiler's line can be found.
     pub fn source(&self) -> String {
         let mut source = String::new();

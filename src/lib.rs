@@ -82,6 +82,12 @@ mod session;
 mod call;
 mod stream;
 
+/// Losses of the caller's own: see [`Elementwise`](custom::Elementwise).
+pub mod custom {
+    pub use crate::kernel::File as Shader;
+    pub use crate::ops::{Elementwise, Point};
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme; // its examples compile
@@ -98,7 +104,7 @@ pub use shape::Layout;
 // the ops
 pub use ops::{
     Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse, NllLoss, Op,
-    Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+    Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax, ops, options,
 };
 
 // where they run
@@ -124,7 +130,7 @@ pub mod internals {
     pub use crate::kernel::{Define, File, Kernel};
     pub use crate::limits::Limits;
     pub use crate::ops::sealed::Sealed;
-    pub use crate::ops::{ElementParams, RowOperands, RowParams, SumParams, Target};
+    pub use crate::ops::{ElementParams, RowOperands, RowParams, RowTarget, SumParams};
     pub use crate::program::{
         Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };

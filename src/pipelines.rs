@@ -86,11 +86,11 @@ fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu:
         label: Some(&kernel.label),
         source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
     };
-    if runtime_checks {
+    if runtime_checks || !kernel.is_trusted() {
         return device.create_shader_module(descriptor);
     }
     // SAFETY: Unchecked shaders must not access memory out of bounds, loop without end, or divide
-    // integers by zero. In the kernels of this crate:
+    // integers by zero. In the kernels of this crate, which alone are trusted:
     // - Every index into a storage buffer lies inside a layout that was checked against its buffer.
     // - Class indices that are read from memory are compared with the class count before their use.
     // - Every index into an array of the shader's own is a constant, or a loop counter below the

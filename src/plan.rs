@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::guard::lock;
 use crate::kernel::Kernel;
+use crate::ops::options::Key;
 use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Step, View};
 use crate::shape::{ALIGNMENT, Layout};
 use crate::upload::device_layout;
@@ -45,7 +46,7 @@ pub struct Plan {
 /// What a plan is made for: the key under which calls find it again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
-    op: String,
+    op: Key,
     pass: Pass,
     args: Args<Layout>,
     /// Where results lie; empty where that is left to the plan.
@@ -57,7 +58,7 @@ impl PlanKey {
     fn new(op: &dyn Op, pass: Pass, args: &Args<Layout>, results: &Output<Layout>) -> Self {
         let aligned = |layout: &Layout| layout.clone().with_offset(layout.residual());
         PlanKey {
-            op: format!("{op:?}"),
+            op: op.key(),
             pass,
             args: args.map(aligned),
             results: results.iter().map(|(role, layout)| (role, aligned(layout))).collect(),

@@ -2,7 +2,7 @@
 //! product in front of the rows needs just that.
 
 use wgloss::internals::{
-    Binding, DeviceProfile, File, Kernel, Port, Program, RowOperands, Slot, Target, View,
+    Binding, DeviceProfile, File, Kernel, Port, Program, RowOperands, RowTarget, Slot, View,
 };
 use wgloss::reference::{self, Promise, compare};
 use wgloss::{Args, Array, CrossEntropy, DType, Layout, Output, Pass, Reduction, Role};
@@ -11,7 +11,6 @@ use wgloss_testing::random::{Logits, Random};
 
 /// Doubles every number.
 const DOUBLE: File = File::new(
-    "tests/double.wgsl",
     "struct Params { offsets: array<vec4<u32>, 9>, count: vec4<u32> }
     @group(0) @binding(0) var<uniform> params: Params;
     @group(0) @binding(1) var<storage, read> source: array<f32>;
@@ -54,7 +53,7 @@ fn program(
     push_double(&mut program, &argument(Role::Input), &logits);
     let operands = RowOperands {
         input: logits.clone(),
-        target: Target::Classes(argument(Role::Target)),
+        target: RowTarget::Classes(argument(Role::Target)),
         weight: None,
         upstream: None,
         given_state: None,

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator};
 
 use wgloss::internals::{
-    DeviceClass, ElementParams, Facts, Kernel, Places, Program, RowParams, Step, SumParams,
+    DeviceClass, ElementParams, Facts, Kernel, Offsets, Program, RowParams, Step, SumParams,
 };
 use wgloss::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
@@ -256,23 +256,29 @@ fn translate(module: &naga::Module, info: &ModuleInfo, kernel: &Kernel) {
 }
 
 fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
-    const PLACES: usize = size_of::<Places>();
+    const OFFSETS: usize = size_of::<Offsets>();
     macro_rules! layout {
         ($type:ty: $($field:ident $([$count:literal])?),*) => {{
             let mut offsets = vec![0];
             $(
-                let start = PLACES + offset_of!($type, $field);
+                let start = OFFSETS + offset_of!($type, $field);
                 #[allow(unused_mut, unused_assignments)]
                 let mut count = 1;
                 $(count = $count;)?
                 offsets.extend((0..count).map(|i| start + 4 * i));
             )*
-            (offsets, PLACES + size_of::<$type>())
+            (offsets, OFFSETS + size_of::<$type>())
         }};
     }
+<<<<<<< HEAD
     match kernel.files.first().map(|file| file.path) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
             RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
+=======
+    match kernel.files.first().map(|file| file.path()) {
+        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
+>>>>>>> 052cf91
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
@@ -327,7 +333,9 @@ fn no_barrier_is_chosen_on_software_devices() {
     let [lavapipe, discrete, ..] = &devices()[..] else { panic!() };
     let has_workgroup_team = |facts: &Facts| {
         let files = programs(facts).into_iter().flat_map(|program| program.steps);
-        files.flat_map(|step| step.kernel.files).any(|file| file.path.starts_with("team/workgroup"))
+        files
+            .flat_map(|step| step.kernel.files)
+            .any(|file| file.path().starts_with("team/workgroup"))
     };
     assert!(!has_workgroup_team(lavapipe));
     assert!(has_workgroup_team(discrete));

@@ -10,6 +10,8 @@ mod programs;
 mod reference;
 
 mod conformance;
+#[cfg(feature = "cpu")]
+mod custom;
 mod device;
 mod edges;
 mod errors;

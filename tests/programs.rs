@@ -7,7 +7,7 @@ use std::mem::size_of;
 use bytemuck::pod_read_unaligned;
 
 use wgloss::internals::{
-    Binding, DeviceClass, ElementParams, Facts, Places, Program, RowParams, Slot, Step, SumParams,
+    Binding, DeviceClass, ElementParams, Facts, Offsets, Program, RowParams, Slot, Step, SumParams,
     first_place,
 };
 use wgloss::{
@@ -87,11 +87,11 @@ fn plan(op: &dyn Op, pass: Pass, args: Args<Layout>, facts: &Facts) -> Planned {
 }
 
 fn family(step: &Step) -> &str {
-    step.kernel.files[0].path
+    step.kernel.files[0].path()
 }
 
 fn params<P: bytemuck::AnyBitPattern>(step: &Step) -> P {
-    pod_read_unaligned(&step.params[size_of::<Places>()..])
+    pod_read_unaligned(&step.params[size_of::<Offsets>()..])
 }
 
 /// Lines of elements that a dispatch finds at a binding: how many, and the elements of each.
@@ -181,7 +181,7 @@ impl Planned {
         let mut done: HashMap<(String, Slot, u32), u64> = HashMap::new();
         for step in &self.program.steps {
             let label = &step.kernel.label;
-            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
+            let offsets: Offsets = pod_read_unaligned(&step.params[..size_of::<Offsets>()]);
             assert!(step.workgroups.iter().all(|&n| (1..=65_535).contains(&n)), "{label}");
             for binding in &step.bindings {
                 let what = format!("{label}: {}: {binding:?}", binding.slot.name());
@@ -197,7 +197,7 @@ impl Planned {
                 // the kernel counts in fours there
                 let is_of_fours = family(step) == "family/rows.wgsl" && binding.binding == 8;
                 let unit = if is_of_fours { 4 } else { 1 };
-                let [first, told, ..] = places[binding.binding as usize].map(u64::from);
+                let [first, told, ..] = offsets[binding.binding as usize].map(u64::from);
                 let stride = self.stride(step, layout, [lines, line]);
                 assert!(lines == 1 || told == stride, "{what}");
                 let end = first * unit + (lines - 1) * stride + line;
@@ -260,7 +260,7 @@ fn rows_beyond_32_bits_of_elements() {
         let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS])).in_place();
         let planned = plan(&CrossEntropy::default(), Pass::Backward, args, &facts);
         let files = planned.program.steps.iter().flat_map(|step| &step.kernel.files);
-        assert!(files.into_iter().any(|file| file.path == "access/in_place.wgsl"));
+        assert!(files.into_iter().any(|file| file.path() == "access/in_place.wgsl"));
         planned.check();
     }
 }
@@ -333,10 +333,10 @@ fn elements_beyond_32_bits() {
     }
 }
 
-/// What `weight_places` of `shaders/family/elements.wgsl` computes, in the same 32 bits.
-fn weight_places(params: &ElementParams, places: &Places, i: u32) -> [u32; 2] {
+/// What `weight_indices` of `shaders/family/elements.wgsl` computes, in the same 32 bits.
+fn weight_indices(params: &ElementParams, offsets: &Offsets, i: u32) -> [u32; 2] {
     let mut rest = i;
-    let mut found = [places[3][0] + i * params.own[0], places[8][0] + i * params.own[1]];
+    let mut found = [offsets[3][0] + i * params.own[0], offsets[8][0] + i * params.own[1]];
     for [size, weight, pos_weight, begin] in &params.dim[..params.dims as usize] {
         let index = rest % size + begin;
         let carry = u32::from(index >= *size);
@@ -370,7 +370,7 @@ fn weights_beyond_32_bits_of_elements() {
         let mut first = 0;
         for step in planned.steps_of("family/elements.wgsl") {
             let params: ElementParams = params(step);
-            let places: Places = pod_read_unaligned(&step.params[..size_of::<Places>()]);
+            let offsets: Offsets = pod_read_unaligned(&step.params[..size_of::<Offsets>()]);
             let count = u64::from(params.row_elements);
             // where a dimension ends within the part, and a few places besides
             let ends = (0..4).map(|k| {
@@ -380,7 +380,7 @@ fn weights_beyond_32_bits_of_elements() {
             let around = ends.flat_map(|end| [end.saturating_sub(1), end, end + 1]);
             let samples = around.chain([0, 1, 12_345_678, count - 1]).filter(|&i| i < count);
             for i in samples {
-                let found = weight_places(&params, &places, i as u32);
+                let found = weight_indices(&params, &offsets, i as u32);
                 for (k, binding) in [3, 8].into_iter().enumerate() {
                     let bound = step.bindings.iter().find(|b| b.binding == binding).unwrap();
                     let layout = planned.layout(bound.slot).unwrap();

@@ -32,8 +32,8 @@ struct Params {
     scale: f32,
     // 1 where each element has a weight of its own, and a pos_weight; else 0
     own: vec2<u32>,
-    // the op's options
-    settings: vec3<f32>,
+    // the op's options, as its settings() has them
+    settings: array<vec4<f32>, 2>,
     // the first element of this dispatch, among all
     first: u32,
     // the dimensions, innermost first: size, stride of weight, stride of pos_weight, and the

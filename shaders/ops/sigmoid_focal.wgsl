@@ -1,6 +1,6 @@
-// Sigmoid focal loss: the hooks of family/elements.wgsl. settings.x is alpha, where below 0 there
-// is none; settings.y is 1 - alpha from the host, because f32 would lose its digits here;
-// settings.z is gamma.
+// Sigmoid focal loss: the hooks of family/elements.wgsl. settings[0].x is alpha, where below 0 there
+// is none; settings[0].y is 1 - alpha from the host, because f32 would lose its digits here;
+// settings[0].z is gamma.
 //
 // q = 1 - p_t is computed as p (1 - t) + (1 - p) t, because the subtraction would cancel. It is
 // negative only for targets outside [0, 1].
@@ -21,11 +21,11 @@ struct Focal {
 }
 
 fn focal(e: Elements) -> Focal {
-    let alpha = params.settings.x;
+    let alpha = params.settings[0].x;
     let p = sigmoid4(e.x);
     let p_of_negative = sigmoid4(-e.x);
     let q = p * (1.0 - e.t) + p_of_negative * e.t;
-    let root = max(power(abs(q), 0.5 * params.settings.z), vec4(SMALLEST));
+    let root = max(power(abs(q), 0.5 * params.settings[0].z), vec4(SMALLEST));
     let log1p_exp = log1p_unit(exp_nonpositive(-abs(e.x)));
     return Focal(
         zero_wins(e.t, log1p_exp + max(-e.x, vec4(0.0)))
@@ -33,9 +33,9 @@ fn focal(e: Elements) -> Focal {
         (1.0 - e.t) * p - e.t * p_of_negative,
         q,
         p * p_of_negative * (1.0 - 2.0 * e.t),
-        select(alpha * e.t + params.settings.y * (1.0 - e.t), vec4(1.0), vec4(alpha < 0.0)),
-        select(root, vec4(0.0), (q == vec4(0.0)) & vec4(params.settings.z != 0.0)),
-        select(vec4(1.0), vec4(-1.0), (q < vec4(0.0)) & vec4(!is_whole(0.5 * params.settings.z))),
+        select(alpha * e.t + params.settings[0].y * (1.0 - e.t), vec4(1.0), vec4(alpha < 0.0)),
+        select(root, vec4(0.0), (q == vec4(0.0)) & vec4(params.settings[0].z != 0.0)),
+        select(vec4(1.0), vec4(-1.0), (q < vec4(0.0)) & vec4(!is_whole(0.5 * params.settings[0].z))),
     );
 }
 
@@ -53,7 +53,7 @@ fn is_whole(v: f32) -> bool {
 
 // NaN for a q below 0 whose power is not defined: that of a gamma that is not whole.
 fn defined(f: Focal, value: vec4<f32>) -> vec4<f32> {
-    return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(!is_whole(params.settings.z)));
+    return select(value, vec4(nan()), (f.q < vec4(0.0)) & vec4(!is_whole(params.settings[0].z)));
 }
 
 fn loss(e: Elements) -> vec4<f32> {
@@ -64,7 +64,7 @@ fn loss(e: Elements) -> vec4<f32> {
 
 fn gradient(e: Elements) -> vec4<f32> {
     let f = focal(e);
-    let gamma = params.settings.z;
+    let gamma = params.settings[0].z;
     var g = f.sign * (f.root * f.root * f.bce_gradient);
     if gamma != 0.0 {
         let slope = zero_wins(f.bce, power(abs(f.q), gamma - 1.0));

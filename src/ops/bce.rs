@@ -1,7 +1,7 @@
 //! Binary cross entropy.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Opt, Others, REDUCTIONS, reduction};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
@@ -49,7 +49,7 @@ use crate::{Reduction, Role};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Bce {
     pub(crate) reduction: Reduction,
 }
@@ -62,25 +62,29 @@ impl Bce {
     }
 }
 
-impl sealed::Sealed for Bce {}
-
 impl Elementwise for Bce {
     const NAME: &'static str = "bce";
+    const ABOUT: &'static str = "Binary cross entropy of probabilities with targets in [0, 1]";
     const SHADER: File = shader!("ops/bce.wgsl");
     const WEIGHTS: &'static [Role] = &[Role::Weight];
     const UNIT_INTERVAL: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Probabilities, Numbers::Probabilities, Others::Refused)
+    }
+
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let complement = (-x).ln_1p();
         let denominator = (x * (1.0 - x)).max(1e-12);
-        Point {
-            loss: [-times(t, x.ln().max(-100.0)), -times(1.0 - t, complement.max(-100.0))],
-            grad: [x / denominator, -t / denominator, 0.0],
-        }
+        Point::new(
+            [-times(t, x.ln().max(-100.0)), -times(1.0 - t, complement.max(-100.0))],
+            [x / denominator, -t / denominator],
+        )
     }
 
     #[cfg(feature = "cpu")]

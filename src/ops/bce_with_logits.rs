@@ -1,7 +1,7 @@
 //! Binary cross entropy of logits.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Opt, Others, REDUCTIONS, reduction};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
@@ -50,7 +50,7 @@ use crate::{Reduction, Role};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct BceWithLogits {
     pub(crate) reduction: Reduction,
 }
@@ -63,24 +63,28 @@ impl BceWithLogits {
     }
 }
 
-impl sealed::Sealed for BceWithLogits {}
-
 impl Elementwise for BceWithLogits {
     const NAME: &'static str = "bce_with_logits";
+    const ABOUT: &'static str = "Binary cross entropy of logits with targets of the same shape";
     const SHADER: File = shader!("ops/bce_with_logits.wgsl");
     const WEIGHTS: &'static [Role] = &[Role::Weight, Role::PosWeight];
+    const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Logits, Numbers::Probabilities, Others::Taken)
+    }
+
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point {
         // -(p t ln sigmoid(x) + (1 - t) ln(1 - sigmoid(x))), with -ln sigmoid(x) = softplus(-x)
         let (positive, negative) = (pos_weight * t, 1.0 - t);
-        Point {
-            loss: [times(positive, softplus(-x)), times(negative, softplus(x))],
-            grad: [times(negative, sigmoid(x)), -times(positive, sigmoid(-x)), 0.0],
-        }
+        Point::new(
+            [times(positive, softplus(-x)), times(negative, softplus(x))],
+            [times(negative, sigmoid(x)), -times(positive, sigmoid(-x))],
+        )
     }
 
     #[cfg(feature = "cpu")]

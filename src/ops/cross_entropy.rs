@@ -1,12 +1,16 @@
 //! Softmax cross entropy.
 
+use super::options::{
+    self, Family, Info, Key, Kind, Numbers, Opt, REDUCTIONS, Target, Value, Weight, any, finite,
+    flag, integer, number, optional, positive, reduction,
+};
 use super::rows::{
-    Family, RowLoss, RowOperands, RowParams, Target, device_ignore_index, expect_class_target,
-    expect_class_values, expect_class_weight,
+    RowKernel, RowLoss, RowOperands, RowParams, RowTarget, device_ignore_index,
+    expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_option, expect_positive,
-    expect_shape, expect_upstream, grad_layout, loss_layout, refuse_batch_mean, sealed,
+    FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_shape, expect_upstream,
+    grad_layout, loss_layout, sealed,
 };
 use crate::kernel::{self, shader};
 use crate::program::{Program, View};
@@ -91,7 +95,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct CrossEntropy {
     pub(crate) reduction: Reduction,
     pub(crate) ignore_index: i64,
@@ -190,35 +194,107 @@ impl CrossEntropy {
         self
     }
 
+    pub(super) const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(REDUCTIONS, |op| &mut op.reduction),
+        integer(
+            "ignore_index",
+            "The class that marks rows to be left out",
+            &[-100, 0, 2, -1, 1 << 40, i64::MIN],
+            |op| &mut op.ignore_index,
+        ),
+        number(
+            "label_smoothing",
+            "The share, in [0, 1], of the target's weight that is spread over all classes",
+            finite("a number in [0, 1]", |v| (0.0..=1.0).contains(&v), &[0.0, 0.1, 0.5, 1.0]),
+            |op| &mut op.label_smoothing,
+        ),
+        flag("keep_state", "Forward keeps each row's state for backward", |op| &mut op.keep_state),
+        flag(
+            "row_outputs",
+            "Forward also gives each row's logsumexp, argmax and whether that is the target",
+            |op| &mut op.row_outputs,
+        ),
+        number(
+            "empty_mean",
+            "The mean where every row is left out",
+            any(&[f64::NAN, 0.0, -2.5, f64::INFINITY]),
+            |op| &mut op.empty_mean,
+        ),
+        number(
+            "logit_scale",
+            "What logits are multiplied by: an inverse temperature",
+            positive(&[0.1, 0.5, 1.0, 2.0, 5.0]),
+            |op| &mut op.logit_scale,
+        ),
+        optional(
+            "softcap",
+            "Bounds logits to +-CAP, smoothly",
+            positive(&[0.5, 2.0, 3.0, 30.0]),
+            |op| &mut op.softcap,
+        ),
+        number(
+            "z_loss",
+            "Adds FACTOR * logsumexp^2 to each row's loss",
+            finite("a finite number", |_| true, &[-0.1, 0.0, 1e-4, 0.1]),
+            |op| &mut op.z_loss,
+        ),
+    ];
+
     /// Refuses options outside their range.
     fn check_options(&self) -> Result<()> {
-        expect_option("label_smoothing", self.label_smoothing, "a number in [0, 1]", |v| {
-            (0.0..=1.0).contains(&v)
-        })?;
-        expect_positive("logit_scale", self.logit_scale)?;
-        if let Some(softcap) = self.softcap {
-            expect_positive("softcap", softcap)?;
+        options::check(self, Self::OPTIONS)?;
+        match self.softcap {
+            None => Ok(()),
             // what kernels multiply logits by
-            expect_option(
+            Some(softcap) => options::expect_number(
                 "logit_scale",
                 self.logit_scale / softcap,
                 "one whose quotient by softcap is finite and above 0",
                 |v| v > 0.0,
-            )?;
+            ),
         }
-        expect_option("z_loss", self.z_loss, "a finite number", |_| true)?;
-        if self.empty_mean.is_finite() {
-            expect_option("empty_mean", self.empty_mean, "any number", |_| true)?;
-        }
-        refuse_batch_mean(self.reduction)
     }
 }
+
+options::equal_by_options!(CrossEntropy);
 
 impl sealed::Sealed for CrossEntropy {}
 
 impl Op for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross_entropy"
+    }
+
+    fn about(&self) -> &'static str {
+        "Softmax cross entropy of logits [C], [N, C] or [N, C, ...] with classes or probabilities"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind {
+            family: Family::RowLoss,
+            input: Numbers::Logits,
+            target: Some(Target::ClassesOrProbabilities),
+            weight: Some(Weight::Classes),
+            pos_weight: false,
+            fused_in_place: true,
+            row_outputs: true,
+        }
+    }
+
+    fn options(&self) -> Vec<Info> {
+        options::infos(self, Self::OPTIONS)
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        options::set(self, Self::OPTIONS, name, value)
+    }
+
+    fn boxed(&self) -> Box<dyn Op> {
+        Box::new(self.clone())
+    }
+
+    fn key(&self) -> Key {
+        options::key(self, Self::OPTIONS)
     }
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
@@ -291,7 +367,7 @@ impl Op for CrossEntropy {
         let target = View::of(Role::Target, args.required(Role::Target, || self.name().into())?);
         let has_classes = has_classes(args);
         let target =
-            if has_classes { Target::Classes(target) } else { Target::Probabilities(target) };
+            if has_classes { RowTarget::Classes(target) } else { RowTarget::Probabilities(target) };
         let mut operands = RowOperands::of(args, outputs, target);
         if self.row_outputs && pass.has_loss() {
             let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
@@ -341,7 +417,7 @@ impl CrossEntropy {
         let shape = operands.input.layout.shape();
         let classes = if shape.len() > 1 { shape[1] } else { shape[0] };
         let rows = operands.input.layout.elements() / classes.max(1);
-        let has_classes = matches!(operands.target, Target::Classes(_));
+        let has_classes = matches!(operands.target, RowTarget::Classes(_));
         let mean = self.reduction == Reduction::Mean;
         // In place, the target's logit is met on the way: looked up after the row's statistics, it
         // might be overwritten already.
@@ -366,7 +442,7 @@ impl CrossEntropy {
             name: self.name(),
             pass,
             reduction: self.reduction,
-            family: Family::Rows,
+            family: RowKernel::Rows,
             files,
             constants,
             params: RowParams {

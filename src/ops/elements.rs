@@ -1,21 +1,25 @@
 //! Element-wise losses: everything that they share.
 
+use std::any::TypeId;
+use std::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
+use super::options::{self, Family, Info, Key, Kind, Numbers, Opt, Others, Target, Value, Weight};
 use super::sum::{Terms, Total};
 use super::{
     FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_shape, expect_unit_interval,
-    expect_upstream, grad_layout, grad_view, loss_layout, refuse_batch_mean, sealed,
+    expect_upstream, grad_layout, grad_view, loss_layout, sealed,
 };
 #[cfg(feature = "cpu")]
 use crate::cpu;
-use crate::kernel::{self, File, Kernel};
+use crate::kernel::{self, File as Shader, Kernel};
 use crate::limits::{Chunk, Split};
 use crate::program::{Binding, Port, Program, View, first_index};
 use crate::reference::{self, Values};
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::tuning::DeviceProfile;
-use crate::{Args, Array, DType, Output, Pass, Reduction, Result, Role};
+use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 
 /// `Params` of `shaders/family/elements.wgsl`, after the offsets.
 #[allow(missing_docs)] // the shader has them
@@ -29,8 +33,9 @@ pub struct ElementParams {
     pub dims: u32,
     pub scale: f32,
     pub own: [u32; 2],
-    pub settings: [f32; 3],
+    pub settings: [f32; 8],
     pub first: u32,
+    pub unused: [u32; 3],
     pub dim: [[u32; 4]; MAX_DIMS],
 }
 
@@ -47,20 +52,126 @@ mod ports {
     pub const POS_WEIGHT: Port = Port::read(8);
 }
 
-/// A loss at one element, and its derivative by the input, in float64: each as the terms whose sum
-/// it is, since the error of a result is promised in units of their absolute values.
+/// A loss at one element, and its derivative by the input, in float64.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    pub loss: [f64; 2],
-    pub grad: [f64; 3],
+    pub(crate) loss: Sum,
+    pub(crate) grad: Sum,
 }
 
-/// An element-wise loss or map: all that it does not share with the others.
-pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
-    /// The stem.
+/// A sum, and T: that of its terms' absolute values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sum {
+    pub value: f64,
+    pub magnitude: f64,
+}
+
+impl Sum {
+    fn of(terms: &[f64]) -> Self {
+        Sum { value: terms.iter().sum(), magnitude: terms.iter().map(|term| term.abs()).sum() }
+    }
+}
+
+impl Point {
+    /// Each as the terms whose sum it is: the error of a result is promised in units of the sum of
+    /// their absolute values, since terms that cancel leave no more than that.
+    pub fn new<const L: usize, const G: usize>(loss: [f64; L], grad: [f64; G]) -> Self {
+        Point { loss: Sum::of(&loss), grad: Sum::of(&grad) }
+    }
+}
+
+/// How many numbers a shader finds in `params.settings`, at most.
+pub(crate) const SETTINGS: usize = 8;
+
+/// An element-wise loss or map: two hooks in WGSL, the numbers that they take, and the definition in
+/// float64. Every pass, reduction, storage type, weight and upstream gradient follows, on the GPU, on
+/// the CPU and in the [`reference`](mod@crate::reference), since all that implements this is an
+/// [`Op`].
+///
+/// The losses of this crate are made so, and a caller's own can be. The squared error with a weight for
+/// targets that are missed from below:
+///
+/// ```
+/// use wgloss::custom::{Elementwise, Point, Shader};
+/// use wgloss::{Args, Array, Pass, Reduction, reference};
+///
+/// #[derive(Debug, Clone)]
+/// struct Lopsided {
+///     below: f64,
+/// }
+///
+/// impl Elementwise for Lopsided {
+///     const NAME: &'static str = "lopsided";
+///     const SHADER: Shader = Shader::new(
+///         "
+///         fn slope(d: vec4<f32>) -> vec4<f32> {
+///             return select(d, params.settings[0].x * d, d < vec4(0.0));
+///         }
+///         fn loss(e: Elements) -> vec4<f32> {
+///             let d = e.x - e.t;
+///             return d * slope(d);
+///         }
+///         fn gradient(e: Elements) -> vec4<f32> {
+///             return 2.0 * slope(e.x - e.t);
+///         }",
+///     );
+///     const OF_DIFFERENCE: bool = true;
+///
+///     fn reduction(&self) -> Reduction {
+///         Reduction::Mean
+///     }
+///
+///     fn settings(&self) -> Vec<f64> {
+///         vec![self.below]
+///     }
+///
+///     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
+///         let d = x - t;
+///         let slope = if d < 0.0 { self.below * d } else { d };
+///         Point::new([d * slope], [2.0 * slope])
+///     }
+/// }
+///
+/// let args = Args::new(Array::from(&[1.0_f32, 3.0])).target(Array::from(&[2.0_f32, 1.0]));
+/// let out = reference::run(&Lopsided { below: 3.0 }, Pass::ForwardBackward, &args)?;
+/// assert_eq!(out.loss.unwrap().values, [(3.0 + 4.0) / 2.0]);
+/// assert_eq!(out.grad.unwrap().values, [-3.0, 2.0]);
+/// # Ok::<_, wgloss::Error>(())
+/// ```
+///
+/// `examples/custom_loss.rs` holds such a loss to the promise, on the GPU and on the CPU: nobody else
+/// can know whether its hooks compute what its definition says.
+///
+/// # Hooks
+/// ```wgsl
+/// fn loss(e: Elements) -> vec4<f32>
+/// fn gradient(e: Elements) -> vec4<f32>   // the derivative of the loss with respect to the input
+/// ```
+/// Both are of four elements: inputs `e.x`, targets `e.t` and, where it is one of [`WEIGHTS`], the
+/// weights of the positive term `e.pos_weight` (1 without them). Weight, reduction and upstream gradient
+/// are applied afterwards, as is NaN where the input or the target is NaN. [`settings`] lie in
+/// `params.settings`, four by four: the first is `params.settings[0].x`, the fifth
+/// `params.settings[1].x`.
+///
+/// The text may declare `override`s (see [`constants`]) and functions of its own, and call those of
+/// `shaders/shared/math.wgsl`, whose accuracy is stated there: `exp4`, `ln4`, `power4`, `sigmoid4`,
+/// `tanh4`, `log1p_unit`, `exp_nonpositive`, `zero_wins`, `nan` and the others. WGSL's own `exp` and
+/// `log` are less accurate than the promise.
+///
+/// A text that does not compile is [`Error::Validation`](crate::Error::Validation) when it is planned.
+/// The caller's text is compiled with wgpu's run-time checks, which the crate's own kernels do
+/// without: a place outside an array is then not read, and no loop goes on for ever.
+///
+/// [`WEIGHTS`]: Self::WEIGHTS
+/// [`settings`]: Self::settings
+/// [`constants`]: Self::constants
+pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
+    /// Its name: in snake case, for labels and errors.
     const NAME: &'static str;
-    /// The shader with the two hooks, `loss` and `gradient`.
-    const SHADER: File;
+    /// What it is, in a line.
+    const ABOUT: &'static str = "";
+    /// The two hooks.
+    const SHADER: Shader;
     /// Whether there are targets: maps have none.
     const TARGET: bool = true;
     /// Whether it is a loss of `x - t`, which is NaN where both are the same infinity.
@@ -69,20 +180,24 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     const WEIGHTS: &'static [Role] = &[];
     /// Whether inputs and targets must lie in `[0, 1]`.
     const UNIT_INTERVAL: bool = false;
-    /// Whether [`Reduction::BatchMean`] is one of its reductions.
-    const BATCH_MEAN: bool = false;
+    /// Its options. An op without them can neither list nor set them by name.
+    #[doc(hidden)]
+    const OPTIONS: &'static [Opt<Self>] = &[];
 
-    /// How the elements' losses become the result.
+    /// How the elements' losses become the result. [`Reduction::None`] for maps.
     fn reduction(&self) -> Reduction;
 
-    /// Refuses options outside their range.
+    /// Refuses options that do not go together, or that are outside their range.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names the option.
     fn check_options(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Numbers that the shader finds in `params.settings`.
-    fn settings(&self) -> [f64; 3] {
-        [0.0; 3]
+    /// Numbers that the shader finds in `params.settings`, rounded to f32: at most eight.
+    fn settings(&self) -> Vec<f64> {
+        vec![]
     }
 
     /// Values of the shader's own `override` declarations.
@@ -95,6 +210,12 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
         false
     }
 
+    /// What inputs and targets stand for, and what becomes of other targets: so tests and benches draw
+    /// them.
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Any, Numbers::Any, Others::Taken)
+    }
+
     /// The definition in float64, before the element's weight. NaN in `x` and `t`, and in the
     /// difference of infinities, is dealt with by the caller.
     fn reference(&self, x: f64, t: f64, pos_weight: f64) -> Point;
@@ -102,7 +223,34 @@ pub trait Elementwise: std::fmt::Debug + Send + Sync + sealed::Sealed {
     /// The shader's two hooks for the CPU: loss and derivative in f32, likewise; branch-free and
     /// `#[inline(always)]`, so that loops over it become vector code.
     #[cfg(feature = "cpu")]
-    fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point;
+    #[doc(hidden)]
+    fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point {
+        let Point { loss, grad } = self.reference(x.into(), t.into(), pos_weight.into());
+        cpu::Point { loss: loss.value as f32, grad: grad.value as f32 }
+    }
+}
+
+/// Refuses options that kernels cannot have.
+fn check<E: Elementwise>(op: &E) -> Result<()> {
+    options::check(op, E::OPTIONS)?;
+    op.check_options()?;
+    match op.settings().len() {
+        0..=SETTINGS => Ok(()),
+        count => Err(Error::Value {
+            argument: "settings",
+            expected: format!("at most {SETTINGS} numbers"),
+            actual: count.to_string(),
+        }),
+    }
+}
+
+/// The settings as shaders have them.
+fn settings<E: Elementwise>(op: &E) -> [f32; SETTINGS] {
+    let mut settings = [0.0; SETTINGS];
+    for (to, setting) in settings.iter_mut().zip(op.settings()) {
+        *to = setting as f32;
+    }
+    settings
 }
 
 /// What the losses' sum is divided by: a mean over 0 is NaN.
@@ -115,17 +263,53 @@ pub(crate) fn divisor(reduction: Reduction, input: &[usize]) -> f64 {
     }
 }
 
+impl<E: Elementwise> sealed::Sealed for E {}
+
 impl<E: Elementwise> Op for E {
     fn name(&self) -> &'static str {
         E::NAME
     }
 
+    fn about(&self) -> &'static str {
+        E::ABOUT
+    }
+
+    fn kind(&self) -> Kind {
+        let (input, target, others) = self.numbers();
+        Kind {
+            family: if E::TARGET { Family::ElementLoss } else { Family::ElementMap },
+            input,
+            target: E::TARGET.then_some(Target::Numbers(target, others)),
+            weight: E::WEIGHTS.contains(&Role::Weight).then_some(Weight::Elements),
+            pos_weight: E::WEIGHTS.contains(&Role::PosWeight),
+            fused_in_place: true,
+            row_outputs: false,
+        }
+    }
+
+    fn options(&self) -> Vec<Info> {
+        options::infos(self, E::OPTIONS)
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        options::set(self, E::OPTIONS, name, value)
+    }
+
+    fn boxed(&self) -> Box<dyn Op> {
+        Box::new(self.clone())
+    }
+
+    fn key(&self) -> Key {
+        let mut values = options::values(self, E::OPTIONS);
+        values.push(Value::Reduction(self.reduction()));
+        values.push(Value::Bool(self.zero_gradient_at_nan()));
+        values.extend(self.settings().into_iter().map(Value::Number));
+        Key { op: TypeId::of::<E>(), values, constants: self.constants() }
+    }
+
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", E::NAME, pass.name());
-        self.check_options()?;
-        if !E::BATCH_MEAN {
-            refuse_batch_mean(self.reduction())?;
-        }
+        check(self)?;
         let target: &[_] = if E::TARGET { &[Role::Target] } else { &[] };
         let upstream: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
         expect_args(pass, args, &[target, E::WEIGHTS, upstream].concat(), describe)?;
@@ -249,8 +433,9 @@ impl<E: Elementwise> Op for E {
                 dims: weights.dims.len() as u32,
                 scale: (1.0 / divisor) as f32,
                 own: weights.own.map(|own| own.is_some().into()),
-                settings: self.settings().map(|setting| setting as f32),
+                settings: settings(self),
                 first: first_index(chunk.first),
+                unused: [0; 3],
                 dim: weights.dims_from(chunk.first),
             };
             let of_tensors = tensors.iter().map(|(port, view)| {

@@ -1,12 +1,12 @@
 //! Huber loss.
 
 use super::elements::{Elementwise, Point};
-use super::{expect_positive, sealed};
+use super::options::{Opt, REDUCTIONS, equal_by_options, number, positive, reduction};
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
-use crate::{Reduction, Result};
 
 /// Huber loss: squared below `delta`, linear above, element by element.
 ///
@@ -45,7 +45,7 @@ use crate::{Reduction, Result};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Huber {
     pub(crate) reduction: Reduction,
     pub(crate) delta: f64,
@@ -71,31 +71,37 @@ impl Huber {
     }
 }
 
-impl sealed::Sealed for Huber {}
+equal_by_options!(Huber);
 
 impl Elementwise for Huber {
     const NAME: &'static str = "huber";
+    const ABOUT: &'static str = "Squared error below delta, absolute error times delta above";
     const SHADER: File = shader!("ops/huber.wgsl");
     const OF_DIFFERENCE: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(REDUCTIONS, |op| &mut op.reduction),
+        number(
+            "delta",
+            "Where the one becomes the other, above 0",
+            positive(&[0.01, 0.75, 1.0, 5.0]),
+            |op| &mut op.delta,
+        ),
+    ];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 3] {
-        [self.delta, 0.0, 0.0]
-    }
-
-    fn check_options(&self) -> Result<()> {
-        expect_positive("delta", self.delta)
+    fn settings(&self) -> Vec<f64> {
+        vec![self.delta]
     }
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let (d, delta) = (x - t, self.delta);
         if d.abs() < delta {
-            return Point { loss: [d * d / 2.0, 0.0], grad: [d, 0.0, 0.0] };
+            return Point::new([d * d / 2.0], [d]);
         }
-        Point { loss: [delta * d.abs(), -delta * delta / 2.0], grad: [delta * sign(d), 0.0, 0.0] }
+        Point::new([delta * d.abs(), -delta * delta / 2.0], [delta * sign(d)])
     }
 
     #[cfg(feature = "cpu")]

@@ -1,7 +1,7 @@
 //! Kullback-Leibler divergence.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Opt, Others, flag, reduction};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -50,7 +50,7 @@ use crate::reference::times;
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct KlDiv {
     pub(crate) reduction: Reduction,
     pub(crate) log_target: bool,
@@ -70,12 +70,18 @@ impl KlDiv {
     }
 }
 
-impl sealed::Sealed for KlDiv {}
-
 impl Elementwise for KlDiv {
     const NAME: &'static str = "kl_div";
+    const ABOUT: &'static str =
+        "Kullback-Leibler divergence of probabilities from log-probabilities";
     const SHADER: File = shader!("ops/kl_div.wgsl");
-    const BATCH_MEAN: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(
+            &[Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean],
+            |op| &mut op.reduction,
+        ),
+        flag("log_target", "Targets are log-probabilities", |op| &mut op.log_target),
+    ];
 
     fn reduction(&self) -> Reduction {
         self.reduction
@@ -85,13 +91,19 @@ impl Elementwise for KlDiv {
         vec![("LOG_TARGET", self.log_target.into())]
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        let target =
+            if self.log_target { Numbers::LogProbabilities } else { Numbers::Probabilities };
+        (Numbers::LogProbabilities, target, Others::Taken)
+    }
+
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         if self.log_target {
             // a factor is 0 at -inf alone, and not where it underflows
             let p = if t.is_finite() { t.exp().max(f64::MIN_POSITIVE) } else { t.exp() };
-            return Point { loss: [times(p, t), -times(p, x)], grad: [-p, 0.0, 0.0] };
+            return Point::new([times(p, t), -times(p, x)], [-p]);
         }
-        Point { loss: [times(t, t.ln()), -times(t, x)], grad: [-t, 0.0, 0.0] }
+        Point::new([times(t, t.ln()), -times(t, x)], [-t])
     }
 
     #[cfg(feature = "cpu")]

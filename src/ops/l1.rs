@@ -1,7 +1,7 @@
 //! Absolute error.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Opt, REDUCTIONS, reduction};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -43,7 +43,7 @@ use crate::reference::sign;
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct L1 {
     pub(crate) reduction: Reduction,
 }
@@ -56,12 +56,12 @@ impl L1 {
     }
 }
 
-impl sealed::Sealed for L1 {}
-
 impl Elementwise for L1 {
     const NAME: &'static str = "l1";
+    const ABOUT: &'static str = "Absolute error";
     const SHADER: File = shader!("ops/l1.wgsl");
     const OF_DIFFERENCE: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
         self.reduction
@@ -73,7 +73,7 @@ impl Elementwise for L1 {
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let d = x - t;
-        Point { loss: [d.abs(), 0.0], grad: [sign(d), 0.0, 0.0] }
+        Point::new([d.abs()], [sign(d)])
     }
 
     #[cfg(feature = "cpu")]

@@ -1,7 +1,7 @@
 //! Log of sigmoid.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Others};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -35,13 +35,12 @@ use crate::reference::{sigmoid, softplus};
 /// println!("{:?}", out.output()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct LogSigmoid;
-
-impl sealed::Sealed for LogSigmoid {}
 
 impl Elementwise for LogSigmoid {
     const NAME: &'static str = "logsigmoid";
+    const ABOUT: &'static str = "Logarithm of the sigmoid";
     const SHADER: File = shader!("ops/logsigmoid.wgsl");
     const TARGET: bool = false;
 
@@ -49,8 +48,12 @@ impl Elementwise for LogSigmoid {
         Reduction::None
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Logits, Numbers::Any, Others::Taken)
+    }
+
     fn reference(&self, x: f64, _t: f64, _pos_weight: f64) -> Point {
-        Point { loss: [-softplus(-x), 0.0], grad: [sigmoid(-x), 0.0, 0.0] }
+        Point::new([-softplus(-x)], [sigmoid(-x)])
     }
 
     #[cfg(feature = "cpu")]

@@ -1,5 +1,6 @@
 //! The ops: options, checks, documentation. One file an op, the stem of its shader.
 
+pub mod options;
 mod elements;
 mod padding;
 mod pieces;
@@ -7,16 +8,6 @@ mod row_maps;
 mod rows;
 mod sum;
 
-pub(crate) use cross_entropy::has_classes;
-pub use elements::ElementParams;
-#[cfg(feature = "cpu")]
-pub(crate) use elements::weight_dims;
-pub(crate) use elements::{Elementwise, divisor};
-pub(crate) use row_maps::rows_along;
-pub use rows::{RowOperands, RowParams, Target};
-pub use sum::SumParams;
-
-// The list of ops.
 mod cross_entropy;
 mod nll_loss;
 mod bce;
@@ -32,6 +23,15 @@ mod softmax;
 mod log_softmax;
 mod sigmoid;
 mod logsigmoid;
+
+pub(crate) use cross_entropy::has_classes;
+pub(crate) use elements::divisor;
+#[cfg(feature = "cpu")]
+pub(crate) use elements::weight_dims;
+pub use elements::{ElementParams, Elementwise, Point};
+pub(crate) use row_maps::rows_along;
+pub use rows::{RowOperands, RowParams, RowTarget};
+pub use sum::SumParams;
 
 pub use bce::Bce;
 pub use bce_with_logits::BceWithLogits;
@@ -50,6 +50,9 @@ pub use soft_margin::SoftMargin;
 pub use softmax::Softmax;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use options::{Info, Key, Kind, Value};
 
 use crate::program::{Program, Slot, View};
 use crate::reference::Values;
@@ -57,13 +60,56 @@ use crate::shape::Layout;
 use crate::tuning::DeviceProfile;
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 
+/// Every op of this crate, with its defaults.
+pub fn ops() -> Vec<Box<dyn Op>> {
+    vec![
+        Box::new(CrossEntropy::default()),
+        Box::new(NllLoss::default()),
+        Box::new(Bce::default()),
+        Box::new(BceWithLogits::default()),
+        Box::new(Mse::default()),
+        Box::new(L1::default()),
+        Box::new(SmoothL1::default()),
+        Box::new(Huber::default()),
+        Box::new(KlDiv::default()),
+        Box::new(SoftMargin::default()),
+        Box::new(SigmoidFocal::default()),
+        Box::new(Softmax::default()),
+        Box::new(LogSoftmax::default()),
+        Box::new(Sigmoid),
+        Box::new(LogSigmoid),
+    ]
+}
+
 /// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](mod@crate::reference))
 /// need to know of it.
 ///
-/// Only this crate implements it.
+/// This crate implements it, and for losses of the caller's own [`Elementwise`](crate::custom::Elementwise)
+/// does. Ops are equal where their names and the bits of their options are.
 pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     /// The stem: of the file, the shader, labels, tests and benches.
     fn name(&self) -> &'static str;
+
+    /// What it is, in a line.
+    fn about(&self) -> &'static str;
+
+    /// What it is: which arguments it takes, and what they are.
+    fn kind(&self) -> Kind;
+
+    /// Its options, and the values that they have.
+    fn options(&self) -> Vec<Info>;
+
+    /// Sets an option by its name.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names the option, what was expected and what came; it is unchanged then.
+    fn set(&mut self, name: &str, value: Value) -> Result<()>;
+
+    /// A copy of it.
+    fn boxed(&self) -> Box<dyn Op>;
+
+    /// What tells it, with its options, from any other: a key for caches.
+    fn key(&self) -> Key;
 
     /// Checks options and layouts, and tells the layouts of what the pass computes.
     ///
@@ -96,6 +142,26 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     #[cfg(feature = "cpu")]
     #[doc(hidden)]
     fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()>;
+}
+
+impl PartialEq for dyn Op {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for dyn Op {}
+
+impl Hash for dyn Op {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl Clone for Box<dyn Op> {
+    fn clone(&self) -> Self {
+        self.boxed()
+    }
 }
 
 pub(crate) mod sealed {
@@ -165,28 +231,6 @@ fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) ->
     }
 }
 
-/// Refuses an option that is not finite or out of range, also once it is rounded to f32, as kernels
-/// have it.
-fn expect_option(
-    argument: &'static str,
-    value: f64,
-    expected: &str,
-    is_right: impl Fn(f64) -> bool,
-) -> Result<()> {
-    let is_right = |value: f64| value.is_finite() && is_right(value);
-    let expected = match (is_right(value), is_right(f64::from(value as f32))) {
-        (true, true) => return Ok(()),
-        (true, false) => format!("{expected}, in f32 too"),
-        (false, _) => expected.into(),
-    };
-    Err(Error::Value { argument, expected, actual: value.to_string() })
-}
-
-/// Refuses an option that is not finite and above 0.
-fn expect_positive(argument: &'static str, value: f64) -> Result<()> {
-    expect_option(argument, value, "a finite number above 0", |v| v > 0.0)
-}
-
 /// Refuses a weight that is not finite, naming its index.
 fn expect_finite(role: Role, array: Option<&Array<'_>>) -> Result<()> {
     let Some(array) = array else { return Ok(()) };
@@ -211,18 +255,6 @@ fn expect_unit_interval(role: Role, array: Option<&Array<'_>>) -> Result<()> {
             actual: format!("{value} at element {index}"),
         }),
     }
-}
-
-/// Refuses the reduction that only kl_div has.
-fn refuse_batch_mean(reduction: Reduction) -> Result<()> {
-    if reduction != Reduction::BatchMean {
-        return Ok(());
-    }
-    Err(Error::Value {
-        argument: "reduction",
-        expected: "none, mean or sum".into(),
-        actual: reduction.name().into(),
-    })
 }
 
 /// The layout of the loss for a reduction.

@@ -1,7 +1,7 @@
 //! Mean squared error.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Opt, REDUCTIONS, reduction};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -42,7 +42,7 @@ use crate::kernel::{File, shader};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Mse {
     pub(crate) reduction: Reduction,
 }
@@ -55,12 +55,12 @@ impl Mse {
     }
 }
 
-impl sealed::Sealed for Mse {}
-
 impl Elementwise for Mse {
     const NAME: &'static str = "mse";
+    const ABOUT: &'static str = "Squared error";
     const SHADER: File = shader!("ops/mse.wgsl");
     const OF_DIFFERENCE: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
         self.reduction
@@ -68,7 +68,7 @@ impl Elementwise for Mse {
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let d = x - t;
-        Point { loss: [d * d, 0.0], grad: [2.0 * d, 0.0, 0.0] }
+        Point::new([d * d], [2.0 * d])
     }
 
     #[cfg(feature = "cpu")]

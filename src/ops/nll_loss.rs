@@ -1,12 +1,15 @@
 //! Negative log-likelihood.
 
+use super::options::{
+    self, Family, Info, Key, Kind, Numbers, Opt, REDUCTIONS, Target, Value, Weight, integer,
+    reduction,
+};
 use super::rows::{
-    Family, RowLoss, RowOperands, RowParams, Target, device_ignore_index, expect_class_target,
-    expect_class_values, expect_class_weight,
+    RowKernel, RowLoss, RowOperands, RowParams, RowTarget, device_ignore_index,
+    expect_class_target, expect_class_values, expect_class_weight,
 };
 use super::{
-    FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout,
-    refuse_batch_mean, sealed,
+    FLOATS, Op, expect_args, expect_dtype, expect_upstream, grad_layout, loss_layout, sealed,
 };
 use crate::kernel::{self, shader};
 use crate::program::{Program, View};
@@ -62,7 +65,7 @@ use crate::{Args, Array, Error, Output, Pass, Reduction, Result, Role};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NllLoss {
     pub(crate) reduction: Reduction,
     pub(crate) ignore_index: i64,
@@ -75,6 +78,16 @@ impl Default for NllLoss {
 }
 
 impl NllLoss {
+    const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(REDUCTIONS, |op| &mut op.reduction),
+        integer(
+            "ignore_index",
+            "The class that marks rows to be left out",
+            &[-100, 0, 2, -1, 1 << 40, i64::MIN],
+            |op| &mut op.ignore_index,
+        ),
+    ];
+
     /// How the rows' losses become the result. Default: mean.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
@@ -96,9 +109,42 @@ impl Op for NllLoss {
         "nll_loss"
     }
 
+    fn about(&self) -> &'static str {
+        "Negative log-likelihood of log-probabilities [C], [N, C] or [N, C, ...] with classes"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind {
+            family: Family::RowLoss,
+            input: Numbers::LogProbabilities,
+            target: Some(Target::Classes),
+            weight: Some(Weight::Classes),
+            pos_weight: false,
+            // the loss reads entries that the gradient would have overwritten
+            fused_in_place: false,
+            row_outputs: false,
+        }
+    }
+
+    fn options(&self) -> Vec<Info> {
+        options::infos(self, Self::OPTIONS)
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        options::set(self, Self::OPTIONS, name, value)
+    }
+
+    fn boxed(&self) -> Box<dyn Op> {
+        Box::new(self.clone())
+    }
+
+    fn key(&self) -> Key {
+        options::key(self, Self::OPTIONS)
+    }
+
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", self.name(), pass.name());
-        refuse_batch_mean(self.reduction)?;
+        options::check(self, Self::OPTIONS)?;
         let upstream: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
         expect_args(pass, args, &[&[Role::Target, Role::Weight], upstream].concat(), describe)?;
         let input = args.input();
@@ -130,12 +176,12 @@ impl Op for NllLoss {
     ) -> Result<Program> {
         let mut program = Program::new(&profile.limits);
         let target = args.required(Role::Target, || self.name().into())?;
-        let target = Target::Classes(View::of(Role::Target, target));
+        let target = RowTarget::Classes(View::of(Role::Target, target));
         RowLoss {
             name: self.name(),
             pass,
             reduction: self.reduction,
-            family: Family::Gather,
+            family: RowKernel::Gather,
             files: vec![kernel::CONTROL, shader!("ops/cross_entropy.wgsl")],
             constants: vec![("MEAN", (self.reduction == Reduction::Mean).into())],
             params: RowParams {

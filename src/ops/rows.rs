@@ -106,7 +106,7 @@ pub(super) mod ports {
 
 /// What the loop over rows is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum RowKernel {
     /// Every class of a row is read, and a state can be kept.
     Rows,
     /// Of each row only the entry at the target is read.
@@ -120,7 +120,7 @@ pub(super) struct RowLoss {
     pub name: &'static str,
     pub pass: Pass,
     pub reduction: Reduction,
-    pub family: Family,
+    pub family: RowKernel,
     /// The op's hooks, and what they need.
     pub files: Vec<File>,
     /// Values of their `override` declarations.
@@ -139,7 +139,7 @@ pub(super) struct RowLoss {
 #[derive(Debug, Clone)]
 pub struct RowOperands {
     pub input: View,
-    pub target: Target,
+    pub target: RowTarget,
     pub weight: Option<View>,
     pub upstream: Option<View>,
     /// The row state that forward kept.
@@ -156,7 +156,7 @@ pub struct RowOperands {
 
 /// The targets of rows.
 #[derive(Debug, Clone)]
-pub enum Target {
+pub enum RowTarget {
     /// A class a row: the divisor of the mean is the sum of their weights.
     Classes(View),
     /// A probability for each class.
@@ -165,7 +165,7 @@ pub enum Target {
 
 impl RowOperands {
     /// The arguments and results of an op.
-    pub fn of(args: &Args<Layout>, outputs: &Output<Layout>, target: Target) -> Self {
+    pub fn of(args: &Args<Layout>, outputs: &Output<Layout>, target: RowTarget) -> Self {
         let argument = |role| args.get(role).map(|layout| View::of(role, layout));
         let result = |role| outputs.get(role).map(|layout| View::of(role, layout));
         RowOperands {
@@ -181,12 +181,12 @@ impl RowOperands {
         }
     }
 
-    pub fn is_in_place(&self) -> bool {
+    pub(super) fn is_in_place(&self) -> bool {
         self.grad.as_ref().is_some_and(|grad| grad.slot == self.input.slot)
     }
 
     fn has_classes(&self) -> bool {
-        matches!(self.target, Target::Classes(_))
+        matches!(self.target, RowTarget::Classes(_))
     }
 }
 
@@ -209,7 +209,7 @@ impl RowLoss {
         // where losses lie among them
         let mut losses = Vec::new();
         if rows > 0 {
-            if let Target::Classes(classes) = &operands.target {
+            if let RowTarget::Classes(classes) = &operands.target {
                 // It comes first, since gradients carry the divisor; the same pass over the
                 // targets finds the first class out of range.
                 let terms = self.divisor_terms(shape, classes);
@@ -303,7 +303,7 @@ impl RowLoss {
     /// Whether several teams may split a row. What is told of a row beside its loss is one team's
     /// work.
     fn may_split(&self) -> bool {
-        self.family == Family::Rows
+        self.family == RowKernel::Rows
             && self.operands.row_outputs.is_empty()
             && self.operands.kept_state.is_none()
     }
@@ -339,7 +339,7 @@ impl RowLoss {
         if self.reads_input && !in_place {
             tensors.push(tensor(ports::INPUT, input, true));
         }
-        if let Target::Probabilities(target) = target {
+        if let RowTarget::Probabilities(target) = target {
             tensors.push(tensor(ports::TARGETS, target, true));
         }
         if let Some(grad) = grad.as_ref().filter(|_| self.pass.has_grad()) {
@@ -362,14 +362,14 @@ impl RowLoss {
         let is_reduced = self.reduction != Reduction::None;
         let upstream = kernel::upstream(operands.upstream.is_some(), is_reduced);
         let family = match self.family {
-            Family::Rows => kernel::ROWS,
-            Family::Gather => kernel::GATHER,
+            RowKernel::Rows => kernel::ROWS,
+            RowKernel::Gather => kernel::GATHER,
         };
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
         let storage = kernel::storage(layout.dtype(), vec4, operands.is_in_place());
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
-        if self.family == Family::Rows {
+        if self.family == RowKernel::Rows {
             constants.push(("SPLIT_ROWS", (launch.splits > 1).into()));
         }
         Kernel {
@@ -384,9 +384,9 @@ impl RowLoss {
             entry_point: self.pass.name(),
             constants,
             defines: kernel::tile(match self.family {
-                Family::Rows => launch.tile,
+                RowKernel::Rows => launch.tile,
                 // nothing stays in registers
-                Family::Gather => Tile { vec4s: 1, contiguous: 1, whole_row: false },
+                RowKernel::Gather => Tile { vec4s: 1, contiguous: 1, whole_row: false },
             }),
             read_write: 0,
         }
@@ -406,7 +406,7 @@ impl RowLoss {
         };
         let mut bindings = tensors.to_vec();
         bindings.push(Binding::all_or_placeholder(ports::WEIGHT, weight.as_ref()));
-        if let Target::Classes(classes) = target {
+        if let RowTarget::Classes(classes) = target {
             bindings.push(per_row(ports::TARGETS, classes, 1));
             bindings.push(Binding::control());
         }
@@ -419,7 +419,7 @@ impl RowLoss {
         match (partials, given_state.as_ref().or(kept_state.as_ref())) {
             (Some(partials), _) => bindings.push(partials),
             (None, Some(state)) => bindings.push(per_row(ports::STATE, state, 4).in_vec4s()),
-            (None, None) if self.family == Family::Gather => {}
+            (None, None) if self.family == RowKernel::Gather => {}
             (None, None) => bindings.push(Binding::placeholder(ports::STATE)),
         }
         bindings

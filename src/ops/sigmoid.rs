@@ -1,7 +1,7 @@
 //! Sigmoid.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Others};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -35,13 +35,12 @@ use crate::reference::sigmoid;
 /// println!("{:?}", out.output()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Sigmoid;
-
-impl sealed::Sealed for Sigmoid {}
 
 impl Elementwise for Sigmoid {
     const NAME: &'static str = "sigmoid";
+    const ABOUT: &'static str = "Logistic sigmoid";
     const SHADER: File = shader!("ops/sigmoid.wgsl");
     const TARGET: bool = false;
 
@@ -49,8 +48,12 @@ impl Elementwise for Sigmoid {
         Reduction::None
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Logits, Numbers::Any, Others::Taken)
+    }
+
     fn reference(&self, x: f64, _t: f64, _pos_weight: f64) -> Point {
-        Point { loss: [sigmoid(x), 0.0], grad: [sigmoid(x) * sigmoid(-x), 0.0, 0.0] }
+        Point::new([sigmoid(x)], [sigmoid(x) * sigmoid(-x)])
     }
 
     #[cfg(feature = "cpu")]

@@ -1,12 +1,14 @@
 //! Sigmoid focal loss.
 
 use super::elements::{Elementwise, Point};
-use super::{expect_option, sealed};
+use super::options::{
+    Numbers, Opt, Others, REDUCTIONS, equal_by_options, finite, number, reduction,
+};
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::{sigmoid, softplus, times};
-use crate::{Reduction, Result};
 
 /// Sigmoid focal loss of logits with targets, element by element.
 ///
@@ -53,7 +55,7 @@ use crate::{Reduction, Result};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SigmoidFocal {
     pub(crate) reduction: Reduction,
     pub(crate) alpha: f64,
@@ -87,26 +89,44 @@ impl SigmoidFocal {
     }
 }
 
-impl sealed::Sealed for SigmoidFocal {}
+equal_by_options!(SigmoidFocal);
 
 impl Elementwise for SigmoidFocal {
     const NAME: &'static str = "sigmoid_focal";
+    const ABOUT: &'static str = "Sigmoid focal loss of logits with targets in [0, 1]";
     const SHADER: File = shader!("ops/sigmoid_focal.wgsl");
+    const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(REDUCTIONS, |op| &mut op.reduction),
+        number(
+            "alpha",
+            "The weight of positive targets, in [0, 1]; negative: no weights",
+            finite(
+                "a number in [0, 1], or a negative one for none",
+                |v| v <= 1.0,
+                &[-1.0, 0.0, 1e-9, 0.25, 0.5, 0.999, 1.0 - 1e-9, 1.0],
+            ),
+            |op| &mut op.alpha,
+        ),
+        number(
+            "gamma",
+            "How strongly easy elements are discounted, 0 or more",
+            finite("a finite number, 0 or more", |v| v >= 0.0, &[0.0, 0.5, 1.0, 2.0, 5.0]),
+            |op| &mut op.gamma,
+        ),
+    ];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 3] {
+    fn settings(&self) -> Vec<f64> {
         // -1: what is just below 0 may be 0 in f32
         let alpha = if self.alpha < 0.0 { -1.0 } else { self.alpha };
-        [alpha, 1.0 - alpha, self.gamma]
+        vec![alpha, 1.0 - alpha, self.gamma]
     }
 
-    fn check_options(&self) -> Result<()> {
-        let expected = "a number in [0, 1], or a negative one for none";
-        expect_option("alpha", self.alpha, expected, |v| v <= 1.0)?;
-        expect_option("gamma", self.gamma, "a finite number, 0 or more", |v| v >= 0.0)
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Logits, Numbers::Probabilities, Others::Unpromised)
     }
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
@@ -125,11 +145,11 @@ impl Elementwise for SigmoidFocal {
             0.0 => 0.0,
             gamma => gamma * times(q_slope, times(bce[0] + bce[1], q.powf(gamma - 1.0))),
         };
-        Point {
-            loss: bce.map(|term| times(alpha, times(focus, term))),
-            grad: [(1.0 - t) * p * focus, -t * p_of_negative * focus, focus_slope]
+        Point::new(
+            bce.map(|term| times(alpha, times(focus, term))),
+            [(1.0 - t) * p * focus, -t * p_of_negative * focus, focus_slope]
                 .map(|term| times(alpha, term)),
-        }
+        )
     }
 
     #[cfg(feature = "cpu")]
@@ -144,8 +164,9 @@ impl Elementwise for SigmoidFocal {
         let bce =
             zero_wins(t, log1p_exp + max(-x, 0.0)) + zero_wins(negative, log1p_exp + max(x, 0.0));
         let bce_slope = negative * p - t * complement;
-        let [alpha, rest, gamma] = self.settings().map(|setting| setting as f32);
-        let alpha = select(alpha < 0.0, 1.0, alpha * t + rest * negative);
+        let (alpha, rest) = (self.alpha as f32, (1.0 - self.alpha) as f32);
+        let gamma = self.gamma as f32;
+        let alpha = select(self.alpha < 0.0, 1.0, alpha * t + rest * negative);
         // the square root of |q|^gamma, which may underflow where the loss does not; 0 at q = 0 alone
         let root = max(power(q.abs(), 0.5 * gamma), f32::MIN_POSITIVE);
         let root = select(gamma == 0.0, 1.0, select(q == 0.0, 0.0, root));

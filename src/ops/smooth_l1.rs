@@ -1,12 +1,12 @@
 //! Smooth L1.
 
 use super::elements::{Elementwise, Point};
-use super::{expect_option, sealed};
+use super::options::{Opt, REDUCTIONS, equal_by_options, finite, number, reduction};
+use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::kernel::{File, shader};
 use crate::reference::sign;
-use crate::{Reduction, Result};
 
 /// Smooth L1: squared below `beta`, absolute above, element by element.
 ///
@@ -46,7 +46,7 @@ use crate::{Reduction, Result};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SmoothL1 {
     pub(crate) reduction: Reduction,
     pub(crate) beta: f64,
@@ -72,23 +72,29 @@ impl SmoothL1 {
     }
 }
 
-impl sealed::Sealed for SmoothL1 {}
+equal_by_options!(SmoothL1);
 
 impl Elementwise for SmoothL1 {
     const NAME: &'static str = "smooth_l1";
+    const ABOUT: &'static str = "Squared error below beta, absolute error above";
     const SHADER: File = shader!("ops/smooth_l1.wgsl");
     const OF_DIFFERENCE: bool = true;
+    const OPTIONS: &'static [Opt<Self>] = &[
+        reduction(REDUCTIONS, |op| &mut op.reduction),
+        number(
+            "beta",
+            "Where the one becomes the other, 0 or more",
+            finite("a finite number, 0 or more", |v| v >= 0.0, &[0.0, 0.01, 0.5, 1.0, 5.0]),
+            |op| &mut op.beta,
+        ),
+    ];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
-    fn settings(&self) -> [f64; 3] {
-        [self.beta, 0.0, 0.0]
-    }
-
-    fn check_options(&self) -> Result<()> {
-        expect_option("beta", self.beta, "a finite number, 0 or more", |v| v >= 0.0)
+    fn settings(&self) -> Vec<f64> {
+        vec![self.beta]
     }
 
     fn zero_gradient_at_nan(&self) -> bool {
@@ -98,12 +104,9 @@ impl Elementwise for SmoothL1 {
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let d = x - t;
         if d.abs() < self.beta {
-            return Point {
-                loss: [d * d / (2.0 * self.beta), 0.0],
-                grad: [d / self.beta, 0.0, 0.0],
-            };
+            return Point::new([d * d / (2.0 * self.beta)], [d / self.beta]);
         }
-        Point { loss: [d.abs(), -self.beta / 2.0], grad: [sign(d), 0.0, 0.0] }
+        Point::new([d.abs(), -self.beta / 2.0], [sign(d)])
     }
 
     #[cfg(feature = "cpu")]

@@ -1,7 +1,7 @@
 //! Soft margin.
 
 use super::elements::{Elementwise, Point};
-use super::sealed;
+use super::options::{Numbers, Opt, Others, REDUCTIONS, reduction};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -46,7 +46,7 @@ use crate::reference::{sigmoid, softplus, times};
 /// println!("loss {}, gradient {:?}", out.loss()?.item()?, out.grad()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SoftMargin {
     pub(crate) reduction: Reduction,
 }
@@ -59,19 +59,23 @@ impl SoftMargin {
     }
 }
 
-impl sealed::Sealed for SoftMargin {}
-
 impl Elementwise for SoftMargin {
     const NAME: &'static str = "soft_margin";
+    const ABOUT: &'static str = "Logistic loss of scores with targets 1 and -1";
     const SHADER: File = shader!("ops/soft_margin.wgsl");
+    const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
         self.reduction
     }
 
+    fn numbers(&self) -> (Numbers, Numbers, Others) {
+        (Numbers::Scores, Numbers::Signs, Others::Taken)
+    }
+
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let z = -times(t, x);
-        Point { loss: [softplus(z), 0.0], grad: [-times(t, sigmoid(z)), 0.0, 0.0] }
+        Point::new([softplus(z)], [-times(t, sigmoid(z))])
     }
 
     #[cfg(feature = "cpu")]

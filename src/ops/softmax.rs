@@ -1,5 +1,6 @@
 //! Softmax.
 
+use super::options::{self, Info, Key, Kind, Opt, Value, integer};
 use super::row_maps::RowMap;
 use super::{Op, sealed};
 use crate::kernel::shader;
@@ -42,7 +43,7 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// println!("{:?}", out.output()?.to_f32());
 /// # Ok::<_, wgloss::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Softmax {
     pub(crate) dim: i64,
 }
@@ -54,6 +55,13 @@ impl Default for Softmax {
 }
 
 impl Softmax {
+    const OPTIONS: &'static [Opt<Self>] = &[integer(
+        "dim",
+        "The dimension; negative ones count from the end",
+        &[-1, 0, 1, -2],
+        |op| &mut op.dim,
+    )];
+
     /// The dimension along which it is taken; negative ones count from the end. Default: -1.
     pub fn dim(mut self, dim: i64) -> Self {
         self.dim = dim;
@@ -75,6 +83,30 @@ impl sealed::Sealed for Softmax {}
 impl Op for Softmax {
     fn name(&self) -> &'static str {
         "softmax"
+    }
+
+    fn about(&self) -> &'static str {
+        "Softmax along a dimension"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::ROW_MAP
+    }
+
+    fn options(&self) -> Vec<Info> {
+        options::infos(self, Self::OPTIONS)
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        options::set(self, Self::OPTIONS, name, value)
+    }
+
+    fn boxed(&self) -> Box<dyn Op> {
+        Box::new(self.clone())
+    }
+
+    fn key(&self) -> Key {
+        options::key(self, Self::OPTIONS)
     }
 
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {

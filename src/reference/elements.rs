@@ -29,17 +29,17 @@ pub(crate) fn elements<E: Elementwise>(
         // A NaN first; then a zero annihilates whatever it multiplies.
         let is_nan = x.is_nan() || t.is_nan() || E::OF_DIFFERENCE && (x - t).is_nan();
         let point = op.reference(x, t, pos_weight[i]);
-        losses.push(if is_nan { f64::NAN } else { times(w, point.loss.iter().sum()) });
-        loss_magnitudes.push(times(w.abs(), magnitude(&point.loss)));
+        losses.push(if is_nan { f64::NAN } else { times(w, point.loss.value) });
+        loss_magnitudes.push(times(w.abs(), point.loss.magnitude));
         if pass.has_grad() {
             let factor = factors.of(i);
             let value = match is_nan {
                 true if op.zero_gradient_at_nan() => 0.0,
                 true => f64::NAN,
-                false => times(w, point.grad.iter().sum()),
+                false => times(w, point.grad.value),
             };
             grad.push(times(value, factor));
-            grad_magnitudes.push(times(times(w.abs(), magnitude(&point.grad)), factor.abs()));
+            grad_magnitudes.push(times(times(w.abs(), point.grad.magnitude), factor.abs()));
         }
     }
     let result = if E::TARGET { Role::Loss } else { Role::Output };
@@ -48,10 +48,6 @@ pub(crate) fn elements<E: Elementwise>(
     Output::default()
         .with_some(result, pass.has_loss().then(loss))
         .with_some(Role::Grad, pass.has_grad().then(grad))
-}
-
-fn magnitude(terms: &[f64]) -> f64 {
-    terms.iter().map(|term| term.abs()).sum()
 }
 
 /// The array's elements repeated to a larger shape by PyTorch's rule: aligned at the last
