@@ -270,15 +270,9 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
             (offsets, OFFSETS + size_of::<$type>())
         }};
     }
-<<<<<<< HEAD
-    match kernel.files.first().map(|file| file.path) {
-        Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
-=======
     match kernel.files.first().map(|file| file.path()) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
             RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
->>>>>>> 052cf91
         ),
         Some("family/sum.wgsl") => layout!(
             SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
