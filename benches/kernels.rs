@@ -42,7 +42,7 @@ fn bench(criterion: &mut Criterion, gpu: &Gpu, name: &str, shape: &[usize]) -> a
     group.throughput(Throughput::Bytes(workload::bytes(&args, &output)));
     group.bench_function(BenchmarkId::from_parameter("kernel"), |bencher| {
         bencher.iter_custom(|rounds| {
-            let time = || timer.time(|encoder, writes| bound.encode_timed(encoder, None, writes));
+            let time = || timer.time(|encoder, writes| bound.encode_timed(encoder, writes));
             (0..rounds).map(|_| time().expect("the device was there before")).sum()
         });
     });

@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use wgloss::{Args, Array, CrossEntropy, Gpu, Pass};
+use wgloss::{Args, Array, CrossEntropy, Gpu, Output, Pass};
 
 const ROUNDS: usize = 5;
 const PASS: Pass = Pass::ForwardBackward;
@@ -43,25 +43,23 @@ fn main() -> Result<()> {
         for (in_flight, times) in times.iter_mut().enumerate() {
             let start = Instant::now();
             let mut mean = 0.0;
-            let mut take = |loss: Option<Array<'_>>| -> wgloss::Result<()> {
-                if let Some(loss) = loss {
-                    mean += f64::from(loss.item()?) / count as f64;
-                }
+            let mut take = |output: Output<Array<'_>>| -> wgloss::Result<()> {
+                mean += f64::from(output.loss()?.item()?) / count as f64;
                 Ok(())
             };
             if in_flight == 0 {
                 for index in 0..count {
-                    take(gpu.block_on(gpu.run(&op, PASS, &batch(index)?))?.loss)?;
+                    take(gpu.block_on(gpu.run(&op, PASS, &batch(index)?))?)?;
                 }
             } else {
                 let mut stream = gpu.stream(&op, PASS).in_flight(in_flight);
                 for index in 0..count {
                     if let Some(output) = gpu.block_on(stream.push(&batch(index)?)) {
-                        take(output?.loss)?;
+                        take(output?)?;
                     }
                 }
                 while let Some(output) = gpu.block_on(stream.next()) {
-                    take(output?.loss)?;
+                    take(output?)?;
                 }
             }
             times.push(start.elapsed());

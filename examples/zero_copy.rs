@@ -12,8 +12,8 @@
 
 use std::f32::consts::TAU;
 
-use anyhow::{Result, ensure};
-use wgloss::{Args, Array, Bound, CrossEntropy, DType, Gpu, Layout, Output, Pass, Tensor, wgpu};
+use anyhow::{Context, Result, ensure};
+use wgloss::{Args, Array, CrossEntropy, DType, Gpu, Layout, Pass, Tensor, wgpu};
 
 const ARMS: usize = 3;
 const POINTS: usize = 200 * ARMS;
@@ -207,22 +207,22 @@ fn main() -> Result<()> {
     let args = Args::new(input).target(target).in_place();
     let op = CrossEntropy::default().row_outputs(true);
     let plan = gpu.block_on(gpu.plan(&op, Pass::ForwardBackward, &args.layouts()))?;
-    let output: Output<Tensor> = gpu.block_on(plan.allocate())?;
-    let loss: Bound = plan.bind(&args, &output)?;
+    let output = gpu.block_on(plan.allocate())?;
+    let loss = plan.bind(&args, &output)?;
     println!("memory of the loss's own: {} bytes", plan.workspace_bytes());
 
-    let (loss_tensor, correct) = (output.loss.as_ref().unwrap(), output.correct.as_ref().unwrap());
+    let correct = output.rows()?.correct.context("targets are classes")?;
     let mut accuracy = 0.0;
     for step in 0..=STEPS {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         encode(&mut encoder, &forward);
-        loss.encode(&mut encoder, output.status.as_ref())?;
+        loss.encode(&mut encoder);
         encoder.copy_buffer_to_buffer(&hidden.buffer, 0, &slopes.buffer, 0, None);
         encode(&mut encoder, &backward);
         gpu.queue().submit([encoder.finish()]);
 
         if step % 500 == 0 {
-            let loss = gpu.block_on(gpu.read(loss_tensor))?.item()?;
+            let loss = gpu.block_on(gpu.read(output.loss()?))?.item()?;
             let right: f32 = gpu.block_on(gpu.read(correct))?.to_f32().iter().sum();
             accuracy = right / POINTS as f32;
             println!("step {step:4}: loss {loss:.4}, {:.1}% told apart", 100.0 * accuracy);

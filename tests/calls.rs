@@ -61,7 +61,9 @@ fn a_call_finds_the_plan_of_the_one_before() {
     let second = gpu.block_on(gpu.run(&op, Pass::ForwardBackward, &args)).unwrap();
     let after = counters(&gpu);
     // loss, gradient and status are new; no workspace and no kernel is
-    assert_eq!((after.0 - before.0, after.1 - before.1), (0, 3));
+    assert!(before.0 > 0 && before.1 > 3, "{before:?}: are they counted?");
+    assert_eq!(after.0, before.0);
+    assert!(after.1 <= before.1 + 3, "{before:?}, {after:?}");
     for role in [Role::Loss, Role::Grad] {
         let [a, b] = [&first, &second].map(|output| output.get(role).unwrap());
         assert_ne!(a.buffer(), b.buffer(), "results are the caller's");
@@ -116,8 +118,8 @@ fn what_is_kept_is_bounded() {
     gpu.block_on(gpu.status()).unwrap();
     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
     let (kernels, buffers) = counters(&gpu);
-    assert!(kernels < 40, "{kernels} kernels");
-    assert!(buffers < 64 * 8, "{buffers} buffers");
+    assert!((1..40).contains(&kernels), "{kernels} kernels");
+    assert!((64..64 * 8).contains(&buffers), "{buffers} buffers");
 }
 
 #[test]
@@ -157,8 +159,8 @@ fn the_status_keeps_the_first_fault_until_it_is_checked() {
     let Some(gpu) = gpu() else { return };
     let op = CrossEntropy::default();
     let args = rows(gpu, 3, 10, &[1, 2, 3]);
-    let plan = gpu.plan(&op, Pass::ForwardBackward, &args.layouts());
-    let plan = gpu.block_on(plan).unwrap();
+    let layouts = args.layouts();
+    let plan = gpu.block_on(gpu.plan(&op, Pass::ForwardBackward, &layouts)).unwrap();
     let output = gpu.block_on(plan.allocate()).unwrap();
     let bound = plan.bind(&args, &output).unwrap();
     let status = output.status().unwrap();

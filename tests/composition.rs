@@ -5,7 +5,7 @@ use wgloss::internals::{
     Binding, DeviceProfile, File, Kernel, Port, Program, RowOperands, RowTarget, Slot, View,
 };
 use wgloss::reference::{self, Promise, compare};
-use wgloss::{Args, Array, CrossEntropy, DType, Layout, Output, Pass, Reduction, Role};
+use wgloss::{Args, Array, CrossEntropy, DType, Layout, Op, Output, Pass, Reduction, Role};
 use wgloss_testing::devices::on_every_device;
 use wgloss_testing::random::{Logits, Random};
 
