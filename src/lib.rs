@@ -73,7 +73,7 @@ mod stream;
 /// Losses of the caller's own: see [`Elementwise`](custom::Elementwise).
 pub mod custom {
     pub use crate::kernel::File as Shader;
-    pub use crate::ops::{Elementwise, Point};
+    pub use crate::ops::elements::{Elementwise, Point};
 }
 
 #[cfg(doctest)]
@@ -90,10 +90,7 @@ pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use gpu::adapters;
 pub use gpu::{Gpu, GpuOptions};
-pub use ops::{
-    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse, NllLoss, Op,
-    Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax, ops, options,
-};
+pub use ops::*;
 pub use plan::{Bound, Plan};
 pub use program::check_status;
 pub use select::Team;

@@ -154,7 +154,7 @@ fn parts<T>(output: &Output<T>) -> [(&'static str, Option<&T>); 5] {
 }
 
 /// The library's error, with the flag and the file in place of the argument's name.
-fn explain(error: &wgloss::Error, inputs: &[(&'static str, &Place)]) -> anyhow::Error {
+pub fn explain(error: &wgloss::Error, inputs: &[(&'static str, &Place)]) -> anyhow::Error {
     let mut text = error.to_string();
     if matches!(error, wgloss::Error::TooLarge { .. }) {
         text += " (--batch-rows divides the work)";

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use wgloss::{Args, Array, Bound, Cpu, DType, Gpu, GpuOptions, Output, Pass, Team, Tensor};
+use wgloss_testing::ops::find;
 use wgloss_testing::timer::Timer;
 use wgloss_testing::workload::{self, Workload};
 
@@ -146,7 +147,7 @@ pub fn bench(flags: &Flags) -> Result<()> {
 fn workloads(flags: &Flags) -> Result<Vec<Workload>> {
     let names: Vec<String> = match &flags.op[..] {
         [] => vec!["cross_entropy".into(), "bce_with_logits".into()],
-        [all] if all == "all" => workload::ops().iter().map(|op| op.name().into()).collect(),
+        [all] if all == "all" => wgloss::ops().iter().map(|op| op.name().into()).collect(),
         names => names.iter().map(|name| name.replace('-', "_")).collect(),
     };
     let given = flags.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<Vec<_>>>()?;
@@ -168,9 +169,9 @@ fn workloads(flags: &Flags) -> Result<Vec<Workload>> {
             );
             for &pass in &passes {
                 for &dtype in &dtypes {
-                    let op = workload::ops().into_iter().find(|op| op.name() == name);
+                    let op = find(name);
                     let Some(op) = op else {
-                        let known: Vec<_> = workload::ops().iter().map(|op| op.name()).collect();
+                        let known: Vec<_> = wgloss::ops().iter().map(|op| op.name()).collect();
                         bail!("--op {name}: expected all or one of {}", known.join(", "));
                     };
                     workloads.push(Workload { op, pass, dtype, shape: shape.clone() });
