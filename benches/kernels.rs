@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use wgloss::{Args, Cpu, DType, Gpu, Output, Pass, Tensor};
+use wgloss_testing::ops::find;
 use wgloss_testing::timer::Timer;
 use wgloss_testing::workload::{self, Workload};
 
@@ -26,7 +27,7 @@ fn main() -> anyhow::Result<()> {
 
 fn bench(criterion: &mut Criterion, gpu: &Gpu, name: &str, shape: &[usize]) -> anyhow::Result<()> {
     let pass = Pass::ForwardBackward;
-    let op = workload::ops().into_iter().find(|op| op.name() == name);
+    let op = find(name);
     let Some(op) = op else { anyhow::bail!("no op {name}") };
     let workload = Workload { op, pass, dtype: DType::F32, shape: shape.to_vec() };
     let args = workload.draw(0)?;

@@ -85,7 +85,7 @@ mod stream;
 /// Losses of the caller's own: see [`Elementwise`](custom::Elementwise).
 pub mod custom {
     pub use crate::kernel::File as Shader;
-    pub use crate::ops::{Elementwise, Point};
+    pub use crate::ops::elements::{Elementwise, Point};
 }
 
 #[cfg(doctest)]

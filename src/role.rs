@@ -105,6 +105,7 @@ impl<T> Parts<T> {
     }
 
     /// The places of several roles at once; `None` where one is named twice.
+    #[cfg(feature = "cpu")]
     pub fn get_disjoint_mut<const N: usize>(
         &mut self,
         roles: [Role; N],

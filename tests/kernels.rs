@@ -8,11 +8,11 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 use wgloss::internals::{
     DeviceClass, ElementParams, Facts, Kernel, Offsets, Program, RowParams, Step, SumParams,
 };
+use wgloss::options::{Family, Value};
 use wgloss::{
-    Args, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, Layout, LogSigmoid,
-    LogSoftmax, Mse, NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin,
-    Softmax, Team,
+    Args, BceWithLogits, CrossEntropy, DType, Layout, NllLoss, Op, Pass, Reduction, Team,
 };
+use wgloss_testing::ops;
 
 /// Devices that differ in what the choice of kernels looks at.
 fn devices() -> Vec<Facts> {
@@ -64,7 +64,7 @@ fn programs_in(facts: &Facts, dtype: DType, memory: Memory) -> Vec<Program> {
             Memory::InPlace => args.clone().in_place(),
         };
         if memory == Memory::InPlace
-            && (pass == Pass::Forward || (op.name() == "nll_loss" && pass != Pass::Backward))
+            && (pass == Pass::Forward || (!op.kind().fused_in_place && pass != Pass::Backward))
         {
             return;
         }
@@ -131,47 +131,56 @@ fn programs_in(facts: &Facts, dtype: DType, memory: Memory) -> Vec<Program> {
                 add(&BceWithLogits::default().reduction(reduction), pass, &args);
             }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
-                for dim in [-1, 0] {
-                    let mut args = Args::new(float(shape));
-                    add(&Softmax::default().dim(dim), pass, &args);
-                    add(&LogSoftmax::default().dim(dim), pass, &args);
-                    if pass.has_grad() {
-                        args = args.upstream(float(shape));
+                for op in ops::of(|kind| kind.family != Family::RowLoss) {
+                    for op in ends(op) {
+                        let kind = op.kind();
+                        let reductions = ops::reductions(&*op);
+                        let of_maps =
+                            if reductions.is_empty() { Some(Reduction::None) } else { None };
+                        // each time another of those that most losses have, and once its own
+                        let own = reductions.into_iter().filter(|&own| match own {
+                            Reduction::BatchMean => reduction == Reduction::None,
+                            own => own == reduction,
+                        });
+                        for reduction in own.chain(of_maps) {
+                            let op = ops::reduced(op.clone(), reduction);
+                            let mut args = Args::new(float(shape));
+                            if kind.target.is_some() {
+                                args = args.target(float(shape));
+                            }
+                            add(&*op, pass, &args);
+                            if pass.has_grad() {
+                                args = args.upstream(upstream_of(reduction, shape));
+                            }
+                            add(&*op, pass, &args);
+                        }
                     }
-                    add(&Softmax::default().dim(dim), pass, &args);
-                    add(&LogSoftmax::default().dim(dim), pass, &args);
-                }
-                let map = Args::new(float(shape));
-                let loss = map.clone().target(float(shape));
-                let with_upstream = |args: &Args<Layout>, reduction| match pass {
-                    Pass::Forward => args.clone(),
-                    _ => args.clone().upstream(upstream_of(reduction, shape)),
-                };
-                let ops: [&dyn Op; 9] = [
-                    &Bce::default().reduction(reduction),
-                    &Mse::default().reduction(reduction),
-                    &L1::default().reduction(reduction),
-                    &SmoothL1::default().reduction(reduction).beta(0.0),
-                    &Huber::default().reduction(reduction),
-                    &KlDiv::default().reduction(reduction),
-                    &KlDiv::default().reduction(reduction).log_target(true),
-                    &SoftMargin::default().reduction(reduction),
-                    &SigmoidFocal::default().reduction(reduction),
-                ];
-                for op in ops {
-                    add(op, pass, &loss);
-                    add(op, pass, &with_upstream(&loss, reduction));
-                }
-                let batch_mean = KlDiv::default().reduction(Reduction::BatchMean);
-                add(&batch_mean, pass, &with_upstream(&loss, Reduction::BatchMean));
-                let maps: [&dyn Op; 2] = [&Sigmoid, &LogSigmoid];
-                for op in maps {
-                    add(op, pass, &with_upstream(&map, Reduction::None));
                 }
             }
         }
     }
     programs
+}
+
+/// An op with every combination of its options that are yes or no, and with each other one at an end
+/// of what it accepts: where kernels may differ.
+fn ends(op: Box<dyn Op>) -> Vec<Box<dyn Op>> {
+    let mut all = ops::variants(op);
+    for info in all[0].options() {
+        let ends = match info.value {
+            Value::Number(_) | Value::Optional(_) => {
+                [info.samples.first(), info.samples.last()].into_iter().flatten().copied().collect()
+            }
+            Value::Integer(_) => vec![Value::Integer(0)],
+            _ => vec![],
+        };
+        for end in ends {
+            let mut op = all[0].clone();
+            op.set(info.name, end).unwrap();
+            all.push(op);
+        }
+    }
+    all
 }
 
 fn parse(source: &str, label: &str) -> (naga::Module, ModuleInfo) {

@@ -7,6 +7,7 @@ mod comparator;
 mod cpu;
 mod kernels;
 mod programs;
+mod readme;
 mod reference;
 
 mod conformance;

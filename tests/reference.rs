@@ -855,3 +855,28 @@ fn values_become_arrays() {
     let broken = Values { shape: vec![3], ..values };
     assert!(matches!(broken.to_array(), Err(Error::Length { expected: 3, actual: 2, .. })));
 }
+
+#[test]
+fn multi_label_soft_margin_is_bce_with_logits() {
+    // PyTorch's: losses of labels times their weights, averaged over the labels, then reduced
+    let (x, t) = ([0.5_f32, -2.0, 3.0, -0.25, 1.5, -4.0], [1.0_f32, 0.0, 1.0, 1.0, 0.0, 0.5]);
+    let (weight, labels) = ([0.5_f32, 2.0, 3.0], 3);
+    let log_sigmoid = |x: f64| -(-x).exp().ln_1p();
+    let of = |i: usize| {
+        let (x, t, w) = (f64::from(x[i]), f64::from(t[i]), f64::from(weight[i % labels]));
+        -w * (t * log_sigmoid(x) + (1.0 - t) * log_sigmoid(-x))
+    };
+    let rows: Vec<f64> =
+        (0..2).map(|row| (0..3).map(|c| of(row * 3 + c)).sum::<f64>() / 3.0).collect();
+
+    let losses = |reduction, weight: &[f32]| {
+        let args = Args::new(array(&x, &[2, 3])).target(array(&t, &[2, 3])).weight(weight.into());
+        run(&BceWithLogits::default().reduction(reduction), &args).0.values
+    };
+    let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-7 * want, "{got} {want}");
+    close(losses(Reduction::Mean, &weight)[0], (rows[0] + rows[1]) / 2.0);
+    close(losses(Reduction::Sum, &weight.map(|w| w / 3.0))[0], rows[0] + rows[1]);
+    for (got, want) in losses(Reduction::None, &weight).chunks(labels).zip(&rows) {
+        close(got.iter().sum::<f64>() / 3.0, *want);
+    }
+}

@@ -79,7 +79,7 @@ fn classes_that_lie_apart_in_one_buffer() {
 /// What may be computed in place: gradients, but for a loss whose gradient would be written over
 /// entries that it has yet to pick.
 fn in_place(job: &Job) -> bool {
-    job.pass != Pass::Forward && !(job.op.name() == "nll_loss" && job.pass != Pass::Backward)
+    job.pass != Pass::Forward && (job.op.kind().fused_in_place || job.pass == Pass::Backward)
 }
 
 /// Cross entropy that takes the same way in place as it does apart: its amounts are spread over the

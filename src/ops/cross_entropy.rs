@@ -228,13 +228,13 @@ impl CrossEntropy {
         ),
         optional(
             "softcap",
-            "Bounds logits to +-CAP, smoothly",
+            "Bounds logits to +-softcap, smoothly",
             positive(&[0.5, 2.0, 3.0, 30.0]),
             |op| &mut op.softcap,
         ),
         number(
             "z_loss",
-            "Adds FACTOR * logsumexp^2 to each row's loss",
+            "Adds z_loss * logsumexp^2 to each row's loss",
             finite("a finite number", |_| true, &[-0.1, 0.0, 1e-4, 0.1]),
             |op| &mut op.z_loss,
         ),

@@ -1,7 +1,7 @@
 //! The ops: options, checks, documentation. One file an op, the stem of its shader.
 
 pub mod options;
-mod elements;
+pub(crate) mod elements;
 mod padding;
 mod pieces;
 mod row_maps;
@@ -25,10 +25,10 @@ mod sigmoid;
 mod logsigmoid;
 
 pub(crate) use cross_entropy::has_classes;
-pub(crate) use elements::divisor;
+pub use elements::ElementParams;
 #[cfg(feature = "cpu")]
 pub(crate) use elements::weight_dims;
-pub use elements::{ElementParams, Elementwise, Point};
+pub(crate) use elements::{Elementwise, divisor};
 pub(crate) use row_maps::rows_along;
 pub use rows::{RowOperands, RowParams, RowTarget};
 pub use sum::SumParams;

@@ -69,7 +69,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { op } => run::run(&(*op).into()).map(|()| true),
+        Command::Run { op } => op.job().and_then(|job| run::run(&job)).map(|()| true),
         Command::Check(flags) => check::check(&flags),
         Command::Bench(flags) => bench::bench(&flags).map(|()| true),
         Command::Devices { json } => devices::list(json).map(|()| true),

@@ -3,14 +3,14 @@
 use std::num::NonZeroUsize;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Subcommand, ValueEnum};
-use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
-};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches, Subcommand, ValueEnum};
+use wgloss::options::{Family, Info, Target, Value, Weight};
+use wgloss::{Args, Array, Op, Reduction};
 
 use crate::files::{Kind, Place};
 use crate::machine::Device;
+use crate::run::explain;
 
 /// An array read from a file.
 pub type Host = Array<'static>;
@@ -50,195 +50,141 @@ pub struct Common {
     pub adapter: Option<String>,
 }
 
-/// The flags that every loss takes.
-#[derive(Debug, clap::Args)]
-pub struct Loss {
-    #[command(flatten)]
+/// An op as a subcommand, and what was given to it.
+#[derive(Debug)]
+pub struct OpCommand {
+    op: Box<dyn Op>,
     common: Common,
-    /// Targets: class indices (int32, int64) where rows have classes, otherwise numbers of
-    /// the input's shape and type
-    #[arg(long, value_name = "FILE")]
-    target: Place,
-    /// How the losses of rows or elements become the result
-    #[arg(long, default_value = "mean", value_parser = reductions(&REDUCTIONS))]
-    reduction: Reduction,
+    given: ArgMatches,
 }
 
-impl Loss {
-    /// The reduction of the op: in batches, a mean is the sum of the batches' sums, divided once.
-    fn op_reduction(&self) -> Reduction {
-        match self.reduction {
-            Reduction::Mean | Reduction::BatchMean if self.common.batch_rows.is_some() => {
-                Reduction::Sum
+/// The subcommands are made from what ops say of themselves.
+impl Subcommand for OpCommand {
+    fn augment_subcommands(command: Command) -> Command {
+        command.subcommands(wgloss::ops().iter().map(|op| subcommand(&**op)))
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        wgloss::ops().iter().any(|op| dashed(op.name()) == name)
+    }
+}
+
+impl FromArgMatches for OpCommand {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let missing = || clap::Error::new(ErrorKind::MissingSubcommand);
+        let (name, given) = matches.subcommand().ok_or_else(missing)?;
+        let op = wgloss::ops().into_iter().find(|op| dashed(op.name()) == name);
+        let op = op.ok_or_else(missing)?;
+        Ok(OpCommand { op, common: Common::from_arg_matches(given)?, given: given.clone() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// `smooth_l1` as `smooth-l1`.
+fn dashed(name: &str) -> String {
+    name.replace('_', "-")
+}
+
+/// Options that flags for results stand for: to keep rows' state is of no use in a file, and row outputs
+/// are asked for one by one.
+const OF_RESULTS: [&str; 2] = ["keep_state", "row_outputs"];
+
+/// What rows have beside a loss.
+const ROW_OUTPUTS: [(&str, &str); 3] = [
+    ("logsumexp", "Where to write each row's logsumexp"),
+    ("argmax", "Where to write each row's largest class"),
+    ("correct", "Where to write whether each row's largest class is its target"),
+];
+
+/// The subcommand of an op. Its alias is the name that the op has elsewhere.
+fn subcommand(op: &dyn Op) -> Command {
+    let mut command = Command::new(dashed(op.name())).about(op.about());
+    if dashed(op.name()) != op.name() {
+        command = command.alias(op.name());
+    }
+    command = Common::augment_args(command);
+    let kind = op.kind();
+    let file = |name: &'static str, help: &'static str| {
+        let parser = clap::value_parser!(Place);
+        Arg::new(name).long(dashed(name)).value_name("FILE").value_parser(parser).help(help)
+    };
+    if let Some(target) = kind.target {
+        let help = match target {
+            Target::Classes => "Targets: class indices (int32, int64)",
+            Target::ClassesOrProbabilities => {
+                "Targets: class indices (int32, int64), or probabilities in the input's shape and type"
             }
-            reduction => reduction,
+            _ => "Targets: numbers of the input's shape and type",
+        };
+        command = command.arg(file("target", help).required(true));
+    }
+    if let Some(weight) = kind.weight {
+        let help = match weight {
+            Weight::Classes => "Weights of classes, [C]",
+            Weight::Elements => "Weights of elements, broadcast to the input",
+        };
+        command = command.arg(file("weight", help));
+    }
+    if kind.pos_weight {
+        let help = "Weights of the positive term, broadcast to the input";
+        command = command.arg(file("pos_weight", help));
+    }
+    let options = op.options().into_iter().filter(|info| !OF_RESULTS.contains(&info.name));
+    command = command.args(options.map(option));
+    if kind.row_outputs {
+        command = command.args(ROW_OUTPUTS.map(|(name, help)| file(name, help)));
+    }
+    command
+}
+
+/// An option as a flag.
+fn option(info: Info) -> Arg {
+    let arg = Arg::new(info.name).long(dashed(info.name)).help(info.doc);
+    let default = info.value.to_string();
+    match info.value {
+        Value::Bool(false) => arg.action(ArgAction::SetTrue),
+        Value::Bool(true) => {
+            let parse = move |text: &str| info.parse(text);
+            arg.default_value(default).value_name("true or false").value_parser(parse)
+        }
+        Value::Reduction(_) => arg.default_value(default).value_parser(reductions(info)),
+        Value::Optional(None) => {
+            let help = format!("{} [default: none]", info.doc);
+            number(arg.help(help), info)
+        }
+        Value::Integer(_) | Value::Number(_) | Value::Optional(_) => {
+            number(arg.default_value(default), info)
         }
     }
 }
 
-/// An op and its flags. Aliases are the names that ops have elsewhere.
-#[derive(Debug, Subcommand)]
-pub enum OpCommand {
-    /// Softmax cross entropy of logits [C], [N, C] or [N, C, ...] with classes or probabilities
-    ///
-    /// Integer targets are classes; numbers of the input's shape and type are probabilities.
-    #[command(alias = "cross_entropy")]
-    CrossEntropy {
-        #[command(flatten)]
-        loss: Loss,
-        /// Weights of classes, [C]
-        #[arg(long, value_name = "FILE")]
-        weight: Option<Place>,
-        /// The class that marks rows to be left out
-        #[arg(long, value_name = "CLASS", default_value_t = -100, allow_negative_numbers = true)]
-        ignore_index: i64,
-        /// The share, in [0, 1], of the target's weight that is spread over all classes
-        #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
-        label_smoothing: f64,
-        /// What logits are multiplied by: an inverse temperature
-        #[arg(long, value_name = "FACTOR", default_value_t = 1.0, allow_negative_numbers = true)]
-        logit_scale: f64,
-        /// Bounds logits to +-CAP, smoothly [default: none]
-        #[arg(long, value_name = "CAP", allow_negative_numbers = true)]
-        softcap: Option<f64>,
-        /// Adds FACTOR * logsumexp^2 to each row's loss
-        #[arg(long, value_name = "FACTOR", default_value_t = 0.0, allow_negative_numbers = true)]
-        z_loss: f64,
-        /// The mean where every row is left out
-        #[arg(long, value_name = "VALUE", default_value_t = f64::NAN, allow_negative_numbers = true)]
-        empty_mean: f64,
-        /// Where to write each row's logsumexp
-        #[arg(long, value_name = "FILE")]
-        logsumexp: Option<Place>,
-        /// Where to write each row's largest class
-        #[arg(long, value_name = "FILE")]
-        argmax: Option<Place>,
-        /// Where to write whether each row's largest class is its target
-        #[arg(long, value_name = "FILE")]
-        correct: Option<Place>,
-    },
-    /// Negative log-likelihood of log-probabilities [C], [N, C] or [N, C, ...] with classes
-    #[command(alias = "nll_loss")]
-    NllLoss {
-        #[command(flatten)]
-        loss: Loss,
-        /// Weights of classes, [C]
-        #[arg(long, value_name = "FILE")]
-        weight: Option<Place>,
-        /// The class that marks rows to be left out
-        #[arg(long, value_name = "CLASS", default_value_t = -100, allow_negative_numbers = true)]
-        ignore_index: i64,
-    },
-    /// Binary cross entropy of probabilities with targets in [0, 1]
-    Bce {
-        #[command(flatten)]
-        loss: Loss,
-        /// Weights of elements, broadcast to the input
-        #[arg(long, value_name = "FILE")]
-        weight: Option<Place>,
-    },
-    /// Binary cross entropy of logits with targets of the same shape
-    #[command(alias = "bce_with_logits")]
-    BceWithLogits {
-        #[command(flatten)]
-        loss: Loss,
-        /// Weights of elements, broadcast to the input
-        #[arg(long, value_name = "FILE")]
-        weight: Option<Place>,
-        /// Weights of the positive term, broadcast to the input
-        #[arg(long, value_name = "FILE")]
-        pos_weight: Option<Place>,
-    },
-    /// Squared error
-    Mse {
-        #[command(flatten)]
-        loss: Loss,
-    },
-    /// Absolute error
-    L1 {
-        #[command(flatten)]
-        loss: Loss,
-    },
-    /// Squared error below beta, absolute error above
-    #[command(alias = "smooth_l1")]
-    SmoothL1 {
-        #[command(flatten)]
-        loss: Loss,
-        /// Where the one becomes the other, 0 or more
-        #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-        beta: f64,
-    },
-    /// Squared error below delta, absolute error times delta above
-    Huber {
-        #[command(flatten)]
-        loss: Loss,
-        /// Where the one becomes the other, above 0
-        #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-        delta: f64,
-    },
-    /// Kullback-Leibler divergence of probabilities from log-probabilities
-    #[command(alias = "kl_div")]
-    KlDiv {
-        #[command(flatten)]
-        common: Common,
-        /// Targets: probabilities of the input's shape
-        #[arg(long, value_name = "FILE")]
-        target: Place,
-        /// Targets are log-probabilities
-        #[arg(long)]
-        log_target: bool,
-        /// How the losses of elements become the result
-        #[arg(long, default_value = "mean", value_parser = reductions(&[
-            Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean,
-        ]))]
-        reduction: Reduction,
-    },
-    /// Logistic loss of scores with targets 1 and -1
-    #[command(alias = "soft_margin")]
-    SoftMargin {
-        #[command(flatten)]
-        loss: Loss,
-    },
-    /// Sigmoid focal loss of logits with targets in [0, 1]
-    #[command(alias = "sigmoid_focal")]
-    SigmoidFocal {
-        #[command(flatten)]
-        loss: Loss,
-        /// The weight of positive targets, in [0, 1]; negative: no weights
-        #[arg(long, default_value_t = 0.25, allow_negative_numbers = true)]
-        alpha: f64,
-        /// How strongly easy elements are discounted, 0 or more
-        #[arg(long, default_value_t = 2.0, allow_negative_numbers = true)]
-        gamma: f64,
-    },
-    /// Softmax along a dimension
-    Softmax {
-        #[command(flatten)]
-        common: Common,
-        /// The dimension; negative ones count from the end
-        #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
-        dim: i64,
-    },
-    /// Logarithm of the softmax along a dimension
-    #[command(alias = "log_softmax")]
-    LogSoftmax {
-        #[command(flatten)]
-        common: Common,
-        /// The dimension; negative ones count from the end
-        #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
-        dim: i64,
-    },
-    /// Logistic sigmoid
-    Sigmoid {
-        #[command(flatten)]
-        common: Common,
-    },
-    /// Logarithm of the sigmoid
-    #[command(name = "logsigmoid")]
-    LogSigmoid {
-        #[command(flatten)]
-        common: Common,
-    },
+/// A flag whose value may begin with a dash: `-1e-4`, `-.5`, `-inf`.
+fn number(arg: Arg, info: Info) -> Arg {
+    let parse =
+        move |text: &str| info.parse(text).map_err(|_| format!("expected {}", info.expected));
+    arg.allow_hyphen_values(true).value_parser(parse)
+}
+
+/// The names of the reductions that an op takes.
+fn reductions(info: Info) -> impl TypedValueParser<Value = Value> {
+    let help = |reduction| match reduction {
+        Value::Reduction(Reduction::None) => "One loss per row or element",
+        Value::Reduction(Reduction::Mean) => {
+            "Their sum over their number, or over the weights of the target classes"
+        }
+        Value::Reduction(Reduction::BatchMean) => "Their sum over the size of the first dimension",
+        _ => "Their sum",
+    };
+    let values = info.samples.iter().map(|&v| PossibleValue::new(v.to_string()).help(help(v)));
+    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(move |name| info.parse(&name))
 }
 
 /// What a subcommand asks for.
@@ -293,143 +239,78 @@ pub fn set<T>(args: Args<T>, name: &str, value: T) -> Args<T> {
     }
 }
 
-impl From<OpCommand> for Job {
-    fn from(command: OpCommand) -> Job {
-        use OpCommand as C;
-        let loss = |loss, op| Job::loss(loss, Kind::Numbers, op);
-        match command {
-            C::CrossEntropy {
-                loss,
-                weight,
-                ignore_index,
-                label_smoothing,
-                logit_scale,
-                softcap,
-                z_loss,
-                empty_mean,
-                logsumexp,
-                argmax,
-                correct,
-            } => {
-                let row_outputs =
-                    [("logsumexp", logsumexp), ("argmax", argmax), ("correct", correct)];
-                let row_outputs =
-                    row_outputs.into_iter().filter_map(|(name, to)| Some((name, to?)));
-                let row_outputs: Vec<_> = row_outputs.collect();
-                let op = CrossEntropy::default()
-                    .reduction(loss.op_reduction())
-                    .ignore_index(ignore_index)
-                    .label_smoothing(label_smoothing)
-                    .logit_scale(logit_scale)
-                    .z_loss(z_loss)
-                    .empty_mean(empty_mean)
-                    .row_outputs(!row_outputs.is_empty());
-                let op = match softcap {
-                    Some(cap) => op.softcap(cap),
-                    None => op,
-                };
-                let rows = Rows::OfClasses { ignore_index, empty_mean };
-                let job = Job::loss(loss, Kind::ClassesOrNumbers, Box::new(op));
-                Job { rows, row_outputs, ..job.give("weight", weight) }
+impl OpCommand {
+    /// What it asks for.
+    ///
+    /// # Errors
+    /// That of an option which is outside its range, by its flag.
+    pub fn job(self) -> anyhow::Result<Job> {
+        let OpCommand { mut op, common, given } = self;
+        let mut reduction = None;
+        for info in op.options().iter().filter(|info| !OF_RESULTS.contains(&info.name)) {
+            let mut value = match info.value {
+                Value::Bool(false) => Value::Bool(given.get_flag(info.name)),
+                _ => given.get_one(info.name).copied().unwrap_or(info.value),
+            };
+            if let Value::Reduction(asked) = value {
+                reduction = Some(asked);
+                // in batches, a mean is the sum of the batches' sums, divided once
+                let is_mean = matches!(asked, Reduction::Mean | Reduction::BatchMean);
+                if is_mean && common.batch_rows.is_some() {
+                    value = Value::Reduction(Reduction::Sum);
+                }
             }
-            C::NllLoss { loss, weight, ignore_index } => {
-                let op =
-                    NllLoss::default().reduction(loss.op_reduction()).ignore_index(ignore_index);
-                let rows = Rows::OfClasses { ignore_index, empty_mean: f64::NAN };
-                let job = Job::loss(loss, Kind::Classes, Box::new(op));
-                Job { rows, ..job.give("weight", weight) }
-            }
-            C::Bce { loss: flags, weight } => {
-                let op = Bce::default().reduction(flags.op_reduction());
-                loss(flags, Box::new(op)).give("weight", weight)
-            }
-            C::BceWithLogits { loss: flags, weight, pos_weight } => {
-                let op = BceWithLogits::default().reduction(flags.op_reduction());
-                let job = loss(flags, Box::new(op)).give("weight", weight);
-                job.give("pos_weight", pos_weight)
-            }
-            C::Mse { loss: flags } => {
-                let op = Mse::default().reduction(flags.op_reduction());
-                loss(flags, Box::new(op))
-            }
-            C::L1 { loss: flags } => {
-                let op = L1::default().reduction(flags.op_reduction());
-                loss(flags, Box::new(op))
-            }
-            C::SmoothL1 { loss: flags, beta } => {
-                let op = SmoothL1::default().reduction(flags.op_reduction()).beta(beta);
-                loss(flags, Box::new(op))
-            }
-            C::Huber { loss: flags, delta } => {
-                let op = Huber::default().reduction(flags.op_reduction()).delta(delta);
-                loss(flags, Box::new(op))
-            }
-            C::KlDiv { common, target, log_target, reduction } => {
-                let flags = Loss { common, target, reduction };
-                let op = KlDiv::default().reduction(flags.op_reduction()).log_target(log_target);
-                loss(flags, Box::new(op))
-            }
-            C::SoftMargin { loss: flags } => {
-                let op = SoftMargin::default().reduction(flags.op_reduction());
-                loss(flags, Box::new(op))
-            }
-            C::SigmoidFocal { loss: flags, alpha, gamma } => {
-                let op = SigmoidFocal::default().reduction(flags.op_reduction());
-                loss(flags, Box::new(op.alpha(alpha).gamma(gamma)))
-            }
-            C::Softmax { common, dim } => {
-                let job = Job::map(common, Box::new(Softmax::default().dim(dim)));
-                Job { rows: Rows::Along(dim), ..job }
-            }
-            C::LogSoftmax { common, dim } => {
-                let job = Job::map(common, Box::new(LogSoftmax::default().dim(dim)));
-                Job { rows: Rows::Along(dim), ..job }
-            }
-            C::Sigmoid { common } => Job::map(common, Box::new(Sigmoid)),
-            C::LogSigmoid { common } => Job::map(common, Box::new(LogSigmoid)),
+            op.set(info.name, value).map_err(|error| explain(&error, &[]))?;
         }
+        let kind = op.kind();
+        let place = |name: &str| given.get_one::<Place>(name).cloned();
+        let mut row_outputs = Vec::new();
+        if kind.row_outputs {
+            row_outputs
+                .extend(ROW_OUTPUTS.iter().filter_map(|&(name, _)| Some((name, place(name)?))));
+            op.set("row_outputs", Value::Bool(!row_outputs.is_empty()))?;
+        }
+        let target = kind.target.map(|target| match target {
+            Target::Classes => Kind::Classes,
+            Target::ClassesOrProbabilities => Kind::ClassesOrNumbers,
+            _ => Kind::Numbers,
+        });
+        let arguments = [
+            ("upstream", Some(Kind::Numbers)),
+            ("target", target),
+            ("weight", kind.weight.map(|_| Kind::Numbers)),
+            ("pos_weight", kind.pos_weight.then_some(Kind::Numbers)),
+        ];
+        let arguments = arguments.into_iter().filter_map(|(name, kind)| {
+            let (kind, place) = (kind?, place(name)?);
+            Some(Given { name, place, kind })
+        });
+        let rows = match kind.family {
+            Family::RowLoss => Rows::OfClasses {
+                ignore_index: integer(&*op, "ignore_index"),
+                empty_mean: match value(&*op, "empty_mean") {
+                    Some(Value::Number(empty_mean)) => empty_mean,
+                    _ => f64::NAN,
+                },
+            },
+            Family::RowMap => Rows::Along(integer(&*op, "dim")),
+            Family::ElementLoss | Family::ElementMap => Rows::OfElements,
+        };
+        let given = arguments.collect();
+        Ok(Job { op, common, reduction, rows, given, row_outputs })
     }
 }
 
-impl Job {
-    /// An op with the arguments that every op takes.
-    fn map(common: Common, op: Box<dyn Op>) -> Job {
-        let upstream = common.upstream.clone();
-        let (given, row_outputs) = (vec![], vec![]);
-        let job = Job { op, common, reduction: None, rows: Rows::OfElements, given, row_outputs };
-        job.give("upstream", upstream)
-    }
-
-    /// An op with the arguments that every loss takes; `kind` is what its targets are.
-    fn loss(loss: Loss, kind: Kind, op: Box<dyn Op>) -> Job {
-        let Loss { common, target: place, reduction } = loss;
-        let mut job = Job { reduction: Some(reduction), ..Job::map(common, op) };
-        job.given.push(Given { name: "target", place, kind });
-        job
-    }
-
-    /// Another argument, if it was given.
-    fn give(mut self, name: &'static str, place: Option<Place>) -> Job {
-        self.given.extend(place.map(|place| Given { name, place, kind: Kind::Numbers }));
-        self
-    }
+fn value(op: &dyn Op, name: &str) -> Option<Value> {
+    op.options().into_iter().find(|info| info.name == name).map(|info| info.value)
 }
 
-const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
-
-/// A flag that takes the names of some reductions.
-fn reductions(allowed: &'static [Reduction]) -> impl TypedValueParser<Value = Reduction> + use<> {
-    let help = |reduction| match reduction {
-        Reduction::None => "One loss per row or element",
-        Reduction::Mean => "Their sum over their number, or over the weights of the target classes",
-        Reduction::Sum => "Their sum",
-        Reduction::BatchMean => "Their sum over the size of the first dimension",
-    };
-    let values = allowed.iter().map(|&r| PossibleValue::new(r.name()).help(help(r)));
-    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(move |name| {
-        let found = allowed.iter().find(|reduction| reduction.name() == name);
-        found.copied().ok_or_else(|| format!("no reduction {name:?}"))
-    })
+/// The value of an option that every op of a family has.
+fn integer(op: &dyn Op, name: &str) -> i64 {
+    match value(op, name) {
+        Some(Value::Integer(value)) => value,
+        _ => 0,
+    }
 }
 
 /// [`wgloss::Pass`] as a flag.

@@ -148,7 +148,7 @@ fn parts<T>(output: &Output<T>) -> impl Iterator<Item = (&'static str, &T)> {
 }
 
 /// The library's error, with the flag and the file in place of the argument's name.
-fn explain(error: &wgloss::Error, inputs: &[(&'static str, &Place)]) -> anyhow::Error {
+pub fn explain(error: &wgloss::Error, inputs: &[(&'static str, &Place)]) -> anyhow::Error {
     let mut reason = error.reason();
     if matches!(error, wgloss::Error::TooLarge { .. }) {
         reason += " (--batch-rows divides the work)";

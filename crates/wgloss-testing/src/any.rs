@@ -10,12 +10,12 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
-    Mse, NllLoss, Op, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
-};
+use proptest::strategy::Union;
+use wgloss::options::{Info, Numbers, Others, Target, Value};
+use wgloss::{Args, Array, CrossEntropy, DType, LogSoftmax, NllLoss, Op, Reduction, Softmax};
 
 use crate::call::{Call, REDUCTIONS, few};
+use crate::ops;
 
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
@@ -121,9 +121,9 @@ struct Drawn {
 }
 
 impl Drawn {
-    fn new(op: impl Op + 'static, reduction: Reduction) -> Self {
+    fn new(op: Arc<dyn Op>, reduction: Reduction) -> Self {
         Drawn {
-            op: Arc::new(op),
+            op,
             reduction,
             ignore_index: -100,
             rank: 0,
@@ -133,7 +133,7 @@ impl Drawn {
     }
 
     fn map(op: impl Op + 'static) -> Self {
-        Self::new(op, Reduction::None)
+        Self::new(Arc::new(op), Reduction::None)
     }
 }
 
@@ -184,7 +184,7 @@ fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
             if a ^ b ^ c {
                 op = op.softcap(cap);
             }
-            let drawn = Drawn::new(op.clone(), reduction);
+            let drawn = Drawn::new(Arc::new(op.clone()), reduction);
             (op, Drawn { rank: 1, is_weighted: c, ..drawn })
         },
     )
@@ -195,7 +195,7 @@ pub fn rows() -> impl Strategy<Value = AnyCall> {
     let nll_loss = (reduction(), ignore_index(), any::<bool>());
     let nll_loss = nll_loss.prop_map(|(reduction, ignore_index, is_weighted)| {
         let op = NllLoss::default().reduction(reduction).ignore_index(ignore_index);
-        Drawn { ignore_index, rank: 1, is_weighted, ..Drawn::new(op, reduction) }
+        Drawn { ignore_index, rank: 1, is_weighted, ..Drawn::new(Arc::new(op), reduction) }
     });
     let map = (any::<bool>(), -3..3_i64).prop_map(|(is_log, dim)| {
         let drawn = match is_log {
@@ -206,62 +206,57 @@ pub fn rows() -> impl Strategy<Value = AnyCall> {
         let rank = if matches!(dim, -1 | 0) { 0 } else { dim.max(-dim - 1) as usize + 1 };
         Drawn { rank, ..drawn }
     });
-    prop_oneof![2 => calls(Kind::Classes, nll_loss), 3 => calls(Kind::Map, map)]
+    prop_oneof![2 => calls(Kind::Classes, nll_loss), 3 => calls(Kind::RowMap, map)]
 }
 
 /// The element-wise ops.
 pub fn elements() -> impl Strategy<Value = AnyCall> {
-    fn plain<O: Op + 'static>(op: fn(Reduction) -> O) -> impl Strategy<Value = Drawn> {
-        reduction().prop_map(move |reduction| Drawn::new(op(reduction), reduction))
+    let all = ops::of(|kind| !kind.family.has_rows()).flat_map(ops::variants);
+    Union::new(all.map(|op| {
+        let kind = Kind::Elements(op.kind());
+        calls(kind, any_options(op)).boxed()
+    }))
+}
+
+/// An op with any options but those that are yes or no, on which depends what it takes.
+fn any_options(op: Box<dyn Op>) -> impl Strategy<Value = Drawn> {
+    let infos = op.options();
+    let values: Vec<_> = infos.iter().map(any_value).collect();
+    let kind = op.kind();
+    let weights = [kind.weight.is_some(), kind.pos_weight]
+        .map(|is_taken| if is_taken { any::<bool>().boxed() } else { Just(false).boxed() });
+    (values, weights).prop_map(move |(values, [is_weighted, is_pos_weighted])| {
+        let mut op = op.clone();
+        let mut reduction = Reduction::None;
+        for (info, value) in infos.iter().zip(values) {
+            op.set(info.name, value).expect("a value that it accepts");
+            if let Value::Reduction(value) = value {
+                reduction = value;
+            }
+        }
+        let op = Arc::from(op);
+        Drawn { is_weighted, is_pos_weighted, ..Drawn::new(op, reduction) }
+    })
+}
+
+/// The default, a sample, or, of a number, any one between samples.
+fn any_value(info: &Info) -> BoxedStrategy<Value> {
+    let default = Just(info.value);
+    let numbers = info.samples.iter().filter_map(|&sample| match sample {
+        Value::Number(value) if value.is_finite() => Some(value),
+        _ => None,
+    });
+    let numbers: Vec<f64> = numbers.collect();
+    match info.value {
+        Value::Bool(_) => default.boxed(),
+        Value::Number(_) => {
+            let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let between = (least..=most).prop_map(Value::Number);
+            prop_oneof![1 => default, 1 => select(info.samples.clone()), 2 => between].boxed()
+        }
+        _ => select(info.samples.clone()).boxed(),
     }
-    let bce = (reduction(), any::<bool>()).prop_map(|(reduction, is_weighted)| {
-        let op = Bce::default().reduction(reduction);
-        Drawn { is_weighted, ..Drawn::new(op, reduction) }
-    });
-    let bce_with_logits = (reduction(), any::<bool>(), any::<bool>()).prop_map(
-        |(reduction, is_weighted, is_pos_weighted)| {
-            let op = BceWithLogits::default().reduction(reduction);
-            Drawn { is_weighted, is_pos_weighted, ..Drawn::new(op, reduction) }
-        },
-    );
-    let beta = prop_oneof![Just(1.0), Just(0.0), 0.01..5.0_f64];
-    let smooth_l1 = (reduction(), beta).prop_map(|(reduction, beta)| {
-        Drawn::new(SmoothL1::default().beta(beta).reduction(reduction), reduction)
-    });
-    let delta = prop_oneof![Just(1.0), 0.01..5.0_f64];
-    let huber = (reduction(), delta).prop_map(|(reduction, delta)| {
-        Drawn::new(Huber::default().delta(delta).reduction(reduction), reduction)
-    });
-    let kl_div = |log_target: bool| {
-        let reduction = prop_oneof![3 => reduction(), 1 => Just(Reduction::BatchMean)];
-        reduction.prop_map(move |reduction| {
-            Drawn::new(KlDiv::default().log_target(log_target).reduction(reduction), reduction)
-        })
-    };
-    let alpha = prop_oneof![
-        2 => 0.0..1.0_f64,
-        1 => select(&[0.0, 0.25, 1e-9, 0.999, 1.0 - 1e-9, 1.0][..]),
-        1 => Just(-1.0),
-    ];
-    let gamma = prop_oneof![Just(2.0), Just(0.0), Just(1.0), 0.0..5.0_f64];
-    let sigmoid_focal = (reduction(), alpha, gamma).prop_map(|(reduction, alpha, gamma)| {
-        let op = SigmoidFocal::default().alpha(alpha).gamma(gamma).reduction(reduction);
-        Drawn::new(op, reduction)
-    });
-    let map = select(vec![Drawn::map(Sigmoid), Drawn::map(LogSigmoid)]);
-    prop_oneof![
-        calls(Kind::Map, map),
-        calls(Kind::Numbers, plain(|r| Mse::default().reduction(r))),
-        calls(Kind::Numbers, plain(|r| L1::default().reduction(r))),
-        calls(Kind::Numbers, smooth_l1),
-        calls(Kind::Numbers, huber),
-        calls(Kind::Scores, plain(|r| SoftMargin::default().reduction(r))),
-        calls(Kind::LogProbabilities, kl_div(false)),
-        calls(Kind::LogTargets, kl_div(true)),
-        calls(Kind::UnitLogits, sigmoid_focal),
-        calls(Kind::Probabilities, bce),
-        calls(Kind::Logits, bce_with_logits),
-    ]
 }
 
 // ---- shapes and numbers ----
@@ -273,22 +268,10 @@ enum Kind {
     Classes,
     /// Rows of logits with a probability for each class.
     ClassProbabilities,
-    /// Logits with targets that may lie outside [0, 1].
-    Logits,
-    /// Logits with targets in [0, 1].
-    UnitLogits,
-    /// Numbers, targets too.
-    Numbers,
-    /// Scores with targets 1 and -1, and others.
-    Scores,
-    /// Numbers in [0, 1], targets too.
-    Probabilities,
-    /// Log-probabilities with probabilities.
-    LogProbabilities,
-    /// Log-probabilities with log-probabilities.
-    LogTargets,
-    /// Numbers without targets.
-    Map,
+    /// Rows of numbers without targets.
+    RowMap,
+    /// Elements, as the op says.
+    Elements(wgloss::options::Kind),
 }
 
 impl Kind {
@@ -296,29 +279,55 @@ impl Kind {
         matches!(self, Kind::Classes | Kind::ClassProbabilities)
     }
 
-    fn inputs(self) -> BoxedStrategy<Vec<f32>> {
+    fn input(self) -> Numbers {
         match self {
-            Kind::Probabilities => few_of(unit()),
-            Kind::LogProbabilities | Kind::LogTargets => few_of(log()),
+            Kind::Elements(kind) => kind.input,
+            _ => Numbers::Any,
+        }
+    }
+
+    fn inputs(self) -> BoxedStrategy<Vec<f32>> {
+        match self.input() {
+            Numbers::Probabilities => few_of(unit()),
+            Numbers::LogProbabilities => few_of(log()),
+            Numbers::Counts => few_of(count()),
             _ => numbers(),
+        }
+    }
+
+    /// The numbers that are its targets, if any are; and what becomes of others.
+    fn target(self) -> Option<(Numbers, Others)> {
+        match self {
+            Kind::Elements(kind) => match kind.target {
+                Some(Target::Numbers(target, others)) => Some((target, others)),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
     fn targets(self) -> BoxedStrategy<Vec<f32>> {
         let unit_or =
             |others: &'static [f32]| few_of(prop_oneof![15 => unit(), 1 => select(others)]);
-        match self {
-            Kind::ClassProbabilities => unit_or(&[-0.25, 3.0, NAN]),
-            Kind::Logits => unit_or(&[-0.5, 2.0, 1e-40, NAN]),
-            Kind::UnitLogits => unit_or(&[NAN]),
-            Kind::Numbers => {
+        if self == Kind::ClassProbabilities {
+            return unit_or(&[-0.25, 3.0, NAN]);
+        }
+        let Some((target, others)) = self.target() else { return Just(vec![]).boxed() };
+        match (target, others) {
+            // a subnormal one may count as 0
+            (Numbers::Probabilities, Others::Taken) => unit_or(&[-0.5, 2.0, 1e-40, NAN]),
+            (Numbers::Probabilities, Others::Unpromised) => unit_or(&[NAN]),
+            (Numbers::Probabilities, Others::Refused) => unit_or(&[1e-40]),
+            (Numbers::LogProbabilities, _) => few_of(log()),
+            (Numbers::Signs, _) => {
+                few_of(prop_oneof![9 => select(&[1.0, -1.0][..]), 1 => -2.0..2.0_f32])
+            }
+            (Numbers::Counts, _) => {
+                few_of(prop_oneof![15 => count(), 1 => select(&[-1.0, NAN][..])])
+            }
+            _ => {
                 few_of(prop_oneof![15 => ordinary(), 1 => select(&[1e4, -1e4, INF, -INF, NAN][..])])
             }
-            Kind::Scores => few_of(prop_oneof![9 => select(&[1.0, -1.0][..]), 1 => -2.0..2.0_f32]),
-            Kind::Probabilities => unit_or(&[1e-40]),
-            Kind::LogProbabilities => unit_or(&[-0.5, 2.0, 1e-40, NAN]),
-            Kind::LogTargets => few_of(log()),
-            Kind::Classes | Kind::Map => Just(vec![]).boxed(),
         }
     }
 }
@@ -383,6 +392,15 @@ fn unit() -> impl Strategy<Value = f32> {
     ]
 }
 
+/// A count or a rate.
+fn count() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        6 => (0..30_u8).prop_map(f32::from),
+        3 => 0.0..5.0_f32,
+        1 => select(&[1e-30, 1e-8, 1e-6, 1e4, 1e6][..]),
+    ]
+}
+
 /// The logarithm of one.
 fn log() -> impl Strategy<Value = f32> {
     prop_oneof![9 => -20.0..0.0_f32, 1 => select(&[0.0, -80.0, -95.0, -1e4, -INF][..])]
@@ -438,7 +456,7 @@ fn calls(
             };
 
             let mut input: Vec<f32> = repeated(&input, count);
-            if kind != Kind::Probabilities {
+            if !matches!(kind.input(), Numbers::Probabilities | Numbers::Counts) {
                 input.iter_mut().enumerate().for_each(|(i, x)| *x += tilt * i as f32);
             }
             let weight = drawn.is_weighted.then(|| match kind.has_row_losses() {
@@ -446,7 +464,6 @@ fn calls(
                 false => broadcast(&weight, &shape),
             });
             let target = match kind {
-                Kind::Map => None,
                 Kind::Classes => {
                     let class = |class: Option<usize>| match class {
                         Some(class) => (class % shape[class_dim]) as i64,
@@ -462,7 +479,10 @@ fn calls(
                     }
                     Some(Array::from_vec(target, &losses).unwrap())
                 }
-                _ => Some(array(&target, &shape).to_dtype(dtype).unwrap()),
+                _ if kind == Kind::ClassProbabilities || kind.target().is_some() => {
+                    Some(array(&target, &shape).to_dtype(dtype).unwrap())
+                }
+                _ => None,
             };
             let upstream = upstream.map(|upstream| match drawn.reduction {
                 Reduction::None => array(&upstream, &losses).to_dtype(dtype).unwrap(),

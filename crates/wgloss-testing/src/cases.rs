@@ -13,13 +13,13 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
+use wgloss::options::{Info, Value};
 use wgloss::reference::{Mismatch, Worst, compare_by};
-use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
-};
+use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
+
+use crate::ops;
 
 /// A folder's cases.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Case {
     /// The op's name, as in [`Op::name`].
     pub op: String,
     pub target_kind: Option<String>,
-    params: Map<String, Value>,
+    params: Map<String, Json>,
     pre: Option<String>,
     /// What is wrong, in a folder's `errors`.
     pub what: Option<String>,
@@ -64,7 +64,7 @@ struct File {
 struct Entry {
     name: String,
     op: String,
-    params: Option<Map<String, Value>>,
+    params: Option<Map<String, Json>>,
     target_kind: Option<String>,
     pre: Option<String>,
     what: Option<String>,
@@ -177,8 +177,8 @@ impl Case {
     }
 
     /// An option as it is written; `Null` where the case does not give it.
-    pub fn param(&self, name: &str) -> &Value {
-        self.params.get(name).unwrap_or(&Value::Null)
+    pub fn param(&self, name: &str) -> &Json {
+        self.params.get(name).unwrap_or(&Json::Null)
     }
 
     /// A role's tensor, as ops take it: float64 is rounded to float32.
@@ -241,62 +241,21 @@ impl Case {
     /// # Errors
     /// Where this crate has no such op, or cannot express what is asked of it.
     pub fn op(&self) -> Result<Box<dyn Op>> {
-        let mut options = Options(self.params.clone());
-        // the type to compute in: [`Case::is_f32`]
-        options.0.remove("dtype");
         self.check_target_kind()?;
-        let op: Box<dyn Op> = match self.op.as_str() {
-            "cross_entropy" => Box::new(
-                CrossEntropy::default()
-                    .reduction(options.reduction()?)
-                    .ignore_index(options.integer("ignore_index")?.unwrap_or(-100))
-                    .label_smoothing(options.number("label_smoothing")?.unwrap_or(0.0)),
-            ),
-            "nll_loss" => Box::new(
-                NllLoss::default()
-                    .reduction(options.reduction()?)
-                    .ignore_index(options.integer("ignore_index")?.unwrap_or(-100)),
-            ),
-            "bce" => Box::new(Bce::default().reduction(options.reduction()?)),
-            "bce_with_logits" => Box::new(BceWithLogits::default().reduction(options.reduction()?)),
-            "mse" => Box::new(Mse::default().reduction(options.reduction()?)),
-            "l1" => Box::new(L1::default().reduction(options.reduction()?)),
-            "smooth_l1" => Box::new(
-                SmoothL1::default()
-                    .reduction(options.reduction()?)
-                    .beta(options.number("beta")?.unwrap_or(1.0)),
-            ),
-            "huber" => Box::new(
-                Huber::default()
-                    .reduction(options.reduction()?)
-                    .delta(options.number("delta")?.unwrap_or(1.0)),
-            ),
-            "kl_div" => Box::new(
-                KlDiv::default()
-                    .reduction(options.reduction()?)
-                    .log_target(options.flag("log_target")?.unwrap_or(false)),
-            ),
-            "soft_margin" => Box::new(SoftMargin::default().reduction(options.reduction()?)),
-            "sigmoid_focal" => Box::new(
-                SigmoidFocal::default()
-                    .reduction(options.reduction()?)
-                    .alpha(options.number("alpha")?.unwrap_or(0.25))
-                    .gamma(options.number("gamma")?.unwrap_or(2.0)),
-            ),
-            "softmax" => Box::new(Softmax::default().dim(options.integer("dim")?.unwrap_or(-1))),
-            "log_softmax" => {
-                Box::new(LogSoftmax::default().dim(options.integer("dim")?.unwrap_or(-1)))
-            }
-            "sigmoid" => Box::new(Sigmoid),
-            "logsigmoid" => Box::new(LogSigmoid),
-            other => bail!("op: expected one that wgloss has, got {other:?}"),
+        let Some(mut op) = ops::find(&self.op) else {
+            bail!("op: expected one that wgloss has, got {:?}", self.op);
         };
-        match options.0.iter().find(|(_, value)| !value.is_null()) {
-            None => Ok(op),
-            Some((name, value)) => {
-                bail!("params: expected options of {} alone, got also {name} {value}", self.op)
+        for (name, value) in &self.params {
+            // null leaves PyTorch's default; the type to compute in: [`Case::is_f32`]
+            if value.is_null() || name == "dtype" {
+                continue;
             }
+            let Some(info) = op.options().into_iter().find(|info| info.name == name) else {
+                bail!("params: expected options of {} alone, got also {name} {value}", self.op);
+            };
+            op.set(name, read_option(&info, value)?)?;
         }
+        Ok(op)
     }
 
     /// Integers are classes and floats are not: what ops go by must be what the case says.
@@ -396,49 +355,25 @@ pub fn magnitude(input: &Array<'_>) -> f64 {
     input.to_f64().into_iter().filter(|x| x.is_finite()).fold(0.0, |max, x| max.max(x.abs()))
 }
 
-/// The options that no op has taken yet.
-struct Options(Map<String, Value>);
-
-impl Options {
-    /// An option in the form that it must have; null leaves PyTorch's default.
-    fn take<T>(
-        &mut self,
-        name: &str,
-        expected: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match read(&value) {
-                None => bail!("{name}: expected {expected}, got {value}"),
-                read => Ok(read),
-            },
+/// An option's value in the form that it must have.
+fn read_option(info: &Info, value: &Json) -> Result<Value> {
+    // a string: see [`with_quoted_numbers`]
+    let number = || match value.as_str() {
+        Some(text @ ("NaN" | "Infinity" | "-Infinity")) => text.parse().ok(),
+        _ => value.as_f64(),
+    };
+    let all = [Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean];
+    let (expected, read) = match info.value {
+        Value::Bool(_) => ("true or false", value.as_bool().map(Value::Bool)),
+        Value::Integer(_) => ("an integer", value.as_i64().map(Value::Integer)),
+        Value::Number(_) => ("a number", number().map(Value::Number)),
+        Value::Optional(_) => ("a number", number().map(|v| Value::Optional(Some(v)))),
+        Value::Reduction(_) => {
+            let found = all.into_iter().find(|reduction| value == reduction.name());
+            ("none, mean, sum or batchmean", found.map(Value::Reduction))
         }
-    }
-
-    fn number(&mut self, name: &str) -> Result<Option<f64>> {
-        // a string: see [`with_quoted_numbers`]
-        let read = |value: &Value| match value.as_str() {
-            Some(text @ ("NaN" | "Infinity" | "-Infinity")) => text.parse().ok(),
-            _ => value.as_f64(),
-        };
-        self.take(name, "a number", read)
-    }
-
-    fn integer(&mut self, name: &str) -> Result<Option<i64>> {
-        self.take(name, "an integer", Value::as_i64)
-    }
-
-    fn flag(&mut self, name: &str) -> Result<Option<bool>> {
-        self.take(name, "true or false", Value::as_bool)
-    }
-
-    fn reduction(&mut self) -> Result<Reduction> {
-        let all = [Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean];
-        let read = |value: &Value| all.into_iter().find(|r| value == r.name());
-        let expected = "none, mean, sum or batchmean";
-        Ok(self.take("reduction", expected, read)?.unwrap_or(Reduction::Mean))
-    }
+    };
+    read.ok_or_else(|| anyhow!("{}: expected {expected}, got {value}", info.name))
 }
 
 /// Little-endian numbers of N bytes each.

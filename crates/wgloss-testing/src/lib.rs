@@ -15,6 +15,7 @@ pub mod compare;
 pub mod conformance;
 pub mod devices;
 pub mod memory;
+pub mod ops;
 pub mod random;
 pub mod table;
 pub mod timer;

@@ -1,14 +1,15 @@
 //! Every op with arguments of its own, on the device wherever a test wants them: in buffers of their
 //! own, or in one arena whose every other byte is watched.
 
+use wgloss::options::{Family, Numbers, Target, Value};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Gpu, Huber, KlDiv, L1, Layout,
-    LogSigmoid, LogSoftmax, Mse, NllLoss, Op, Output, Pass, Plan, Reduction, Role, Sigmoid,
-    SigmoidFocal, SmoothL1, SoftMargin, Softmax, Tensor, reference,
+    Args, Array, CrossEntropy, DType, Gpu, Layout, NllLoss, Op, Output, Pass, Plan, Reduction,
+    Role, Tensor, reference,
 };
 
 use crate::compare::{Promise, compare};
+use crate::ops;
 use crate::random::Random;
 
 /// Arguments by role, the input first.
@@ -51,6 +52,8 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
     let numbers = array(&random.normals(count, 2.0), shape, dtype);
     let units = array(&random.uniforms(count, 0.0, 1.0), shape, dtype);
     let probabilities = array(&random.uniforms(count, 0.0, 1.0), shape, dtype);
+    let counts: Vec<f32> = (0..count).map(|i| (i % 7) as f32).collect();
+    let counts = array(&counts, shape, dtype);
     let target = random.targets(rows, classes, -100, 0.2);
     let target = Array::from_vec(target, &rest).unwrap();
     let class_weight = array(&random.eighths(classes), &[classes], DType::F32);
@@ -94,45 +97,38 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
         upstream(&per_row),
         vec![(Role::Input, &normals), (Role::Target, &target), (Role::Weight, &class_weight)],
     );
-    add(
-        Box::new(Bce::default().reduction(reduction)),
-        upstream(&per_element),
-        vec![(Role::Input, &units), (Role::Target, &probabilities), (Role::Weight, &pos_weight)],
-    );
-    add(
-        Box::new(BceWithLogits::default().reduction(reduction)),
-        upstream(&per_element),
-        vec![
-            (Role::Input, &normals),
-            (Role::Target, &probabilities),
-            (Role::Weight, &weight),
-            (Role::PosWeight, &pos_weight),
-        ],
-    );
-    let losses: [Box<dyn Op>; 7] = [
-        Box::new(Mse::default().reduction(reduction)),
-        Box::new(L1::default().reduction(reduction)),
-        Box::new(SmoothL1::default().reduction(reduction)),
-        Box::new(Huber::default().reduction(reduction)),
-        Box::new(KlDiv::default().log_target(true).reduction(reduction)),
-        Box::new(SoftMargin::default().reduction(reduction)),
-        Box::new(SigmoidFocal::default().reduction(reduction)),
-    ];
-    for op in losses {
-        // beyond [0, 1] focal loss is not defined
-        let target = if op.name() == "sigmoid_focal" { &probabilities } else { &numbers };
-        add(op, upstream(&per_element), vec![(Role::Input, &normals), (Role::Target, target)]);
-    }
-    if reduction == Reduction::None {
-        let maps: [Box<dyn Op>; 4] = [
-            Box::new(Softmax::default().dim(1)),
-            Box::new(LogSoftmax::default().dim(1)),
-            Box::new(Sigmoid),
-            Box::new(LogSigmoid),
-        ];
-        for op in maps {
-            add(op, per_element.clone(), vec![(Role::Input, &normals)]);
+    let rest = ops::of(|kind| kind.family != Family::RowLoss).flat_map(ops::variants);
+    for mut op in rest {
+        let kind = op.kind();
+        if !kind.family.is_loss() && reduction != Reduction::None {
+            continue;
         }
+        if kind.family == Family::RowMap {
+            op.set("dim", Value::Integer(1)).unwrap();
+        }
+        let of = |what| match what {
+            Numbers::Probabilities => &probabilities,
+            Numbers::Counts => &counts,
+            _ => &numbers,
+        };
+        // weights of their own, and those that are broadcast
+        let (own, broadcast) = (Some(&weight), Some(&pos_weight));
+        let weight = if kind.pos_weight { own } else { broadcast };
+        let target = match kind.target {
+            Some(Target::Numbers(target, _)) => Some(of(target)),
+            _ => None,
+        };
+        let given = [
+            (
+                Role::Input,
+                Some(if kind.input == Numbers::Probabilities { &units } else { &normals }),
+            ),
+            (Role::Target, target),
+            (Role::Weight, weight.filter(|_| kind.weight.is_some())),
+            (Role::PosWeight, broadcast.filter(|_| kind.pos_weight)),
+        ];
+        let given = given.into_iter().filter_map(|(role, part)| Some((role, part?)));
+        add(ops::reduced(op, reduction), upstream(&per_element), given.collect());
     }
     jobs
 }

@@ -9,67 +9,41 @@ mod judge;
 
 use std::iter::repeat_n;
 
+use wgloss::options::{Family, Numbers, Target};
 use wgloss::{
     Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
     NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
+use crate::ops;
 use crate::random::Logits;
 
 /// Every pass. Forward comes before backward, which takes the row state that it kept.
 pub const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
 
-const REDUCTIONS: &[Reduction] = &[Reduction::None, Reduction::Mean, Reduction::Sum];
-const WITH_BATCH_MEAN: &[Reduction] =
-    &[Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean];
-const MAP: &[Reduction] = &[Reduction::None];
-
 /// An op with options: a row of the table.
 pub struct Row {
     /// What the options are, in a few words; empty for the defaults.
     pub options: &'static str,
-    op: Box<dyn Fn(Reduction) -> Box<dyn Op> + Sync>,
-    reductions: &'static [Reduction],
+    op: Box<dyn Op>,
+    /// Those that the op takes; of maps, none.
+    reductions: Vec<Reduction>,
     kind: Kind,
-    weights: Weights,
+    is_weighted: bool,
     shapes: &'static [&'static [usize]],
 }
 
 /// What the input and target of an op are like.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    /// Logits with targets in [0, 1], hard ones among them.
-    Logits,
-    /// Numbers, and targets at them or near them.
-    Numbers,
-    /// Scores with targets 1 and -1.
-    Scores,
-    /// Probabilities with targets in [0, 1].
-    Probabilities,
-    /// Log-probabilities with probabilities.
-    LogProbabilities,
-    /// Log-probabilities with log-probabilities.
-    LogTargets,
-    /// Numbers without targets.
-    Map,
+    /// Numbers, and, but for maps, targets that are numbers.
+    Elements { input: Numbers, target: Option<Numbers> },
     /// Rows along a dimension, without targets.
     RowMap(i64),
     /// Rows of classes with one class each; this one is ignored.
     Classes(i32),
     /// Rows of classes with a probability for each.
     ClassProbabilities,
-}
-
-/// Which weights an op is given.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Weights {
-    None,
-    /// One a class.
-    Classes,
-    /// Broadcast over elements.
-    Elements,
-    /// That, and positive ones, broadcast otherwise.
-    ElementsAndPositive,
 }
 
 /// What a case's numbers are like: each hides what another shows.
@@ -132,76 +106,56 @@ const MANY_ROWS: &[&[usize]] = &[&[66_000, 65]];
 
 /// The table.
 pub fn table() -> Vec<Row> {
-    let (classes, probabilities) = (Kind::Classes(-100), Kind::ClassProbabilities);
-    let (none, weights) = (Weights::None, Weights::Classes);
     vec![
-        row("classes", classes, none, |r| ce().reduction(r)),
-        row("classes, weights", classes, weights, |r| ce().reduction(r)),
-        row("classes, weights, ignore_index", Kind::Classes(2), weights, |r| {
-            ce().ignore_index(2).empty_mean(0.0).reduction(r)
-        }),
-        row("classes, weights, smoothing", classes, weights, |r| {
-            ce().label_smoothing(0.1).reduction(r)
-        }),
-        row("classes, kept state", classes, none, |r| ce().keep_state(true).reduction(r)),
-        row("classes, weights, smoothing, kept state", classes, weights, |r| {
-            ce().label_smoothing(1.0).keep_state(true).reduction(r)
-        }),
-        row("classes, scale, z-loss, row outputs", classes, none, |r| {
-            ce().logit_scale(0.7).z_loss(1e-3).row_outputs(true).reduction(r)
-        }),
+        row("classes", ce()),
+        row("classes, weights", ce()).weighted(),
+        row("classes, weights, ignore_index", ce().ignore_index(2).empty_mean(0.0)).weighted(),
+        row("classes, weights, smoothing", ce().label_smoothing(0.1)).weighted(),
+        row("classes, kept state", ce().keep_state(true)),
+        row("classes, weights, smoothing, kept state", ce().label_smoothing(1.0).keep_state(true))
+            .weighted(),
+        row(
+            "classes, scale, z-loss, row outputs",
+            ce().logit_scale(0.7).z_loss(1e-3).row_outputs(true),
+        ),
         // a small cap: its error is a few units in its last place (see the documentation)
-        row("classes, scale, softcap, row outputs", classes, none, |r| {
-            ce().logit_scale(0.7).softcap(2.0).row_outputs(true).reduction(r)
-        }),
-        Row {
-            shapes: MANY_ROWS,
-            ..row("classes, many rows", classes, none, |r| ce().reduction(r))
-        },
-        row("probabilities", probabilities, none, |r| ce().reduction(r)),
-        row("probabilities, weights, smoothing", probabilities, weights, |r| {
-            ce().label_smoothing(0.2).reduction(r)
-        }),
-        row("probabilities, kept state", probabilities, none, |r| {
-            ce().keep_state(true).reduction(r)
-        }),
-        row("", classes, none, |r| NllLoss::default().reduction(r)),
-        row("weights, ignore_index", Kind::Classes(2), weights, |r| {
-            NllLoss::default().ignore_index(2).reduction(r)
-        }),
-        row("", Kind::Probabilities, none, |r| Bce::default().reduction(r)),
-        row("weight", Kind::Probabilities, Weights::Elements, |r| Bce::default().reduction(r)),
-        row("", Kind::Logits, none, |r| BceWithLogits::default().reduction(r)),
-        row("weight, pos_weight", Kind::Logits, Weights::ElementsAndPositive, |r| {
-            BceWithLogits::default().reduction(r)
-        }),
-        row("", Kind::Numbers, none, |r| Mse::default().reduction(r)),
-        row("", Kind::Numbers, none, |r| L1::default().reduction(r)),
-        row("", Kind::Numbers, none, |r| SmoothL1::default().reduction(r)),
-        row("beta 0", Kind::Numbers, none, |r| SmoothL1::default().beta(0.0).reduction(r)),
-        row("", Kind::Numbers, none, |r| Huber::default().reduction(r)),
-        row("delta 0.75", Kind::Numbers, none, |r| Huber::default().delta(0.75).reduction(r)),
-        row("", Kind::LogProbabilities, none, |r| KlDiv::default().reduction(r)),
-        row("log_target", Kind::LogTargets, none, |r| {
-            KlDiv::default().log_target(true).reduction(r)
-        }),
-        row("", Kind::Scores, none, |r| SoftMargin::default().reduction(r)),
-        row("", Kind::Logits, none, |r| SigmoidFocal::default().reduction(r)),
-        row("no alpha, gamma 0.5", Kind::Logits, none, |r| {
-            SigmoidFocal::default().alpha(-1.0).gamma(0.5).reduction(r)
-        }),
-        row("alpha 0.999, gamma 5", Kind::Logits, none, |r| {
-            SigmoidFocal::default().alpha(0.999).gamma(5.0).reduction(r)
-        }),
-        row("gamma 0", Kind::Logits, none, |r| SigmoidFocal::default().gamma(0.0).reduction(r)),
-        row("", Kind::RowMap(-1), none, |_| Softmax::default()),
-        row("dim 0", Kind::RowMap(0), none, |_| Softmax::default().dim(0)),
-        row("dim 1", Kind::RowMap(1), none, |_| Softmax::default().dim(1)),
-        row("", Kind::RowMap(-1), none, |_| LogSoftmax::default()),
-        row("dim 0", Kind::RowMap(0), none, |_| LogSoftmax::default().dim(0)),
-        row("dim 1", Kind::RowMap(1), none, |_| LogSoftmax::default().dim(1)),
-        row("", Kind::Map, none, |_| Sigmoid),
-        row("", Kind::Map, none, |_| LogSigmoid),
+        row(
+            "classes, scale, softcap, row outputs",
+            ce().logit_scale(0.7).softcap(2.0).row_outputs(true),
+        ),
+        Row { shapes: MANY_ROWS, ..row("classes, many rows", ce()) },
+        row("probabilities", ce()).probabilities(),
+        row("probabilities, weights, smoothing", ce().label_smoothing(0.2))
+            .weighted()
+            .probabilities(),
+        row("probabilities, kept state", ce().keep_state(true)).probabilities(),
+        row("", NllLoss::default()),
+        row("weights, ignore_index", NllLoss::default().ignore_index(2)).weighted(),
+        row("", Bce::default()),
+        row("weight", Bce::default()).weighted(),
+        row("", BceWithLogits::default()),
+        row("weight, pos_weight", BceWithLogits::default()).weighted(),
+        row("", Mse::default()),
+        row("", L1::default()),
+        row("", SmoothL1::default()),
+        row("beta 0", SmoothL1::default().beta(0.0)),
+        row("", Huber::default()),
+        row("delta 0.75", Huber::default().delta(0.75)),
+        row("", KlDiv::default()),
+        row("log_target", KlDiv::default().log_target(true)),
+        row("", SoftMargin::default()),
+        row("", SigmoidFocal::default()),
+        row("no alpha, gamma 0.5", SigmoidFocal::default().alpha(-1.0).gamma(0.5)),
+        row("alpha 0.999, gamma 5", SigmoidFocal::default().alpha(0.999).gamma(5.0)),
+        row("gamma 0", SigmoidFocal::default().gamma(0.0)),
+        row("", Softmax::default()),
+        row("dim 0", Softmax::default().dim(0)),
+        row("dim 1", Softmax::default().dim(1)),
+        row("", LogSoftmax::default()),
+        row("dim 0", LogSoftmax::default().dim(0)),
+        row("dim 1", LogSoftmax::default().dim(1)),
+        row("", Sigmoid),
+        row("", LogSigmoid),
     ]
 }
 
@@ -209,21 +163,43 @@ fn ce() -> CrossEntropy {
     CrossEntropy::default()
 }
 
-/// Options with an op of every reduction that its kind has, over all shapes.
-fn row<O: Op + 'static>(
-    options: &'static str,
-    kind: Kind,
-    weights: Weights,
-    op: fn(Reduction) -> O,
-) -> Row {
-    let (reductions, shapes) = match kind {
-        Kind::Map => (MAP, ELEMENTS),
-        Kind::RowMap(_) => (MAP, ROWS),
-        Kind::Classes(_) | Kind::ClassProbabilities => (REDUCTIONS, ROWS),
-        Kind::LogProbabilities | Kind::LogTargets => (WITH_BATCH_MEAN, ELEMENTS),
-        Kind::Logits | Kind::Numbers | Kind::Scores | Kind::Probabilities => (REDUCTIONS, ELEMENTS),
+/// Options with an op of every reduction that it has, over all shapes.
+fn row(options: &'static str, op: impl Op + 'static) -> Row {
+    let wgloss::options::Kind { family, input, target, .. } = op.kind();
+    let kind = match (family, target) {
+        (Family::RowLoss, _) => {
+            Kind::Classes(ops::integer(&op, "ignore_index").expect("of row losses") as i32)
+        }
+        (Family::RowMap, _) => Kind::RowMap(ops::integer(&op, "dim").expect("of row maps")),
+        (_, Some(Target::Numbers(target, _))) => Kind::Elements { input, target: Some(target) },
+        _ => Kind::Elements { input, target: None },
     };
-    Row { options, op: Box::new(move |r| Box::new(op(r))), reductions, kind, weights, shapes }
+    let reductions = ops::reductions(&op);
+    Row {
+        options,
+        op: Box::new(op),
+        reductions: if reductions.is_empty() { vec![Reduction::None] } else { reductions },
+        kind,
+        is_weighted: false,
+        shapes: if family.has_rows() { ROWS } else { ELEMENTS },
+    }
+}
+
+impl Row {
+    /// With all weights that the op takes.
+    fn weighted(self) -> Row {
+        Row { is_weighted: true, ..self }
+    }
+
+    /// With a probability for each class.
+    fn probabilities(self) -> Row {
+        Row { kind: Kind::ClassProbabilities, ..self }
+    }
+
+    /// Whether it is a map, of no reduction.
+    fn is_map(&self) -> bool {
+        !self.op.kind().family.is_loss()
+    }
 }
 
 /// An input and all that goes with it, to be held to the reference under every pass.
@@ -239,13 +215,13 @@ pub struct Case<'a> {
 impl Row {
     /// The op with the row's options.
     pub fn op(&self) -> &'static str {
-        (self.op)(self.reductions[0]).name()
+        self.op.name()
     }
 
     /// The cases.
     pub fn cases(&self) -> Vec<Case<'_>> {
         // so many under each reduction; maps have one
-        let natures = if self.reductions == MAP { 3 } else { 2 };
+        let natures = if self.is_map() { 3 } else { 2 };
         let mut cases = Vec::new();
         for (s, &shape) in self.shapes.iter().enumerate() {
             let is_dim = |dim: i64| dim < shape.len() as i64;
@@ -276,8 +252,10 @@ impl Row {
 impl Kind {
     /// Whether inputs of this nature can be: probabilities are all in [0, 1].
     fn has(self, nature: Nature) -> bool {
-        let unit_interval =
-            matches!(self, Kind::Probabilities | Kind::LogProbabilities | Kind::LogTargets);
+        let unit_interval = matches!(
+            self,
+            Kind::Elements { input: Numbers::Probabilities | Numbers::LogProbabilities, .. }
+        );
         !(unit_interval && nature == Nature::Broken)
     }
 }
@@ -285,7 +263,7 @@ impl Kind {
 impl Case<'_> {
     /// The case in a few words.
     pub fn name(&self) -> String {
-        let reduction = match self.row.reductions == MAP {
+        let reduction = match self.row.is_map() {
             true => String::new(),
             false => format!("{} ", self.reduction.name()),
         };

@@ -1,12 +1,11 @@
 //! What is timed: ops with options, passes, storage types and shapes.
 
 use anyhow::{Result, bail};
+use wgloss::options::{Numbers, Target};
 use wgloss::reference::{self, Promise, compare};
-use wgloss::{
-    Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax,
-    Mse, NllLoss, Op, Output, Pass, Role, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
-};
+use wgloss::{Args, Array, DType, Op, Output, Pass, Role};
 
+use crate::ops;
 use crate::random::Random;
 
 /// The most elements of a workload: 4 GiB of f32, of which judging by the float64 reference takes a
@@ -21,30 +20,9 @@ pub struct Workload {
     pub shape: Vec<usize>,
 }
 
-/// Every op, with its defaults.
-pub fn ops() -> Vec<Box<dyn Op>> {
-    vec![
-        Box::new(CrossEntropy::default()),
-        Box::new(NllLoss::default()),
-        Box::new(Bce::default()),
-        Box::new(BceWithLogits::default()),
-        Box::new(Mse::default()),
-        Box::new(L1::default()),
-        Box::new(SmoothL1::default()),
-        Box::new(Huber::default()),
-        Box::new(KlDiv::default()),
-        Box::new(SoftMargin::default()),
-        Box::new(SigmoidFocal::default()),
-        Box::new(Softmax::default()),
-        Box::new(LogSoftmax::default()),
-        Box::new(Sigmoid),
-        Box::new(LogSigmoid),
-    ]
-}
-
 /// Whether an op works on rows of classes: its shapes are `[N, C]`.
 pub fn has_rows(op: &str) -> bool {
-    ["cross_entropy", "nll_loss", "softmax", "log_softmax"].contains(&op)
+    ops::find(op).is_some_and(|op| op.kind().family.has_rows())
 }
 
 /// The shapes that an op is timed on where none is asked for.
@@ -67,39 +45,29 @@ impl Workload {
             bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape);
         };
         let mut random = Random::new(seed);
-        let name = self.op.name();
-        let (rows, classes) = match (has_rows(name), &self.shape[..]) {
+        let (rows, classes) = match (self.op.kind().family.has_rows(), &self.shape[..]) {
             (true, [rows, classes]) => (*rows, *classes),
             _ => (count, 1),
         };
         let float = |values| Array::from_vec(values, &self.shape)?.to_dtype(self.dtype);
-        let uniforms = |random: &mut Random| random.uniforms(count, 0.0, 1.0);
-        let input = match name {
-            "bce" => uniforms(&mut random),
-            "nll_loss" | "kl_div" => random.uniforms(count, -12.0, 0.0),
+        let numbers = |random: &mut Random, numbers| match numbers {
+            Numbers::Probabilities => random.uniforms(count, 0.0, 1.0),
+            Numbers::LogProbabilities => random.uniforms(count, -12.0, 0.0),
+            Numbers::Counts => (0..count).map(|_| random.below(10) as f32).collect(),
+            Numbers::Signs => (0..count).map(|_| random.pick(&[1.0, -1.0])).collect(),
             _ => random.normals(count, 3.0),
         };
-        let args = Args::new(float(input)?);
-        Ok(match name {
-            "cross_entropy" | "nll_loss" => {
+        let kind = self.op.kind();
+        let args = Args::new(float(numbers(&mut random, kind.input))?);
+        Ok(match kind.target {
+            Some(Target::Classes | Target::ClassesOrProbabilities) => {
                 let target = (0..rows).map(|_| random.below(classes) as i32).collect();
                 args.target(Array::from_vec(target, &[rows])?)
             }
-            "softmax" | "log_softmax" | "sigmoid" | "logsigmoid" => {
-                if self.pass.has_grad() {
-                    args.upstream(float(random.normals(count, 1.0))?)
-                } else {
-                    args
-                }
-            }
-            "soft_margin" => {
-                let signs = (0..count).map(|_| random.pick(&[1.0, -1.0])).collect();
-                args.target(float(signs)?)
-            }
-            "bce" | "bce_with_logits" | "kl_div" | "sigmoid_focal" => {
-                args.target(float(uniforms(&mut random))?)
-            }
-            _ => args.target(float(random.normals(count, 3.0))?),
+            Some(Target::Numbers(target, _)) => args.target(float(numbers(&mut random, target))?),
+            Some(other) => bail!("{}: no workload has targets like {other:?}", self.op.name()),
+            None if self.pass.has_grad() => args.upstream(float(random.normals(count, 1.0))?),
+            None => args,
         })
     }
 

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use wgloss::{
     Args, Array, BoundPlan, Cpu, DType, Gpu, GpuOptions, Output, Pass, Role, Team, Tensor,
 };
+use wgloss_testing::ops::find;
 use wgloss_testing::timer::Timer;
 use wgloss_testing::workload::{self, Workload};
 
@@ -148,7 +149,7 @@ pub fn bench(flags: &Flags) -> Result<()> {
 fn workloads(flags: &Flags) -> Result<Vec<Workload>> {
     let names: Vec<String> = match &flags.op[..] {
         [] => vec!["cross_entropy".into(), "bce_with_logits".into()],
-        [all] if all == "all" => workload::ops().iter().map(|op| op.name().into()).collect(),
+        [all] if all == "all" => wgloss::ops().iter().map(|op| op.name().into()).collect(),
         names => names.iter().map(|name| name.replace('-', "_")).collect(),
     };
     let given = flags.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<Vec<_>>>()?;
@@ -170,9 +171,9 @@ fn workloads(flags: &Flags) -> Result<Vec<Workload>> {
             );
             for &pass in &passes {
                 for &dtype in &dtypes {
-                    let op = workload::ops().into_iter().find(|op| op.name() == name);
+                    let op = find(name);
                     let Some(op) = op else {
-                        let known: Vec<_> = workload::ops().iter().map(|op| op.name()).collect();
+                        let known: Vec<_> = wgloss::ops().iter().map(|op| op.name()).collect();
                         bail!("--op {name}: expected all or one of {}", known.join(", "));
                     };
                     workloads.push(Workload { op, pass, dtype, shape: shape.clone() });

@@ -1,8 +1,9 @@
 //! The numbers of a case: inputs, targets, weights and upstream gradients.
 
+use wgloss::options::{Kind as Takes, Numbers, Weight};
 use wgloss::{Args, Array, Reduction, Result};
 
-use super::{Case, Kind, Nature, Weights};
+use super::{Case, Kind, Nature};
 use crate::random::{Logits, Random};
 
 /// A case's numbers.
@@ -29,12 +30,8 @@ impl Case<'_> {
         };
 
         let (input, target) = match kind {
-            Kind::Logits => {
-                let x = self.numbers(&mut random, count);
-                let t = x.iter().map(|&x| unit(&mut random, self.nature, x)).collect();
-                (x, Some(t))
-            }
-            Kind::Numbers => {
+            Kind::Elements { input, target: None } => (self.of(input, &mut random, count), None),
+            Kind::Elements { input: Numbers::Any, target: Some(Numbers::Any) } => {
                 let t = Nature::Of(Logits::Normal).numbers(&mut random, count);
                 let near = |t: &f32| t + random.pick(&[0.0, 1e-3, 0.7, -0.75, 1.0, -9.0]);
                 match self.nature {
@@ -48,20 +45,19 @@ impl Case<'_> {
                     _ => (self.numbers(&mut random, count), Some(t)),
                 }
             }
-            Kind::Scores => {
-                let t = (0..count).map(|_| random.pick(&[1.0, -1.0])).collect();
+            Kind::Elements { input: Numbers::Logits, target: Some(Numbers::Probabilities) } => {
+                let x = self.numbers(&mut random, count);
+                let t = x.iter().map(|&x| unit(&mut random, self.nature, x)).collect();
+                (x, Some(t))
+            }
+            Kind::Elements { input: Numbers::Scores, target: Some(target) } => {
+                let t = self.of(target, &mut random, count);
                 (self.numbers(&mut random, count), Some(t))
             }
-            Kind::Probabilities => {
-                (self.units(&mut random, count), Some(self.units(&mut random, count)))
+            Kind::Elements { input, target: Some(target) } => {
+                let x = self.of(input, &mut random, count);
+                (x, Some(self.of(target, &mut random, count)))
             }
-            Kind::LogProbabilities => {
-                (self.logs(&mut random, count), Some(self.units(&mut random, count)))
-            }
-            Kind::LogTargets => {
-                (self.logs(&mut random, count), Some(self.logs(&mut random, count)))
-            }
-            Kind::Map => (self.numbers(&mut random, count), None),
             Kind::RowMap(_) | Kind::Classes(_) => {
                 (by_row(self.nature.rows(&mut random, rows, classes)), None)
             }
@@ -85,10 +81,11 @@ impl Case<'_> {
             args = args.target(stored(target, shape)?);
         }
 
-        let weight = match self.row.weights {
-            Weights::None => None,
-            Weights::Classes => Some(random.eighths(classes)),
-            Weights::Elements | Weights::ElementsAndPositive => {
+        let Takes { weight: weighs, pos_weight, .. } = self.row.op.kind();
+        let weight = match weighs.filter(|_| self.row.is_weighted) {
+            None => None,
+            Some(Weight::Classes) => Some(random.eighths(classes)),
+            Some(Weight::Elements) => {
                 // repeated along the first dimension and the last
                 let own: Vec<usize> = shape.iter().skip(1).copied().collect();
                 let own = [&own[..own.len().saturating_sub(1)], &[1][..own.len().min(1)]].concat();
@@ -97,7 +94,7 @@ impl Case<'_> {
                 None
             }
         };
-        if self.row.weights == Weights::ElementsAndPositive {
+        if pos_weight && self.row.is_weighted {
             let own: Vec<usize> = shape.last().into_iter().copied().collect();
             let values = random.eighths(own.iter().product());
             args = args.pos_weight(Array::from_vec(values, &own)?);
@@ -137,12 +134,36 @@ impl Case<'_> {
         Ok(Drawn { args, upstream, divisor })
     }
 
+    /// Numbers of a kind, of the case's nature.
+    fn of(&self, what: Numbers, random: &mut Random, count: usize) -> Vec<f32> {
+        match what {
+            Numbers::Probabilities => self.units(random, count),
+            Numbers::LogProbabilities => self.logs(random, count),
+            Numbers::Signs => (0..count).map(|_| random.pick(&[1.0, -1.0])).collect(),
+            Numbers::Counts => self.counts(random, count),
+            _ => self.numbers(random, count),
+        }
+    }
+
     fn numbers(&self, random: &mut Random, count: usize) -> Vec<f32> {
         self.nature.numbers(random, count)
     }
 
     fn units(&self, random: &mut Random, count: usize) -> Vec<f32> {
         self.nature.units(random, count)
+    }
+
+    /// Numbers that are not negative, most of them whole: rare and common, huge and tiny ones.
+    fn counts(&self, random: &mut Random, count: usize) -> Vec<f32> {
+        let mut one = || match self.nature {
+            Nature::Of(Logits::Confident) => random.below(1000) as f32,
+            Nature::Of(Logits::Masked) if random.chance(0.5) => 0.0,
+            Nature::Of(Logits::Extreme) => random.pick(&[0.0, 1.0, 1e-30, 1e-6, 1e6, 1e15]),
+            Nature::Broken if random.chance(0.3) => f32::NAN,
+            _ if random.chance(0.3) => random.uniform() as f32 * 3.0,
+            _ => random.below(9) as f32,
+        };
+        (0..count).map(|_| one()).collect()
     }
 
     /// Logarithms of probabilities.

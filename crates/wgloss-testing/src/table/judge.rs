@@ -5,6 +5,7 @@ use wgloss::{Args, Array, Op, Output, Pass, Result, Role};
 
 use super::draw::Drawn;
 use super::{Case, PASSES};
+use crate::ops;
 
 impl Case<'_> {
     /// Runs every pass and holds what it computes to the promise: the worst error of each pass in
@@ -20,7 +21,7 @@ impl Case<'_> {
             &Args<Array<'static>>,
         ) -> std::result::Result<Output<Array<'static>>, String>,
     ) -> Result<[std::result::Result<f64, String>; 3]> {
-        let op = (self.row.op)(self.reduction);
+        let op = ops::reduced(self.row.op.clone(), self.reduction);
         let Drawn { args, upstream, divisor } = self.draw()?;
         let with_upstream = args.clone().upstream(upstream.clone());
         let want = reference::run(&*op, Pass::ForwardBackward, &with_upstream)?;
