@@ -8,7 +8,7 @@ use wgloss::{
     SmoothL1, SoftMargin, Softmax, Tensor, reference,
 };
 
-use crate::compare::{Promise, compare};
+use crate::compare::{Promise, compare_part};
 use crate::random::Random;
 
 /// Arguments by name, the input first.
@@ -214,7 +214,7 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
             (None, None) => {}
             (Some(want), Some(got)) => {
                 assert_eq!(got.shape(), want.shape, "{}: {name}", job.name());
-                let result = compare(&got.to_f32(), want, bound.stored_as(got.dtype()));
+                let result = compare_part(name, got, want, *bound);
                 result.unwrap_or_else(|error| panic!("{}: {name}: {error}", job.name()));
             }
             (want, got) => panic!("{}: {name}: got {got:?}, want {want:?}", job.name()),

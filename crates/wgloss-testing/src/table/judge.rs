@@ -1,10 +1,11 @@
 //! A case under every pass, held to the reference.
 
-use wgloss::reference::{self, Mismatch, Promise, Values, compare};
+use wgloss::reference::{self, Mismatch, Promise, Values};
 use wgloss::{Args, Array, Op, Output, Pass, Result};
 
 use super::draw::Drawn;
 use super::{Case, PASSES};
+use crate::compare::compare_part;
 
 impl Case<'_> {
     /// Runs every pass and holds what it computes to the promise: the worst error of each pass in
@@ -62,7 +63,8 @@ impl Case<'_> {
             ];
             let mut worst = 0.0_f64;
             for (part, got, want, bound) in parts {
-                worst = worst.max(hold(got, &want, bound).map_err(|e| format!("{part}: {e}"))?);
+                worst =
+                    worst.max(hold(part, got, &want, bound).map_err(|e| format!("{part}: {e}"))?);
             }
             Ok(worst)
         }))
@@ -71,6 +73,7 @@ impl Case<'_> {
 
 /// A result against the reference: the worst error in units of the error allowed.
 fn hold(
+    part: &str,
     got: &Option<Array<'static>>,
     want: &Option<Values>,
     bound: Promise,
@@ -80,7 +83,7 @@ fn hold(
         (Some(got), Some(want)) if got.shape() != want.shape => {
             Err(format!("got shape {:?}, want {:?}", got.shape(), want.shape))
         }
-        (Some(got), Some(want)) => compare(&got.to_f32(), want, bound.stored_as(got.dtype()))
+        (Some(got), Some(want)) => compare_part(part, got, want, bound)
             .map(|worst| worst.units)
             .map_err(|mismatch: Mismatch| mismatch.to_string()),
         (Some(_), None) => Err("got one, want none".into()),
