@@ -1,9 +1,10 @@
 //! What the comparators reject and accept: a comparator that lets a NaN pass makes every other test
 //! worthless.
 
+use wgloss::Array;
 use wgloss::reference::Values;
 use wgloss_testing::compare::{
-    Mismatch, Promise, Worst, compare, compare_moderate, compare_relative,
+    Mismatch, Promise, Worst, compare, compare_integers, compare_moderate, compare_relative,
 };
 
 /// Values of which each is its own T, as for hard targets.
@@ -257,4 +258,18 @@ fn storing_in_16_bits_rounds_once() {
     assert!(hold(f32::INFINITY, 65_520.0, F16).is_ok());
     assert!(hold(f32::INFINITY, 65_510.0, F16).is_err());
     assert!(hold(65_504.0, 65_510.0, F16).is_ok());
+}
+
+#[test]
+fn an_integer_off_by_one_is_rejected_however_large() {
+    let want = exact(&[-1.0, 600_000.0, 16_777_217.0]);
+    let got = |values: [i32; 3]| compare_integers(&Array::from(&values), &want);
+    assert!(got([-1, 600_000, 16_777_217]).is_ok());
+    for (index, other) in [(0, [0, 600_000, 16_777_217]), (1, [-1, 600_001, 16_777_217])] {
+        let is_named = matches!(got(other), Err(Mismatch::Value { index: i, .. }) if i == index);
+        assert!(is_named, "{other:?}");
+    }
+    assert!(got([-1, 600_000, 16_777_216]).is_err());
+    let few = compare_integers(&Array::from(&[-1]), &want);
+    assert_eq!(few, Err(Mismatch::Length { got: 1, want: 3 }));
 }

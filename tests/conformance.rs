@@ -1,11 +1,11 @@
 //! Conformance cases on the GPU: from host slices, from device tensors by a call, and from device
 //! tensors by a plan that is encoded into an encoder of the caller's own.
 
-use wgloss::{Args, Array, Gpu, Op, Output, Pass};
+use wgloss::{Args, Array, Op, Output, Pass};
 use wgloss_testing::call::{bits, read};
 use wgloss_testing::compare::{compare_moderate, compare_relative};
 use wgloss_testing::conformance::{self, Case, magnitude, values};
-use wgloss_testing::devices::on_every_device;
+use wgloss_testing::devices::{Device, devices};
 
 /// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
 fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
@@ -14,15 +14,20 @@ fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
     single.map(|case| (case.op().unwrap(), case)).map(|(op, case)| (case, op)).collect()
 }
 
-/// The same pass by every door. All must agree to the bit.
+/// The same pass by every door. All must agree to the bit: on the automatic choice of kernels alone,
+/// since doors know nothing of teams.
 #[track_caller]
 fn by_every_door(
-    gpu: &Gpu,
+    device: &Device,
     op: &dyn Op,
     pass: Pass,
     args: &Args<Array<'_>>,
 ) -> Output<Array<'static>> {
+    let gpu = &device.gpu;
     let from_host = gpu.block_on(gpu.run(op, pass, args)).unwrap();
+    if device.name != "automatic" {
+        return from_host;
+    }
     let tensors = gpu.block_on(gpu.upload_args(args)).unwrap();
 
     let called = gpu.block_on(gpu.run(op, pass, &tensors)).unwrap();
@@ -44,11 +49,12 @@ fn by_every_door(
 fn worked_examples_with_gradients() {
     let cases = cases("seeds");
     assert_eq!(cases.len(), 45);
-    on_every_device(|gpu| {
+    for device in devices() {
+        println!("kernels: {}", device.name);
         for (case, op) in &cases {
             println!("{}", case.name);
             let args = case.args(Pass::ForwardBackward).unwrap();
-            let out = by_every_door(gpu, &**op, Pass::ForwardBackward, &args);
+            let out = by_every_door(&device, &**op, Pass::ForwardBackward, &args);
             let logits = magnitude(args.input());
             for (role, part) in [("out_ref", out.loss), ("grad_ref", out.grad)] {
                 let want = values(case, role);
@@ -56,23 +62,24 @@ fn worked_examples_with_gradients() {
                 result.unwrap_or_else(|e| panic!("{}: {role}: {e}", case.name));
             }
         }
-    });
+    }
 }
 
 /// The gradient by a pass of its own, for which each case's loss is not needed.
 #[test]
 fn worked_examples_by_backward_alone() {
     let cases = cases("seeds");
-    on_every_device(|gpu| {
+    for device in devices() {
+        println!("kernels: {}", device.name);
         for (case, op) in &cases {
             println!("{}", case.name);
             let args = case.args(Pass::Backward).unwrap();
-            let out = by_every_door(gpu, &**op, Pass::Backward, &args);
+            let out = by_every_door(&device, &**op, Pass::Backward, &args);
             let (got, want) = (out.grad.unwrap(), values(case, "grad_ref"));
             let result = compare_moderate(&got.to_f32(), &want, magnitude(args.input()));
             result.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         }
-    });
+    }
 }
 
 /// Their values are f32 from numpy, hence the relative bound.
@@ -80,13 +87,15 @@ fn worked_examples_by_backward_alone() {
 fn onnx_losses() {
     let cases = cases("onnx");
     assert_eq!(cases.len(), 68);
-    on_every_device(|gpu| {
+    for device in devices() {
+        println!("kernels: {}", device.name);
         for (case, op) in &cases {
             println!("{}", case.name);
-            let out = by_every_door(gpu, &**op, Pass::Forward, &case.args(Pass::Forward).unwrap());
+            let out =
+                by_every_door(&device, &**op, Pass::Forward, &case.args(Pass::Forward).unwrap());
             let want = values(case, "out_ref");
             compare_relative(&out.loss.unwrap().to_f32(), &want, 1e-5)
                 .unwrap_or_else(|e| panic!("{}: {e}", case.name));
         }
-    });
+    }
 }

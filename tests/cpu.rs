@@ -81,7 +81,6 @@ fn focal_loss_where_the_probability_missed_is_negative() {
     }
 }
 
-/// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
 #[test]
 fn any_number_of_threads_comes_to_the_same_bits() {
     assert!(matches!(Cpu::with_threads(0), Err(Error::Value { argument: "threads", .. })));
@@ -107,6 +106,7 @@ fn any_number_of_threads_comes_to_the_same_bits() {
     }
 }
 
+/// A folder's cases, less those that compose two ops: `wgloss check` computes those too.
 fn cases(folder: &str) -> Vec<(Case, Box<dyn Op>)> {
     let cases = conformance::load(&conformance::folder(folder)).cases.into_iter();
     let single = cases.filter(|case| case.pre().unwrap().is_none());

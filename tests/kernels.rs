@@ -1,7 +1,9 @@
 //! Every variant of every kernel, linked and checked without a GPU.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
 use std::mem::offset_of;
+use std::path::Path;
 
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator};
 
@@ -293,42 +295,64 @@ fn offsets_of(kernel: &Kernel) -> (Vec<usize>, usize) {
     }
 }
 
+/// The files below `shaders/`, as kernels name them.
+fn shaders() -> BTreeSet<String> {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let folders = fs::read_dir(&all).unwrap().map(|folder| folder.unwrap().path());
+    let files = folders.flat_map(|folder| fs::read_dir(folder).unwrap());
+    let name = |path: &Path| path.strip_prefix(&all).unwrap().to_str().unwrap().replace('\\', "/");
+    files.map(|file| name(&file.unwrap().path())).collect()
+}
+
+/// What a step asks of its kernel: the numbers of the bindings, and the bytes of the parameters.
+type Asked = (Kernel, Vec<u32>, usize);
+
+/// Every kernel once for all that differs in what is asked of it, by its text.
+fn distinct_kernels() -> HashMap<String, Vec<Asked>> {
+    let mut all = HashSet::new();
+    for facts in devices() {
+        let steps = programs(&facts).into_iter().flat_map(|program| program.steps);
+        all.extend(steps.map(|Step { kernel, bindings, params, .. }| {
+            (kernel, bindings.iter().map(|b| b.binding).collect(), params.len())
+        }));
+    }
+    let mut by_text: HashMap<_, Vec<Asked>> = HashMap::new();
+    for asked in all {
+        by_text.entry(asked.0.source()).or_default().push(asked);
+    }
+    by_text
+}
+
 #[test]
 fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
-    let mut parsed = HashMap::new();
-    let mut translated = BTreeSet::new();
-    for facts in devices() {
-        for program in programs(&facts) {
-            for Step { kernel, bindings, params, .. } in &program.steps {
-                let (module, info) = parsed
-                    .entry(kernel.source())
-                    .or_insert_with(|| parse(&kernel.source(), &kernel.label));
+    let mut linked = BTreeSet::new();
+    for (source, kernels) in distinct_kernels() {
+        let (module, info) = parse(&source, &kernels[0].0.label);
+        let mut translated = BTreeSet::new();
+        for (kernel, bindings, params) in kernels {
+            let (used, storage) = used_bindings(&module, &info, &kernel);
+            let bound: BTreeSet<u32> = [0].into_iter().chain(bindings.iter().copied()).collect();
+            assert_eq!(used, bound, "{}", kernel.label);
+            assert_eq!(bound.len(), bindings.len() + 1, "{}: bound twice", kernel.label);
+            assert!(storage <= 8, "{}: {storage} storage buffers", kernel.label);
 
-                let (used, storage) = used_bindings(module, info, kernel);
-                let bound: BTreeSet<u32> =
-                    [0].into_iter().chain(bindings.iter().map(|b| b.binding)).collect();
-                assert_eq!(used, bound, "{}", kernel.label);
-                assert_eq!(bound.len(), bindings.len() + 1, "{}: bound twice", kernel.label);
-                assert!(storage <= 8, "{}: {storage} storage buffers", kernel.label);
+            let (offsets, span) = params_layout(&module);
+            let (ours, size) = offsets_of(&kernel);
+            let ours: Vec<u32> = ours.into_iter().map(|offset| offset as u32).collect();
+            assert_eq!((offsets, span), (ours, size as u32), "{}", kernel.label);
+            assert_eq!(params, size, "{}", kernel.label);
 
-                let (offsets, span) = params_layout(module);
-                let (ours, size) = offsets_of(kernel);
-                let ours: Vec<u32> = ours.into_iter().map(|offset| offset as u32).collect();
-                assert_eq!((offsets, span), (ours, size as u32), "{}", kernel.label);
-                assert_eq!(params.len(), size, "{}", kernel.label);
-
-                // constants mean the same whatever the storage: all of them once, with f32
-                let is_half = [".f16", ".bf16"].iter().any(|t| kernel.label.contains(t));
-                let is_plain = !is_half && !kernel.shares_buffers;
-                let constants = if is_plain { &kernel.constants[..] } else { &[] };
-                let key = (kernel.source(), kernel.entry_point, format!("{constants:?}"));
-                if translated.insert(key) {
-                    translate(module, info, kernel);
-                }
+            // constants mean the same whatever the storage: all of them once, with f32
+            let is_half = [".f16", ".bf16"].iter().any(|t| kernel.label.contains(t));
+            let is_plain = !is_half && !kernel.shares_buffers;
+            let constants = if is_plain { &kernel.constants[..] } else { &[] };
+            if translated.insert((kernel.entry_point, format!("{constants:?}"))) {
+                translate(&module, &info, &kernel);
             }
+            linked.extend(kernel.files.iter().map(|file| file.path.to_owned()));
         }
     }
-    assert!(parsed.len() > 20 && translated.len() > 100, "{} {}", parsed.len(), translated.len());
+    assert_eq!(linked, shaders(), "what is linked, and what there is");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! forced. Cases are the same on every run; `PROPTEST_CASES` asks for more of each property,
 //! `PROPTEST_RNG_SEED` for others.
 
+use std::fmt::Debug;
+
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -9,10 +11,10 @@ use wgloss::reference::Values;
 use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
 use wgloss_testing::any::{self, AnyCall, shape};
 use wgloss_testing::call::{
-    Call, Elements, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
+    Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
 };
 use wgloss_testing::compare::{Promise, compare};
-use wgloss_testing::devices::{Device, own_devices};
+use wgloss_testing::devices::{Device, devices, own_devices};
 use wgloss_testing::random::{Logits, Random};
 
 type Outcome = Result<(), TestCaseError>;
@@ -24,14 +26,19 @@ struct Cases {
     forced: u32,
 }
 
-/// Of properties whose cases share their kernels.
+/// Of properties whose cases share their kernels, on devices that tests share.
 const SAME_KERNELS: Cases = Cases { automatic: 200, forced: 50 };
-/// Of any calls: most of the time goes into compiling.
-const ANY_CALL: Cases = Cases { automatic: 400, forced: 40 };
+/// Of any calls: most of the time goes into compiling, and no device is given all those kernels.
+const ANY_CALL: Cases = Cases { automatic: 60, forced: 15 };
 
 /// Holds a property against cases on every device.
-fn for_all<S: Strategy>(cases: Cases, strategy: S, property: impl Fn(&Gpu, &S::Value) -> Outcome) {
-    for Device { name, gpu } in own_devices() {
+fn for_all<S: Strategy>(
+    cases: Cases,
+    devices: impl Iterator<Item = Device>,
+    strategy: S,
+    property: impl Fn(&Gpu, &S::Value) -> Outcome,
+) {
+    for Device { name, gpu } in devices {
         let from_environment = ProptestConfig::default();
         let is_set = |name| std::env::var_os(name).is_some();
         let automatic = match is_set("PROPTEST_CASES") {
@@ -56,6 +63,48 @@ fn for_all<S: Strategy>(cases: Cases, strategy: S, property: impl Fn(&Gpu, &S::V
             panic!("kernels: {name}\n{error}");
         }
     }
+}
+
+/// A property of a case and of what the passes computed of it.
+type Property<C> = (&'static str, fn(&Gpu, &C, &Passes) -> Outcome);
+
+/// What each pass alone, and the fused one, computed of a case.
+struct Passes {
+    forward: Output<Array<'static>>,
+    backward: Output<Array<'static>>,
+    fused: Output<Array<'static>>,
+}
+
+impl Passes {
+    fn of(gpu: &Gpu, call: &dyn Call) -> Self {
+        let [forward, backward, fused] = PASSES.map(|pass| run(gpu, call, pass));
+        Passes { forward, backward, fused }
+    }
+
+    fn loss(&self) -> &Array<'static> {
+        self.forward.loss.as_ref().expect("forward computes it")
+    }
+
+    fn grad(&self) -> &Array<'static> {
+        self.backward.grad.as_ref().expect("backward computes it")
+    }
+}
+
+/// Holds every property to each case, which is computed once. A failure says which one it is.
+fn all_hold<C: Debug>(
+    strategy: impl Strategy<Value = C>,
+    call: fn(&C) -> &dyn Call,
+    properties: &[Property<C>],
+) {
+    for_all(SAME_KERNELS, devices(), strategy, |gpu, case| {
+        let passes = Passes::of(gpu, call(case));
+        properties.iter().try_for_each(|(name, property)| {
+            property(gpu, case, &passes).map_err(|error| match error {
+                TestCaseError::Fail(why) => TestCaseError::fail(format!("{name}: {why}")),
+                rejected => rejected,
+            })
+        })
+    });
 }
 
 /// Cross entropy with random options; its values follow from the shape, the kind and the seed.
@@ -118,222 +167,269 @@ fn keeps_the_promise(gpu: &Gpu, call: &AnyCall) -> Outcome {
 
 #[test]
 fn calls_of_cross_entropy_keep_the_promise() {
-    for_all(ANY_CALL, any::cross_entropy(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::cross_entropy(), keeps_the_promise);
 }
 
 #[test]
 fn calls_of_ops_over_rows_keep_the_promise() {
-    for_all(ANY_CALL, any::rows(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::rows(), keeps_the_promise);
 }
 
 #[test]
 fn calls_of_element_wise_ops_keep_the_promise() {
-    for_all(ANY_CALL, any::elements(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::elements(), keeps_the_promise);
 }
 
-// ---- between passes ----
+// ---- passes and properties of rows ----
 
-/// Loss and gradient of one pass each, against those of the fused pass.
-fn fused_is_separate(gpu: &Gpu, call: &dyn Call) -> Outcome {
-    let fused = run(gpu, call, Pass::ForwardBackward);
-    let forward = run(gpu, call, Pass::Forward);
-    let backward = run(gpu, call, Pass::Backward);
-    prop_assert_eq!(bits_of(&forward.loss.unwrap()), bits_of(fused.loss.as_ref().unwrap()));
-    prop_assert_eq!(bits_of(&backward.grad.unwrap()), bits_of(fused.grad.as_ref().unwrap()));
+/// Loss and gradient of one pass each are those of the fused pass, to the bit.
+fn fused_is_separate<C>(_: &Gpu, _: &C, passes: &Passes) -> Outcome {
+    prop_assert_eq!(bits_of(passes.loss()), bits_of(passes.fused.loss.as_ref().unwrap()));
+    prop_assert_eq!(bits_of(passes.grad()), bits_of(passes.fused.grad.as_ref().unwrap()));
     Ok(())
 }
 
-#[test]
-fn fused_cross_entropy_is_forward_and_backward_to_the_bit() {
-    for_all(SAME_KERNELS, rows(), |gpu, rows| fused_is_separate(gpu, rows));
+/// Rows of any options, and what properties vary of them.
+#[derive(Debug)]
+struct AnyRows {
+    rows: Rows,
+    /// Of the power of two that an upstream gradient is multiplied with.
+    exponent: i32,
+    factor: f32,
+    index: prop::sample::Index,
 }
 
 #[test]
-fn fused_bce_with_logits_is_forward_and_backward_to_the_bit() {
-    for_all(SAME_KERNELS, elements(), |gpu, elements| fused_is_separate(gpu, elements));
-}
-
-#[test]
-fn kept_state_spares_a_read_and_changes_nothing() {
-    for_all(SAME_KERNELS, rows(), |gpu, rows| {
-        let op = rows.cross_entropy().keep_state(true);
-        let kept = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
-        let without = run(gpu, rows, Pass::Forward);
-        prop_assert_eq!(bits_of(&kept.loss), bits_of(&without.loss.unwrap()));
-
-        let args = rows.args(Pass::Backward).state(kept.state.unwrap());
-        let got = gpu.block_on(gpu.backward(&op, &args)).unwrap();
-        let want = run(gpu, rows, Pass::Backward);
-        prop_assert_eq!(bits_of(&got.grad), bits_of(&want.grad.unwrap()));
-        Ok(())
+fn properties_of_rows() {
+    let varied = (-8..8_i32, -3.0..3.0_f32, any::<prop::sample::Index>());
+    let cases = (rows(), varied).prop_map(|(rows, (exponent, factor, index))| AnyRows {
+        rows,
+        exponent,
+        factor,
+        index,
     });
+    all_hold(
+        cases,
+        |case| &case.rows,
+        &[
+            ("fused is forward and backward to the bit", fused_is_separate),
+            ("kept state changes nothing", kept_state_changes_nothing),
+            ("losses add up to the sum and the mean", losses_add_up_to_the_sum_and_the_mean),
+            ("gradients are linear in the upstream", gradients_are_linear_in_the_upstream),
+            ("rows do not know their neighbours", rows_do_not_know_their_neighbours),
+            ("NaN of the upstream stays in its row", nan_of_the_upstream_stays_in_its_row),
+        ],
+    );
 }
 
-#[test]
-fn unreduced_losses_add_up_to_the_sum_and_the_mean() {
-    for_all(SAME_KERNELS, rows(), |gpu, rows| {
-        let rows = Rows { upstream: None, ..rows.clone() };
-        let each = run(gpu, &rows.clone().reduced(Reduction::None), Pass::Forward);
-        let each = each.loss.unwrap().to_f64();
-        let magnitudes: Vec<f64> = each.iter().map(|loss| loss.abs()).collect();
-        for reduction in [Reduction::Sum, Reduction::Mean] {
-            let rows = rows.clone().reduced(reduction);
-            let over = match rows.divisor() {
-                0.0 => f64::NAN,
-                divisor => divisor,
-            };
-            let got = run(gpu, &rows, Pass::Forward).loss.unwrap();
-            let want = Values {
-                shape: vec![],
-                values: vec![each.iter().sum::<f64>() / over],
-                magnitudes: vec![magnitudes.iter().sum::<f64>() / over.abs()],
-            };
-            // the sum's own error: far less than that of its terms
-            let result = compare(&got.to_f32(), &want, Promise::LOSS.scaled(1.0 / over));
-            prop_assert!(result.is_ok(), "{reduction:?}: {result:?}");
+fn kept_state_changes_nothing(gpu: &Gpu, case: &AnyRows, passes: &Passes) -> Outcome {
+    let rows = &case.rows;
+    let op = rows.cross_entropy().keep_state(true);
+    let kept = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
+    prop_assert_eq!(bits_of(&kept.loss), bits_of(passes.loss()));
+
+    let args = rows.args(Pass::Backward).state(kept.state.unwrap());
+    let got = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+    prop_assert_eq!(bits_of(&got.grad), bits_of(passes.grad()));
+    Ok(())
+}
+
+fn losses_add_up_to_the_sum_and_the_mean(gpu: &Gpu, case: &AnyRows, passes: &Passes) -> Outcome {
+    let loss = |reduction| match reduction == case.rows.reduction {
+        true => passes.loss().clone(),
+        false => {
+            let rows = Rows { upstream: None, ..case.rows.clone() }.reduced(reduction);
+            run(gpu, &rows, Pass::Forward).loss.unwrap()
         }
-        Ok(())
-    });
+    };
+    let each = loss(Reduction::None).to_f64();
+    let magnitudes: Vec<f64> = each.iter().map(|loss| loss.abs()).collect();
+    for reduction in [Reduction::Sum, Reduction::Mean] {
+        let over = match case.rows.clone().reduced(reduction).divisor() {
+            0.0 => f64::NAN,
+            divisor => divisor,
+        };
+        let want = Values {
+            shape: vec![],
+            values: vec![each.iter().sum::<f64>() / over],
+            magnitudes: vec![magnitudes.iter().sum::<f64>() / over.abs()],
+        };
+        // the sum's own error: far less than that of its terms
+        let got = loss(reduction).to_f32();
+        let result = compare(&got, &want, Promise::LOSS.scaled(1.0 / over));
+        prop_assert!(result.is_ok(), "{reduction:?}: {result:?}");
+    }
+    Ok(())
 }
 
-// ---- within the mathematics ----
+/// To the bit for powers of two, which round nothing; within rounding for others.
+fn gradients_are_linear_in_the_upstream(gpu: &Gpu, case: &AnyRows, passes: &Passes) -> Outcome {
+    let once = passes.grad().to_f32();
+    let times = |factor: f32| {
+        let upstream = case.rows.upstream.iter().flatten().map(|u| u * factor).collect();
+        let rows = Rows { upstream: Some(upstream), ..case.rows.clone() };
+        run(gpu, &rows, Pass::Backward).grad.unwrap().to_f32()
+    };
+    let power = 2_f32.powi(case.exponent);
+    for (got, g) in times(power).into_iter().zip(&once) {
+        // a subnormal loses digits, or is flushed
+        let is_exact = got == g * power || got.is_nan() && g.is_nan();
+        prop_assert!(is_exact || (got - g * power).abs() <= f32::MIN_POSITIVE, "{got:e}");
+    }
+    for (got, g) in times(case.factor).into_iter().zip(&once) {
+        let error = (got - g * case.factor).abs();
+        let allowed = 4.0 * f32::EPSILON * (g * case.factor).abs() + f32::MIN_POSITIVE;
+        prop_assert!(error <= allowed || got.is_nan() && g.is_nan(), "{got:e}");
+    }
+    Ok(())
+}
+
+/// Each row alone has the loss and gradient that it has among others, to the bit, whatever the
+/// alignment at which it starts.
+fn rows_do_not_know_their_neighbours(gpu: &Gpu, case: &AnyRows, _: &Passes) -> Outcome {
+    let rows = case.rows.clone();
+    let [count, classes] = rows.shape[..] else { return Ok(()) };
+    let upstream = Random::new(0).normals(count, 1.0);
+    let rows = rows.upstream(&upstream).reduced(Reduction::None);
+    let all = run(gpu, &rows, Pass::ForwardBackward);
+
+    let row = case.index.index(count);
+    let one = Rows {
+        shape: vec![1, classes],
+        logits: rows.row(row),
+        target: vec![rows.target[row]],
+        upstream: Some(vec![upstream[row]]),
+        ..rows
+    };
+    let alone = run(gpu, &one, Pass::ForwardBackward);
+    let (loss, grad) = (bits_of(&all.loss.unwrap()), bits_of(&all.grad.unwrap()));
+    prop_assert_eq!(&bits_of(&alone.loss.unwrap())[..], &loss[row..row + 1]);
+    let own = &grad[row * classes..(row + 1) * classes];
+    prop_assert_eq!(&bits_of(&alone.grad.unwrap())[..], own);
+    Ok(())
+}
+
+/// Masked classes, whose probability of 0 could annihilate it, are among the others.
+fn nan_of_the_upstream_stays_in_its_row(gpu: &Gpu, case: &AnyRows, _: &Passes) -> Outcome {
+    let rows = &case.rows;
+    let [_, classes] = rows.shape[..] else { return Ok(()) };
+    let mut upstream = Random::new(0).normals(rows.logits.len(), 1.0);
+    let broken = case.index.index(upstream.len());
+    upstream[broken] = f32::NAN;
+    let args = Args::new(Array::new(&rows.logits, &rows.shape).unwrap())
+        .upstream(Array::new(&upstream, &rows.shape).unwrap());
+    let maps: [&dyn Op; 2] = [&Softmax::default(), &LogSoftmax::default()];
+    for map in maps {
+        let grad = gpu.block_on(gpu.backward(map, &args)).unwrap().grad.to_f32();
+        for (r, row) in grad.chunks(classes).enumerate() {
+            let is_broken = r == broken / classes;
+            let is_right = row.iter().all(|g| g.is_nan() == is_broken);
+            prop_assert!(is_right, "{}: {row:?}", map.name());
+        }
+    }
+    Ok(())
+}
+
+// ---- rows of moderate logits ----
+
+/// Moderate rows, and what properties vary of them.
+#[derive(Debug)]
+struct ModerateRows {
+    rows: Rows,
+    shift: f32,
+    seed: u64,
+}
 
 #[test]
-fn an_offset_to_all_logits_changes_nothing() {
+fn properties_of_rows_of_moderate_logits() {
     let shift = select(&[1.0_f32, -1.0, 77.0, -4096.5, 1e6, -1e6][..]);
-    for_all(SAME_KERNELS, (moderate_rows(), shift), |gpu, (rows, shift)| {
-        let shifted = rows.logits.iter().map(|x| x + shift).collect();
-        let got = run(gpu, &Rows { logits: shifted, ..rows.clone() }, Pass::ForwardBackward);
-        prop_assert_eq!(bits(&got), bits(&run(gpu, rows, Pass::ForwardBackward)));
-        Ok(())
-    });
+    let cases = (moderate_rows(), shift, any::<u64>());
+    all_hold(
+        cases.prop_map(|(rows, shift, seed)| ModerateRows { rows, shift, seed }),
+        |case| &case.rows,
+        &[
+            ("an offset to all logits changes nothing", an_offset_changes_nothing),
+            ("gradients of a row add up to zero", gradients_of_a_row_add_up_to_zero),
+            ("weights scale the sum and not the mean", weights_scale_the_sum_and_not_the_mean),
+        ],
+    );
 }
 
-#[test]
-fn gradients_of_a_row_add_up_to_zero() {
-    for_all(SAME_KERNELS, moderate_rows(), |gpu, rows| {
-        let want = reference(rows, Pass::Backward).grad.unwrap();
-        let got = run(gpu, rows, Pass::Backward).grad.unwrap().to_f64();
-        let (classes, positions) = (rows.classes(), rows.shape.iter().skip(2).product::<usize>());
-        for row in 0..rows.target.len() {
-            let at = |c| (row / positions * classes + c) * positions + row % positions;
-            let sum: f64 = (0..classes).map(|c| got[at(c)]).sum();
-            let magnitude: f64 = (0..classes).map(|c| want.magnitudes[at(c)]).sum();
-            prop_assert!(sum.abs() <= 4e-6 * magnitude, "row {row}: {sum:e} of {magnitude:e}");
-        }
-        Ok(())
-    });
+fn an_offset_changes_nothing(gpu: &Gpu, case: &ModerateRows, passes: &Passes) -> Outcome {
+    let shifted = case.rows.logits.iter().map(|x| x + case.shift).collect();
+    let got = run(gpu, &Rows { logits: shifted, ..case.rows.clone() }, Pass::ForwardBackward);
+    prop_assert_eq!(bits(&got), bits(&passes.fused));
+    Ok(())
 }
 
-#[test]
-fn gradients_are_linear_in_the_upstream() {
-    // To the bit for powers of two, which round nothing; within rounding for others.
-    for_all(SAME_KERNELS, (rows(), -8..8_i32, -3.0..3.0_f32), |gpu, (rows, exponent, factor)| {
-        let once = run(gpu, rows, Pass::Backward).grad.unwrap();
-        let times = |factor: f32| {
-            let upstream = rows.upstream.iter().flatten().map(|u| u * factor).collect();
-            run(gpu, &Rows { upstream: Some(upstream), ..rows.clone() }, Pass::Backward)
-        };
-        let power = 2_f32.powi(*exponent);
-        let scaled = times(power).grad.unwrap().to_f32();
-        for (got, g) in scaled.into_iter().zip(once.to_f32()) {
-            // a subnormal loses digits, or is flushed
-            let is_exact = got == g * power || got.is_nan() && g.is_nan();
-            prop_assert!(is_exact || (got - g * power).abs() <= f32::MIN_POSITIVE, "{got:e}");
-        }
-        let scaled = times(*factor).grad.unwrap().to_f32();
-        for (got, g) in scaled.into_iter().zip(once.to_f32()) {
-            let error = (got - g * factor).abs();
-            let allowed = 4.0 * f32::EPSILON * (g * factor).abs() + f32::MIN_POSITIVE;
-            prop_assert!(error <= allowed || got.is_nan() && g.is_nan(), "{got:e}");
-        }
-        Ok(())
-    });
+fn gradients_of_a_row_add_up_to_zero(_: &Gpu, case: &ModerateRows, passes: &Passes) -> Outcome {
+    let rows = &case.rows;
+    let want = reference(rows, Pass::Backward).grad.clone().unwrap();
+    let got = passes.grad().to_f64();
+    let (classes, positions) = (rows.classes(), rows.shape.iter().skip(2).product::<usize>());
+    for row in 0..rows.target.len() {
+        let at = |c| (row / positions * classes + c) * positions + row % positions;
+        let sum: f64 = (0..classes).map(|c| got[at(c)]).sum();
+        let magnitude: f64 = (0..classes).map(|c| want.magnitudes[at(c)]).sum();
+        prop_assert!(sum.abs() <= 4e-6 * magnitude, "row {row}: {sum:e} of {magnitude:e}");
+    }
+    Ok(())
 }
 
-#[test]
-fn rows_do_not_know_their_neighbours() {
-    // Each row alone has the loss and gradient that it has among others, to the bit, whatever the
-    // alignment at which it starts.
-    let matrix = |rows: &Rows| rows.shape.len() == 2;
-    let rows = rows().prop_filter("one matrix", matrix);
-    for_all(SAME_KERNELS, (rows, any::<prop::sample::Index>()), |gpu, (rows, index)| {
-        let (count, classes) = (rows.target.len(), rows.classes());
-        let upstream = Random::new(0).normals(count, 1.0);
-        let rows = rows.clone().upstream(&upstream).reduced(Reduction::None);
-        let all = run(gpu, &rows, Pass::ForwardBackward);
-
-        let row = index.index(count);
-        let one = Rows {
-            shape: vec![1, classes],
-            logits: rows.row(row),
-            target: vec![rows.target[row]],
-            upstream: Some(vec![upstream[row]]),
-            ..rows
-        };
-        let alone = run(gpu, &one, Pass::ForwardBackward);
-        let (loss, grad) = (bits_of(&all.loss.unwrap()), bits_of(&all.grad.unwrap()));
-        prop_assert_eq!(&bits_of(&alone.loss.unwrap())[..], &loss[row..row + 1]);
-        let own = &grad[row * classes..(row + 1) * classes];
-        prop_assert_eq!(&bits_of(&alone.grad.unwrap())[..], own);
-        Ok(())
-    });
+/// Twice the weights: twice the sum of the losses and the divisor, to the bit.
+fn weights_scale_the_sum_and_not_the_mean(gpu: &Gpu, case: &ModerateRows, _: &Passes) -> Outcome {
+    let weight = Random::new(case.seed).eighths(case.rows.classes());
+    let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
+    for reduction in [Reduction::Sum, Reduction::Mean] {
+        let rows = case.rows.clone().reduced(reduction);
+        let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward).loss.unwrap();
+        let got = run(gpu, &rows.weight(&twice), Pass::Forward).loss.unwrap();
+        let factor = if reduction == Reduction::Sum { 2.0 } else { 1.0 };
+        let want = once.item().unwrap() * factor;
+        let got = got.item().unwrap();
+        prop_assert!(got == want || got.is_nan() && want.is_nan(), "{got:e} {want:e}");
+    }
+    Ok(())
 }
 
-#[test]
-fn a_nan_of_the_upstream_reaches_its_row_and_no_other() {
-    // Masked classes, whose probability of 0 could annihilate it, among the others.
-    let matrix = |rows: &Rows| rows.shape.len() == 2;
-    let rows = rows().prop_filter("one matrix", matrix);
-    for_all(SAME_KERNELS, (rows, any::<prop::sample::Index>()), |gpu, (rows, index)| {
-        let mut upstream = Random::new(0).normals(rows.logits.len(), 1.0);
-        let broken = index.index(upstream.len());
-        upstream[broken] = f32::NAN;
-        let args = Args::new(Array::new(&rows.logits, &rows.shape).unwrap())
-            .upstream(Array::new(&upstream, &rows.shape).unwrap());
-        let maps: [&dyn Op; 2] = [&Softmax::default(), &LogSoftmax::default()];
-        for map in maps {
-            let grad = gpu.block_on(gpu.backward(map, &args)).unwrap().grad.to_f32();
-            for (r, row) in grad.chunks(rows.classes()).enumerate() {
-                let is_broken = r == broken / rows.classes();
-                prop_assert!(
-                    row.iter().all(|g| g.is_nan() == is_broken),
-                    "{}: {row:?}",
-                    map.name()
-                );
-            }
-        }
-        Ok(())
-    });
-}
+// ---- elements ----
 
 #[test]
-fn bce_with_logits_is_symmetric() {
-    // The loss of x with target t is that of -x with target 1 - t, and the gradient its opposite:
-    // to the bit for targets that 1 - t does not round.
-    for_all(SAME_KERNELS, elements(), |gpu, elements| {
-        let eighth = |t: &f32| (t * 8.0).round() / 8.0;
-        let target: Vec<f32> = elements.target.iter().map(eighth).collect();
-        let straight = Elements { target, pos_weight: None, ..elements.clone() };
-        let mirrored = Elements {
-            logits: straight.logits.iter().map(|x| -x).collect(),
-            target: straight.target.iter().map(|t| 1.0 - t).collect(),
-            ..straight.clone()
-        };
-        let got = run(gpu, &mirrored, Pass::ForwardBackward);
-        let want = run(gpu, &straight, Pass::ForwardBackward);
-        prop_assert_eq!(got.loss, want.loss);
-        let opposite: Vec<f32> = want.grad.unwrap().to_f32().into_iter().map(|g| -g).collect();
-        prop_assert_eq!(got.grad.unwrap().to_f32(), opposite);
-        Ok(())
-    });
+fn properties_of_elements() {
+    all_hold(
+        elements(),
+        |elements| elements,
+        &[
+            ("fused is forward and backward to the bit", fused_is_separate),
+            ("BCE with logits is symmetric", bce_with_logits_is_symmetric),
+        ],
+    );
+}
+
+/// The loss of x with target t is that of -x with target 1 - t, and the gradient its opposite: to the
+/// bit for targets that 1 - t does not round.
+fn bce_with_logits_is_symmetric(gpu: &Gpu, elements: &Elements, _: &Passes) -> Outcome {
+    let eighth = |t: &f32| (t * 8.0).round() / 8.0;
+    let target: Vec<f32> = elements.target.iter().map(eighth).collect();
+    let straight = Elements { target, pos_weight: None, ..elements.clone() };
+    let mirrored = Elements {
+        logits: straight.logits.iter().map(|x| -x).collect(),
+        target: straight.target.iter().map(|t| 1.0 - t).collect(),
+        ..straight.clone()
+    };
+    let got = run(gpu, &mirrored, Pass::ForwardBackward);
+    let want = run(gpu, &straight, Pass::ForwardBackward);
+    prop_assert_eq!(got.loss, want.loss);
+    let opposite: Vec<f32> = want.grad.unwrap().to_f32().into_iter().map(|g| -g).collect();
+    prop_assert_eq!(got.grad.unwrap().to_f32(), opposite);
+    Ok(())
 }
 
 #[test]
 fn two_classes_are_bce_with_logits() {
     // Cross entropy of (0, x) is BCE of x.
     let logits = prop::collection::vec(-60.0..60.0_f32, 1..300);
-    for_all(SAME_KERNELS, (logits, any::<u64>()), |gpu, (logits, seed)| {
+    for_all(SAME_KERNELS, devices(), (logits, any::<u64>()), |gpu, (logits, seed)| {
         let mut random = Random::new(*seed);
         let target = random.targets(logits.len(), 2, -100, 0.0);
         let upstream = random.normals(logits.len(), 1.0);
@@ -348,24 +444,5 @@ fn two_classes_are_bce_with_logits() {
         let got = Output { loss: rows.loss, grad: Some(grad), ..Output::default() };
         let want = reference(&elements, Pass::ForwardBackward);
         judge(&elements, &got, &want).map_err(TestCaseError::fail)
-    });
-}
-
-#[test]
-fn weights_scale_the_sum_and_not_the_mean() {
-    // Twice the weights: twice the sum of the losses and the divisor, to the bit.
-    for_all(SAME_KERNELS, (moderate_rows(), any::<u64>()), |gpu, (rows, seed)| {
-        let weight = Random::new(*seed).eighths(rows.classes());
-        let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
-        for reduction in [Reduction::Sum, Reduction::Mean] {
-            let rows = rows.clone().reduced(reduction);
-            let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward).loss.unwrap();
-            let got = run(gpu, &rows.weight(&twice), Pass::Forward).loss.unwrap();
-            let factor = if reduction == Reduction::Sum { 2.0 } else { 1.0 };
-            let want = once.item().unwrap() * factor;
-            let got = got.item().unwrap();
-            prop_assert!(got == want || got.is_nan() && want.is_nan(), "{got:e} {want:e}");
-        }
-        Ok(())
     });
 }

@@ -87,8 +87,17 @@ fn without_subgroups() -> Option<Device> {
 }
 
 /// Runs a test on every device, and says before each which it is: a failure is the last one's.
-pub fn on_every_device(mut test: impl FnMut(&Gpu)) {
-    for Device { name, gpu } in devices().chain(without_subgroups()) {
+pub fn on_every_device(test: impl FnMut(&Gpu)) {
+    on(devices(), test);
+}
+
+/// As [`on_every_device`], and on one without subgroups, whose workgroups exchange otherwise: for sizes.
+pub fn on_every_device_and_without_subgroups(test: impl FnMut(&Gpu)) {
+    on(devices().chain(without_subgroups()), test);
+}
+
+fn on(devices: impl Iterator<Item = Device>, mut test: impl FnMut(&Gpu)) {
+    for Device { name, gpu } in devices {
         println!("kernels: {name}");
         test(&gpu);
     }

@@ -8,7 +8,7 @@ use wgloss::{
     Role, Tensor, reference,
 };
 
-use crate::compare::{Promise, compare};
+use crate::compare::{Promise, compare_part};
 use crate::ops;
 use crate::random::Random;
 
@@ -170,7 +170,7 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
             (None, None) => {}
             (Some(want), Some(got)) => {
                 assert_eq!(got.shape(), want.shape, "{}: {role}", job.name());
-                let result = compare(&got.to_f32(), want, bound.stored_as(got.dtype()));
+                let result = compare_part(role, got, want, bound);
                 result.unwrap_or_else(|error| panic!("{}: {role}: {error}", job.name()));
             }
             (want, got) => panic!("{}: {role}: got {got:?}, want {want:?}", job.name()),

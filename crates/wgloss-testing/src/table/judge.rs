@@ -1,10 +1,11 @@
 //! A case under every pass, held to the reference.
 
-use wgloss::reference::{self, Mismatch, Promise, Values, compare};
+use wgloss::reference::{self, Mismatch, Promise, Values};
 use wgloss::{Args, Array, Op, Output, Pass, Result, Role};
 
 use super::draw::Drawn;
 use super::{Case, PASSES};
+use crate::compare::compare_part;
 use crate::ops;
 
 impl Case<'_> {
@@ -56,7 +57,8 @@ impl Case<'_> {
                     _ => (pass.has_loss(), Promise::LOSS),
                 };
                 let want = want.get(role).filter(|_| is_asked);
-                let units = hold(got.get(role), want, bound).map_err(|e| format!("{role}: {e}"))?;
+                let units =
+                    hold(role, got.get(role), want, bound).map_err(|e| format!("{role}: {e}"))?;
                 worst = worst.max(units);
             }
             Ok(worst)
@@ -66,6 +68,7 @@ impl Case<'_> {
 
 /// A result against the reference: the worst error in units of the error allowed.
 fn hold(
+    role: Role,
     got: Option<&Array<'static>>,
     want: Option<&Values>,
     bound: Promise,
@@ -75,7 +78,7 @@ fn hold(
         (Some(got), Some(want)) if got.shape() != want.shape => {
             Err(format!("got shape {:?}, want {:?}", got.shape(), want.shape))
         }
-        (Some(got), Some(want)) => compare(&got.to_f32(), want, bound.stored_as(got.dtype()))
+        (Some(got), Some(want)) => compare_part(role, got, want, bound)
             .map(|worst| worst.units)
             .map_err(|mismatch: Mismatch| mismatch.to_string()),
         (Some(_), None) => Err("got one, want none".into()),
