@@ -2,7 +2,7 @@
 //! tensors by a plan that is encoded into an encoder of the caller's own.
 
 use wgloss::{Args, Array, Op, Output, Pass};
-use wgloss_testing::call::{bits, read};
+use wgloss_testing::call::{bits, read, result};
 use wgloss_testing::compare::{compare_moderate, compare_relative};
 use wgloss_testing::conformance::{self, Case, magnitude, values};
 use wgloss_testing::devices::{Device, devices};
@@ -32,14 +32,14 @@ fn by_every_door(
 
     let called = gpu.block_on(gpu.run(op, pass, &tensors)).unwrap();
     assert_eq!(bits(&read(gpu, &called)), bits(&from_host), "a call on tensors");
-    if let Some(status) = &called.status {
+    if let Some(status) = called.status() {
         assert_eq!(gpu.block_on(gpu.check(status)), Ok(()));
     }
 
     let plan = gpu.block_on(gpu.plan(op, pass, &tensors.layouts())).unwrap();
     let planned = gpu.block_on(plan.allocate()).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    plan.encode(&mut encoder, &tensors, &planned).unwrap();
+    plan.bind(&tensors, &planned).unwrap().encode(&mut encoder);
     gpu.queue().submit([encoder.finish()]);
     assert_eq!(bits(&read(gpu, &planned)), bits(&from_host), "a plan");
     from_host
@@ -56,9 +56,9 @@ fn worked_examples_with_gradients() {
             let args = case.args(Pass::ForwardBackward).unwrap();
             let out = by_every_door(&device, &**op, Pass::ForwardBackward, &args);
             let logits = magnitude(args.input());
-            for (role, part) in [("out_ref", out.loss), ("grad_ref", out.grad)] {
+            for (role, part) in [("out_ref", result(&out)), ("grad_ref", out.grad().unwrap())] {
                 let want = values(case, role);
-                let result = compare_moderate(&part.unwrap().to_f32(), &want, logits);
+                let result = compare_moderate(&part.to_f32(), &want, logits);
                 result.unwrap_or_else(|e| panic!("{}: {role}: {e}", case.name));
             }
         }
@@ -75,7 +75,7 @@ fn worked_examples_by_backward_alone() {
             println!("{}", case.name);
             let args = case.args(Pass::Backward).unwrap();
             let out = by_every_door(&device, &**op, Pass::Backward, &args);
-            let (got, want) = (out.grad.unwrap(), values(case, "grad_ref"));
+            let (got, want) = (out.grad().unwrap(), values(case, "grad_ref"));
             let result = compare_moderate(&got.to_f32(), &want, magnitude(args.input()));
             result.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         }
@@ -94,7 +94,7 @@ fn onnx_losses() {
             let out =
                 by_every_door(&device, &**op, Pass::Forward, &case.args(Pass::Forward).unwrap());
             let want = values(case, "out_ref");
-            compare_relative(&out.loss.unwrap().to_f32(), &want, 1e-5)
+            compare_relative(&result(&out).to_f32(), &want, 1e-5)
                 .unwrap_or_else(|e| panic!("{}: {e}", case.name));
         }
     }

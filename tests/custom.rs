@@ -2,7 +2,7 @@
 
 use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::reference::{self, Promise, compare};
-use wgloss::{Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result};
+use wgloss::{Role, Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result};
 use wgloss_testing::call::{PASSES, REDUCTIONS};
 use wgloss_testing::devices::gpu;
 
@@ -36,7 +36,7 @@ impl Elementwise for Polynomial {
         }",
     );
     const OF_DIFFERENCE: bool = true;
-    const WEIGHTS: &'static [&'static str] = &["weight"];
+    const WEIGHTS: &'static [Role] = &[Role::Weight];
 
     fn reduction(&self) -> Reduction {
         self.reduction
@@ -99,8 +99,8 @@ fn keep_the_promise_everywhere() {
                 }
                 for got in outputs {
                     for (got, want, promise) in [
-                        (&got.loss, &want.loss, Promise::LOSS.scaled(1.0 / over)),
-                        (&got.grad, &want.grad, Promise::GRAD.scaled(1.5 / over)),
+                        (got.get(Role::Loss), want.get(Role::Loss), Promise::LOSS.scaled(1.0 / over)),
+                        (got.get(Role::Grad), want.get(Role::Grad), Promise::GRAD.scaled(1.5 / over)),
                     ] {
                         assert_eq!(got.is_some(), want.is_some());
                         let (Some(got), Some(want)) = (got, want) else { continue };
@@ -171,7 +171,7 @@ fn of_one_name_are_told_apart() {
     let Some(gpu) = gpu() else { return };
     let loss = |op: &dyn Op| {
         let output = gpu.block_on(gpu.run(op, Pass::Forward, &small())).unwrap();
-        output.loss.unwrap().to_f32()
+        output.get(Role::Loss).cloned().unwrap().to_f32()
     };
     assert_eq!(loss(&Difference), [-3.0, -1.0, 1.0, 3.0]);
     assert_eq!(loss(&Sum), [5.0; 4]);

@@ -10,7 +10,7 @@ mod bce_with_logits;
 mod elements;
 mod state;
 
-use wgloss::{Array, Output};
+use wgloss::{Role, Array, Output};
 use wgloss_testing::call::{Elements, Rows};
 use wgloss_testing::random::{Logits, Random};
 
@@ -37,11 +37,11 @@ fn every_kind(random: &mut Random, each: usize, classes: usize) -> Rows {
 }
 
 fn loss(output: &Output<Array<'static>>) -> Vec<f32> {
-    output.loss.as_ref().unwrap().to_f32()
+    output.get(Role::Loss).unwrap().to_f32()
 }
 
 fn grad(output: &Output<Array<'static>>) -> Vec<f32> {
-    output.grad.as_ref().unwrap().to_f32()
+    output.get(Role::Grad).unwrap().to_f32()
 }
 
 #[track_caller]

@@ -391,7 +391,7 @@ fn host_arrays_are_checked_before_any_work() {
 fn status_of(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<(), Error> {
     let args = gpu.block_on(gpu.upload_args(args)).unwrap();
     let out = gpu.block_on(gpu.run(op, pass, &args)).unwrap();
-    gpu.block_on(gpu.check(out.status.as_ref().unwrap()))
+    gpu.block_on(gpu.check(out.status().unwrap()))
 }
 
 #[test]
@@ -481,8 +481,8 @@ fn a_class_out_of_range_spoils_its_own_row_only() {
                     bits.drain(4 * size..5 * size);
                     bits
                 };
-                assert_eq!(others(&each.loss, 1), others(want.loss.as_ref().unwrap(), 1));
-                let want = want.grad.as_ref().unwrap();
+                assert_eq!(others(&each.loss, 1), others(want.get(Role::Loss).unwrap(), 1));
+                let want = want.get(Role::Grad).unwrap();
                 assert_eq!(others(&each.grad, classes), others(want, classes));
 
                 let args = bad.args(Pass::ForwardBackward);
@@ -496,7 +496,7 @@ fn a_class_out_of_range_spoils_its_own_row_only() {
                 let mean = run_on_tensors(gpu, &bad.reduced(Reduction::Mean), Pass::Backward);
                 let want = run(gpu, &ignored.reduced(Reduction::Mean), Pass::Backward);
                 assert!(own(&mean.grad.to_f32()).iter().all(|g| g.is_nan()));
-                let want = want.grad.as_ref().unwrap();
+                let want = want.get(Role::Grad).unwrap();
                 assert_eq!(others(&mean.grad, classes), others(want, classes));
             }
         }
@@ -529,12 +529,12 @@ fn a_class_out_of_range_is_kept_in_the_state() {
         let args = gpu.block_on(gpu.upload_args(&rows.args(Pass::Backward))).unwrap();
         let forward = gpu.block_on(gpu.upload_args(&rows.forward_args())).unwrap();
         let kept = gpu.block_on(gpu.forward(&op, &forward)).unwrap();
-        let args = args.state(kept.state.unwrap());
+        let args = args.state(kept.get(Role::State).cloned().unwrap());
         let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
         let grad = gpu.block_on(gpu.read(&out.grad)).unwrap().to_f32();
         let is_nan: Vec<_> = grad.iter().map(|g| g.is_nan()).collect();
         assert_eq!(is_nan, [[false; 5], [true; 5], [false; 5]].concat());
-        let error = gpu.block_on(gpu.check(&out.status.unwrap()));
+        let error = gpu.block_on(gpu.check(&out.status().cloned().unwrap()));
         assert_eq!(error, Err(Error::Class { row: 1, class: 7, classes: 5 }));
     });
 }

@@ -124,7 +124,7 @@ fn what_a_status_names_in_a_late_part() {
         let args = Args::new(logits.clone()).target(upload(Array::from(&target)));
         let out = small.block_on(small.forward_backward(&op, &args)).unwrap();
         let error = Error::Class { row: row as u64, class: class.into(), classes: 3 };
-        assert_eq!(small.block_on(small.check(out.status.as_ref().unwrap())), Err(error));
+        assert_eq!(small.block_on(small.check(out.status().unwrap())), Err(error));
         let loss = small.block_on(small.read(&out.loss)).unwrap().to_f32();
         let is_nan: Vec<_> = (0..3000).filter(|&row| loss[row].is_nan()).collect();
         let bad: Vec<_> = (0..3000).filter(|&row| target[row] != 1).collect();
@@ -138,7 +138,7 @@ fn what_a_status_names_in_a_late_part() {
         let args = Args::new(upload(Array::new(&probabilities, &[3000, 3]).unwrap()));
         let args = args.target(target.clone());
         let out = small.block_on(small.forward(&Bce::default(), &args)).unwrap();
-        let error = small.block_on(small.check(&out.status.unwrap())).unwrap_err();
+        let error = small.block_on(small.check(&out.status().cloned().unwrap())).unwrap_err();
         let text = format!(
             "input or target: expected numbers in [0, 1], got another one at element {element}"
         );

@@ -62,7 +62,7 @@ fn programs_in(facts: &Facts, dtype: DType, memory: Memory) -> Vec<Program> {
     let mut add = |op: &dyn Op, pass, args: &Args<Layout>| {
         let args = &match memory {
             Memory::Apart => args.clone(),
-            Memory::OneBuffer => args.clone().one_buffer(),
+            Memory::OneBuffer => args.clone(),
             Memory::InPlace => args.clone().in_place(),
         };
         if memory == Memory::InPlace

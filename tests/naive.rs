@@ -335,8 +335,8 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     let (op, shape) = (Mse::default(), [1_000_000]);
     let of = |value: f32| Array::from_vec(vec![value; shape[0]], &shape).unwrap();
     let args = Args::new(of(0.3)).target(of(0.0));
-    let want = reference::run(&op, Pass::Forward, &args).unwrap().loss.unwrap();
-    let got = run(&op, Pass::Forward, &args).loss.unwrap();
+    let want = reference::run(&op, Pass::Forward, &args).unwrap().get(Role::Loss).cloned().unwrap();
+    let got = run(&op, Pass::Forward, &args).get(Role::Loss).cloned().unwrap();
     reference::compare(&got.to_f32(), &want, Promise::LOSS).map_err(|error| error.to_string())?;
     Ok(())
 }

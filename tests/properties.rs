@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::reference::Values;
-use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
+use wgloss::{Role, Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
 use wgloss_testing::any::{self, AnyCall, shape};
 use wgloss_testing::call::{
     Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
@@ -82,11 +82,11 @@ impl Passes {
     }
 
     fn loss(&self) -> &Array<'static> {
-        self.forward.loss.as_ref().expect("forward computes it")
+        self.forward.get(Role::Loss).expect("forward computes it")
     }
 
     fn grad(&self) -> &Array<'static> {
-        self.backward.grad.as_ref().expect("backward computes it")
+        self.backward.get(Role::Grad).expect("backward computes it")
     }
 }
 
@@ -184,8 +184,8 @@ fn calls_of_element_wise_ops_keep_the_promise() {
 
 /// Loss and gradient of one pass each are those of the fused pass, to the bit.
 fn fused_is_separate<C>(_: &Gpu, _: &C, passes: &Passes) -> Outcome {
-    prop_assert_eq!(bits_of(passes.loss()), bits_of(passes.fused.loss.as_ref().unwrap()));
-    prop_assert_eq!(bits_of(passes.grad()), bits_of(passes.fused.grad.as_ref().unwrap()));
+    prop_assert_eq!(bits_of(passes.loss()), bits_of(passes.fused.get(Role::Loss).unwrap()));
+    prop_assert_eq!(bits_of(passes.grad()), bits_of(passes.fused.get(Role::Grad).unwrap()));
     Ok(())
 }
 
@@ -226,11 +226,11 @@ fn kept_state_changes_nothing(gpu: &Gpu, case: &AnyRows, passes: &Passes) -> Out
     let rows = &case.rows;
     let op = rows.cross_entropy().keep_state(true);
     let kept = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
-    prop_assert_eq!(bits_of(&kept.loss), bits_of(passes.loss()));
+    prop_assert_eq!(bits_of(kept.loss().unwrap()), bits_of(passes.loss()));
 
-    let args = rows.args(Pass::Backward).state(kept.state.unwrap());
+    let args = rows.args(Pass::Backward).state(kept.get(Role::State).cloned().unwrap());
     let got = gpu.block_on(gpu.backward(&op, &args)).unwrap();
-    prop_assert_eq!(bits_of(&got.grad), bits_of(passes.grad()));
+    prop_assert_eq!(bits_of(got.grad().unwrap()), bits_of(passes.grad()));
     Ok(())
 }
 
@@ -239,7 +239,7 @@ fn losses_add_up_to_the_sum_and_the_mean(gpu: &Gpu, case: &AnyRows, passes: &Pas
         true => passes.loss().clone(),
         false => {
             let rows = Rows { upstream: None, ..case.rows.clone() }.reduced(reduction);
-            run(gpu, &rows, Pass::Forward).loss.unwrap()
+            run(gpu, &rows, Pass::Forward).get(Role::Loss).cloned().unwrap()
         }
     };
     let each = loss(Reduction::None).to_f64();
@@ -268,7 +268,7 @@ fn gradients_are_linear_in_the_upstream(gpu: &Gpu, case: &AnyRows, passes: &Pass
     let times = |factor: f32| {
         let upstream = case.rows.upstream.iter().flatten().map(|u| u * factor).collect();
         let rows = Rows { upstream: Some(upstream), ..case.rows.clone() };
-        run(gpu, &rows, Pass::Backward).grad.unwrap().to_f32()
+        run(gpu, &rows, Pass::Backward).get(Role::Grad).cloned().unwrap().to_f32()
     };
     let power = 2_f32.powi(case.exponent);
     for (got, g) in times(power).into_iter().zip(&once) {
@@ -302,10 +302,10 @@ fn rows_do_not_know_their_neighbours(gpu: &Gpu, case: &AnyRows, _: &Passes) -> O
         ..rows
     };
     let alone = run(gpu, &one, Pass::ForwardBackward);
-    let (loss, grad) = (bits_of(&all.loss.unwrap()), bits_of(&all.grad.unwrap()));
-    prop_assert_eq!(&bits_of(&alone.loss.unwrap())[..], &loss[row..row + 1]);
+    let (loss, grad) = (bits_of(&all.get(Role::Loss).cloned().unwrap()), bits_of(&all.get(Role::Grad).cloned().unwrap()));
+    prop_assert_eq!(&bits_of(&alone.get(Role::Loss).cloned().unwrap())[..], &loss[row..row + 1]);
     let own = &grad[row * classes..(row + 1) * classes];
-    prop_assert_eq!(&bits_of(&alone.grad.unwrap())[..], own);
+    prop_assert_eq!(&bits_of(&alone.get(Role::Grad).cloned().unwrap())[..], own);
     Ok(())
 }
 
@@ -320,7 +320,7 @@ fn nan_of_the_upstream_stays_in_its_row(gpu: &Gpu, case: &AnyRows, _: &Passes) -
         .upstream(Array::new(&upstream, &rows.shape).unwrap());
     let maps: [&dyn Op; 2] = [&Softmax::default(), &LogSoftmax::default()];
     for map in maps {
-        let grad = gpu.block_on(gpu.backward(map, &args)).unwrap().grad.to_f32();
+        let grad = gpu.block_on(gpu.backward(map, &args)).unwrap().grad().unwrap().to_f32();
         for (r, row) in grad.chunks(classes).enumerate() {
             let is_broken = r == broken / classes;
             let is_right = row.iter().all(|g| g.is_nan() == is_broken);
@@ -364,7 +364,7 @@ fn an_offset_changes_nothing(gpu: &Gpu, case: &ModerateRows, passes: &Passes) ->
 
 fn gradients_of_a_row_add_up_to_zero(_: &Gpu, case: &ModerateRows, passes: &Passes) -> Outcome {
     let rows = &case.rows;
-    let want = reference(rows, Pass::Backward).grad.clone().unwrap();
+    let want = reference(rows, Pass::Backward).grad().unwrap().clone();
     let got = passes.grad().to_f64();
     let (classes, positions) = (rows.classes(), rows.shape.iter().skip(2).product::<usize>());
     for row in 0..rows.target.len() {
@@ -382,8 +382,8 @@ fn weights_scale_the_sum_and_not_the_mean(gpu: &Gpu, case: &ModerateRows, _: &Pa
     let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let rows = case.rows.clone().reduced(reduction);
-        let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward).loss.unwrap();
-        let got = run(gpu, &rows.weight(&twice), Pass::Forward).loss.unwrap();
+        let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward).get(Role::Loss).cloned().unwrap();
+        let got = run(gpu, &rows.weight(&twice), Pass::Forward).get(Role::Loss).cloned().unwrap();
         let factor = if reduction == Reduction::Sum { 2.0 } else { 1.0 };
         let want = once.item().unwrap() * factor;
         let got = got.item().unwrap();
@@ -419,9 +419,9 @@ fn bce_with_logits_is_symmetric(gpu: &Gpu, elements: &Elements, _: &Passes) -> O
     };
     let got = run(gpu, &mirrored, Pass::ForwardBackward);
     let want = run(gpu, &straight, Pass::ForwardBackward);
-    prop_assert_eq!(got.loss, want.loss);
-    let opposite: Vec<f32> = want.grad.unwrap().to_f32().into_iter().map(|g| -g).collect();
-    prop_assert_eq!(got.grad.unwrap().to_f32(), opposite);
+    prop_assert_eq!(got.loss(), want.loss());
+    let opposite: Vec<f32> = want.get(Role::Grad).cloned().unwrap().to_f32().into_iter().map(|g| -g).collect();
+    prop_assert_eq!(got.get(Role::Grad).cloned().unwrap().to_f32(), opposite);
     Ok(())
 }
 
@@ -438,10 +438,10 @@ fn two_classes_are_bce_with_logits() {
         let hard: Vec<f32> = target.iter().map(|&t| t as f32).collect();
         let elements = Elements::new(logits, &hard).upstream(&upstream);
         let rows = run(gpu, &rows, Pass::ForwardBackward);
-        let grad = rows.grad.unwrap().to_f32();
+        let grad = rows.get(Role::Grad).cloned().unwrap().to_f32();
         let second: Vec<f32> = grad.chunks(2).map(|pair| pair[1]).collect();
         let grad = Array::from_vec(second, &[logits.len()]).unwrap();
-        let got = Output { loss: rows.loss, grad: Some(grad), ..Output::default() };
+        let got = rows.with(Role::Grad, grad);
         let want = reference(&elements, Pass::ForwardBackward);
         judge(&elements, &got, &want).map_err(TestCaseError::fail)
     });

@@ -2,7 +2,7 @@
 //! and every edge that the documentation speaks of.
 
 use wgloss::reference::{self, Values};
-use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction};
+use wgloss::{Role, Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction};
 use wgloss_testing::compare::compare_relative;
 use wgloss_testing::conformance::{self, Folder};
 use wgloss_testing::random::{Logits, Random};
@@ -15,7 +15,7 @@ const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction:
 #[track_caller]
 fn run(op: &dyn Op, args: &Args<Array<'_>>) -> (Values, Values) {
     let out = reference::run(op, Pass::ForwardBackward, args).unwrap();
-    (out.loss.unwrap(), out.grad.unwrap())
+    (out.get(Role::Loss).cloned().unwrap(), out.get(Role::Grad).cloned().unwrap())
 }
 
 fn array<'a>(values: &'a [f32], shape: &[usize]) -> Array<'a> {
@@ -341,7 +341,7 @@ fn check_slopes(
     let upstream = upstream.to_f64();
     let size: f64 = loss.magnitudes.iter().zip(&upstream).map(|(t, u)| (t * u).abs()).sum();
     let total = |x: &[f32]| -> f64 {
-        let loss = reference::run(op, Pass::Forward, &args(x)).unwrap().loss.unwrap();
+        let loss = reference::run(op, Pass::Forward, &args(x)).unwrap().get(Role::Loss).cloned().unwrap();
         loss.values.iter().zip(&upstream).map(|(loss, u)| loss * u).sum()
     };
     for i in (0..x.len()).filter(|&i| x[i].is_finite()) {
@@ -464,7 +464,7 @@ fn onnx_examples_agree() {
     for case in &cases {
         let (op, args) = (case.op().unwrap(), case.args(Pass::Forward).unwrap());
         let out = reference::run(&*op, Pass::Forward, &args).unwrap();
-        let got = out.loss.unwrap().to_array().unwrap().to_f32();
+        let got = out.get(Role::Loss).cloned().unwrap().to_array().unwrap().to_f32();
         // Their values are f32 from numpy.
         let want = conformance::values(case, "out_ref");
         compare_relative(&got, &want, 1e-6).unwrap_or_else(|e| panic!("{}: {e}", case.name));
@@ -662,8 +662,8 @@ fn passes_return_what_they_are_for() {
     let op = CrossEntropy::default().keep_state(true);
     let of = |pass| {
         let out = reference::run(&op, pass, &args).unwrap();
-        assert!(out.state.is_none() && out.status.is_none());
-        (out.loss, out.grad)
+        assert!(out.get(Role::State).is_none() && out.status().is_none());
+        (out.get(Role::Loss).cloned(), out.get(Role::Grad).cloned())
     };
     let (loss, grad) = of(Pass::ForwardBackward);
     assert!(loss.is_some() && grad.is_some());

@@ -227,15 +227,15 @@ fn tensors_without_elements_at_the_end_of_a_buffer() {
             (Box::new(BceWithLogits::default().reduction(reduction)), elements),
         ];
         for (op, args) in ops {
-            let args = args.one_buffer();
+            let args = args;
             let pass = Pass::ForwardBackward;
             let plan = gpu.block_on(gpu.plan(&*op, pass, &args.layouts())).unwrap();
             let own = gpu.block_on(plan.allocate()).unwrap();
             let out = Output { grad: Some(end(f32(&[0, 3]))), ..own };
             submit(&plan, gpu, &args, &out);
-            let grad = gpu.block_on(gpu.read(out.grad.as_ref().unwrap())).unwrap();
+            let grad = gpu.block_on(gpu.read(out.get(Role::Grad).unwrap())).unwrap();
             assert_eq!(grad.shape(), [0, 3]);
-            let loss = gpu.block_on(gpu.read(out.loss.as_ref().unwrap())).unwrap().to_f32();
+            let loss = gpu.block_on(gpu.read(out.get(Role::Loss).unwrap())).unwrap().to_f32();
             match reduction {
                 Reduction::None => assert!(loss.is_empty()),
                 Reduction::Sum => assert_eq!(loss, [0.0]),
@@ -316,7 +316,7 @@ fn results_of_a_plan_for_the_callers_rows() {
     let plan = plan.unwrap();
     let out = gpu.block_on(plan.allocate()).unwrap();
     submit(&plan, gpu, &tensors, &out);
-    assert_eq!(gpu.block_on(gpu.read(&out.grad.unwrap())).unwrap(), want[0].1);
+    assert_eq!(gpu.block_on(gpu.read(&out.get(Role::Grad).cloned().unwrap())).unwrap(), want[0].1);
 }
 
 /// Mean squared error of `[4, 3]` in one buffer of 4 KiB, planned for these offsets.
@@ -330,7 +330,7 @@ impl InOneBuffer {
 
     fn new(gpu: &Gpu) -> Self {
         let [input, target, grad, _] = Self::OFFSETS.map(|o| f32(&[4, 3]).with_offset(o));
-        let args = Args::new(input).target(target).one_buffer();
+        let args = Args::new(input).target(target);
         let loss = f32(&[]).with_offset(Self::OFFSETS[3]);
         let outputs = Output { loss: Some(loss), grad: Some(grad), ..Output::default() };
         let op = Mse::default();
@@ -350,7 +350,7 @@ impl InOneBuffer {
             grad: Some(tensor(f32(&[4, 3]), grad)),
             ..Output::default()
         };
-        self.plan.bind(&args.one_buffer(), &outputs).map(|_| ())
+        self.plan.bind(&args, &outputs).map(|_| ())
     }
 }
 
@@ -373,7 +373,7 @@ fn offsets_other_than_planned() {
 #[test]
 fn results_that_overlap() {
     let Some(gpu) = gpu() else { return };
-    let args = Args::new(f32(&[4, 3])).target(f32(&[4, 3])).one_buffer();
+    let args = Args::new(f32(&[4, 3])).target(f32(&[4, 3]));
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let shared = buffer(gpu, 4096, usage);
     // input at 0, target at 12; the rest as given, in elements
@@ -388,7 +388,7 @@ fn results_that_overlap() {
         let tensors = Args::new(wrap(args.input())).target(wrap(&f32(&[4, 3]).with_offset(12)));
         let outputs =
             output(parts(&outputs).into_iter().map(|(name, layout)| (name, wrap(layout))));
-        plan.unwrap().bind(&tensors.one_buffer(), &outputs).map(|_| ())
+        plan.unwrap().bind(&tensors, &outputs).map(|_| ())
     };
     assert_eq!(bind(24, 36), Ok(()));
     let text = "grad: expected memory apart from target, which is at bytes 48..96, \
@@ -410,11 +410,11 @@ fn halves_of_a_word_do_not_overlap() {
     let shared = buffer(gpu, 4096, usage);
     let wrap = |layout| Tensor::from_buffer(shared.clone(), layout).unwrap();
     let bind = |loss: usize| {
-        let args = Args::new(half(0)).one_buffer();
+        let args = Args::new(half(0));
         let outputs = Output { loss: Some(half(loss)), ..Output::default() };
         let plan = gpu.block_on(gpu.plan_into(&Sigmoid, Pass::Forward, &args, &outputs)).unwrap();
         let outputs = Output { loss: Some(wrap(half(loss))), ..Output::default() };
-        plan.bind(&Args::new(wrap(half(0))).one_buffer(), &outputs).map(|_| ())
+        plan.bind(&Args::new(wrap(half(0))), &outputs).map(|_| ())
     };
     assert_eq!(bind(3), Ok(()));
     let text = "loss: expected memory apart from input, which is at bytes 0..6, \
@@ -436,7 +436,7 @@ fn a_state_in_a_buffer_with_another_argument() {
     let text =
         "state: expected a buffer other than input's, or Args::one_buffer, got the same buffer";
     assert_eq!(run(&args).unwrap_err().to_string(), text);
-    assert!(run(&args.one_buffer()).is_ok());
+    assert!(run(&args).is_ok());
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn buffers_shared_otherwise_than_said() {
     let text =
         "grad: expected a buffer other than input's, or Args::one_buffer, got the same buffer";
     assert_refused(plan(&args).bind(&args, &outputs(tensor(128))), text);
-    let one = args.clone().one_buffer();
+    let one = args.clone();
     assert!(plan(&one).bind(&one, &outputs(tensor(128))).is_ok());
     assert_refused(
         plan(&one).bind(&args, &own()),

@@ -1,8 +1,8 @@
 //! Sizes at the seams of blocks and teams.
 
-use wgloss::{Output, Pass, Reduction, Tensor};
+use wgloss::{Pass, Reduction, Role};
 use wgloss_testing::call::{
-    Call, Elements, PASSES, REDUCTIONS, Rows, check, check_pass, judge, reference,
+    Call, Elements, PASSES, REDUCTIONS, Rows, check, check_pass, judge, read, reference,
 };
 use wgloss_testing::devices::{devices, gpu, on_every_device_and_without_subgroups};
 use wgloss_testing::random::{Logits, Random};
@@ -167,9 +167,7 @@ fn few_long_rows_by_several_teams() {
             let args = gpu.block_on(gpu.upload_args(&rows.args(Pass::ForwardBackward))).unwrap();
             let args = args.in_place();
             let out = gpu.block_on(gpu.run(&rows.cross_entropy(), Pass::ForwardBackward, &args));
-            let read = |tensor: Option<Tensor>| gpu.block_on(gpu.read(&tensor?)).ok();
-            let out = out.unwrap();
-            let out = Output { loss: read(out.loss), grad: read(out.grad), ..Output::default() };
+            let out = read(gpu, &out.unwrap());
             judge(&rows, &out, &reference(&rows, Pass::ForwardBackward)).unwrap();
             // from a kept state
             let mut state = None;
@@ -181,7 +179,7 @@ fn few_long_rows_by_several_teams() {
                 let op = rows.cross_entropy().keep_state(true);
                 let out = gpu.block_on(gpu.run(&op, pass, &args)).unwrap();
                 judge(&rows, &out, &reference(&rows, pass)).unwrap();
-                state = out.state;
+                state = out.get(Role::State).cloned();
             }
         }
     }
@@ -221,7 +219,7 @@ fn one_row_without_a_batch() {
             let rows = Rows { target: vec![classes as i32 - 1], ..rows };
             for reduction in REDUCTIONS {
                 let out = check(gpu, &rows.clone().reduced(reduction));
-                assert_eq!(out.loss.unwrap().shape(), [0; 0]);
+                assert_eq!(out.get(Role::Loss).cloned().unwrap().shape(), [0; 0]);
             }
         }
     });

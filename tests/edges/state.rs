@@ -1,5 +1,6 @@
 //! Backward from the state that forward kept.
 
+use wgloss::Role;
 use wgloss::Pass;
 use wgloss_testing::call::{Call, judge, reference};
 use wgloss_testing::devices::on_every_device;
@@ -23,7 +24,7 @@ fn kept_state_at_every_edge() {
                 let want = reference(&rows, Pass::Backward);
                 for pass in [Pass::Forward, Pass::ForwardBackward] {
                     let kept = gpu.block_on(gpu.run(&op, pass, &rows.args(pass))).unwrap();
-                    let state = kept.state.unwrap();
+                    let state = kept.get(Role::State).cloned().unwrap();
                     assert_eq!(state.shape(), [20, 4]);
                     let args = rows.args(Pass::Backward).state(state);
                     let got = gpu.block_on(gpu.run(&op, Pass::Backward, &args)).unwrap();

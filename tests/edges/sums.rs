@@ -1,7 +1,7 @@
 //! Sums of millions of terms.
 
 use wgloss::reference::Values;
-use wgloss::{Output, Pass, Reduction};
+use wgloss::{Role, Output, Pass, Reduction};
 use wgloss_testing::call::{Elements, Rows, check, check_pass, judge, reference, run};
 use wgloss_testing::devices::{gpu, on_every_device};
 use wgloss_testing::random::{Logits, Random};
@@ -13,7 +13,7 @@ fn sums_of_equal_losses_do_not_drift() {
     let logits = [0.3, 1.1].repeat(COUNT);
     let rows = Rows::new(&logits, &vec![0; COUNT]);
     let one =
-        reference(&Rows::new(&logits[..2], &[0]), Pass::Forward).loss.as_ref().unwrap().values[0];
+        reference(&Rows::new(&logits[..2], &[0]), Pass::Forward).get(Role::Loss).unwrap().values[0];
     let naive: f32 = (0..COUNT).map(|_| one as f32).sum();
     let want = one * COUNT as f64;
     assert!((f64::from(naive) / want - 1.0).abs() > 1e-4, "{naive} would do");
@@ -51,7 +51,7 @@ fn twenty_million_elements() {
     let cycle = |values: &[f32]| values.iter().copied().cycle().take(COUNT).collect::<Vec<_>>();
     let all = Elements::new(&cycle(&tile.logits), &cycle(&tile.target));
 
-    let each = reference(&tile, Pass::Forward).loss.clone().unwrap();
+    let each = reference(&tile, Pass::Forward).loss().unwrap().clone();
     let tiled = |values: &[f64]| {
         let whole = values.iter().sum::<f64>() * (COUNT / TILE) as f64;
         whole + values[..COUNT % TILE].iter().sum::<f64>()
@@ -62,7 +62,7 @@ fn twenty_million_elements() {
         let got = run(gpu, &call, Pass::Forward);
         let loss =
             Values { shape: vec![], values: vec![sum / over], magnitudes: vec![magnitude / over] };
-        let want = Output { loss: Some(loss), ..Output::default() };
+        let want = Output::default().with(Role::Loss, loss);
         judge(&call, &got, &want).unwrap_or_else(|message| panic!("{reduction:?}: {message}"));
     }
 }

@@ -98,10 +98,11 @@ fn dashed(name: &str) -> String {
 const OF_RESULTS: [&str; 2] = ["keep_state", "row_outputs"];
 
 /// What rows have beside a loss.
-const ROW_OUTPUTS: [(&str, &str); 3] = [
+const ROW_OUTPUTS: [(&str, &str); 4] = [
     ("logsumexp", "Where to write each row's logsumexp"),
     ("argmax", "Where to write each row's largest class"),
     ("correct", "Where to write whether each row's largest class is its target"),
+    ("entropy", "Where to write the entropy of each row's softmax, in nats"),
 ];
 
 /// The subcommand of an op. Its alias is the name that the op has elsewhere.

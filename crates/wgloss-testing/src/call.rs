@@ -437,6 +437,7 @@ pub fn judge(
         let bound = match role {
             Role::Loss => Promise::LOSS.scaled(1.0 / over),
             Role::Grad => Promise::GRAD.scaled(upstream / over),
+            Role::Entropy => Promise::GRAD,
             _ => Promise::LOSS,
         };
         judge_part(call, role, got.get(role), want.get(role), bound)?;
@@ -466,6 +467,12 @@ fn judge_part(
         }
         Err(mismatch) => Err(format!("{role}: {mismatch}")),
     }
+}
+
+/// The loss, or the output of a map.
+#[track_caller]
+pub fn result<T>(output: &Output<T>) -> &T {
+    output.get(Role::Loss).or_else(|| output.get(Role::Output)).expect("a pass with a loss")
 }
 
 /// Every result on the host.

@@ -165,7 +165,11 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
         upstream.to_f64().into_iter().fold(0.0, |most: f64, g| most.max(g.abs()))
     });
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
-        let bound = if role == Role::Grad { Promise::GRAD.scaled(largest) } else { Promise::LOSS };
+        let bound = match role {
+            Role::Grad => Promise::GRAD.scaled(largest),
+            Role::Entropy => Promise::GRAD,
+            _ => Promise::LOSS,
+        };
         match (want.get(role), got.get(role)) {
             (None, None) => {}
             (Some(want), Some(got)) => {

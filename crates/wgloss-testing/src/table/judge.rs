@@ -53,6 +53,7 @@ impl Case<'_> {
                 let (is_asked, bound) = match role {
                     Role::Grad => (pass.has_grad(), grad),
                     Role::Loss | Role::Output => (pass.has_loss(), loss),
+                    Role::Entropy => (pass.has_loss(), Promise::GRAD),
                     // a logsumexp's error is absolute
                     _ => (pass.has_loss(), Promise::LOSS),
                 };
