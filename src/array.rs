@@ -212,11 +212,11 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// The elements as class indices.
+    /// The elements of integers: class indices, an argmax.
     ///
     /// # Errors
     /// [`Error::DType`] unless they are stored as i32 or i64.
-    pub fn to_classes(&self) -> Result<Vec<i64>> {
+    pub fn to_i64(&self) -> Result<Vec<i64>> {
         match &self.data {
             Data::I32(values) => Ok(values.iter().map(|&v| v.into()).collect()),
             Data::I64(values) => Ok(values.to_vec()),

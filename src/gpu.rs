@@ -45,8 +45,10 @@ struct Placeholders {
     written: wgpu::Buffer,
 }
 
-/// The most plans that are kept for calls on tensors and arrays.
+/// The most plans that are kept for calls on tensors and arrays, and the most bytes of their
+/// workspace.
 const MAX_PLANS: usize = 64;
+const MAX_PLAN_BYTES: u64 = 1 << 28;
 
 impl Gpu {
     /// The best adapter there is: hardware first.
@@ -147,7 +149,7 @@ impl Gpu {
                 runtime_checks: options.runtime_checks,
                 faults,
                 pipelines: Pipelines::default(),
-                plans: Mutex::new(Cache::new(MAX_PLANS)),
+                plans: Mutex::new(Cache::new(MAX_PLANS, MAX_PLAN_BYTES)),
                 pool: Arc::default(),
                 placeholders,
                 poller: Poller::default(),

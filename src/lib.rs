@@ -16,16 +16,18 @@
 //! # Ok::<_, wgloss::Error>(())
 //! ```
 //!
-//! # Three doors
+//! # Three levels
 //! 1. **Host arrays**: [`Gpu::forward`], [`Gpu::backward`] and [`Gpu::forward_backward`] over
-//!    [`Array`]s upload, compute and read back.
+//!    [`Array`]s upload, compute and read back. [`Gpu::stream`] takes batch after batch, with several
+//!    in flight.
 //! 2. **Device tensors**: the same calls over [`Tensor`]s, uploaded once ([`Gpu::upload`]) or
 //!    wrapped around the caller's buffers ([`Tensor::from_buffer`]), submit and do not wait.
-//! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::encode`] puts its dispatches into
-//!    the caller's command encoder, without a submit or a wait.
+//!    `Gpu::run_into` does so synchronously, into given results.
+//! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::bind`] fixes the buffers, and
+//!    [`BoundPlan::encode`] puts the dispatches into the caller's command encoder, without a submit or
+//!    a wait.
 //!
-//! Each is built on the one below it. [`Gpu::stream`] takes the first one batch after batch, with
-//! several in flight. Calls are async; [`Gpu::block_on`] is for callers that are
+//! Each is built on the one below it. Calls are async; [`Gpu::block_on`] is for callers that are
 //! not.
 //!
 //! # What is promised
@@ -134,6 +136,7 @@ pub mod internals {
     pub use crate::program::{
         Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };
+    pub use crate::reference::compare::compare_by;
     pub use crate::shape::ClassShape;
     pub use crate::tuning::{DeviceClass, DeviceProfile, Launch, RowLaunch, Tile};
 }

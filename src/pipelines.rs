@@ -20,7 +20,7 @@ pub(crate) struct Pipelines {
 
 impl Default for Pipelines {
     fn default() -> Self {
-        Pipelines { known: Mutex::new(Cache::new(LIMIT)), driver_cache: Mutex::default() }
+        Pipelines { known: Mutex::new(Cache::new(LIMIT, u64::MAX)), driver_cache: Mutex::default() }
     }
 }
 
@@ -74,7 +74,7 @@ impl Gpu {
 
     /// Keeps a pipeline that is known to be good.
     pub(crate) fn keep_pipeline(&self, kernel: Kernel, pipeline: wgpu::ComputePipeline) {
-        lock(&self.pipelines().known).insert(kernel, pipeline);
+        lock(&self.pipelines().known).insert(kernel, pipeline, 0);
     }
 }
 

@@ -147,7 +147,7 @@ impl Gpu {
             Some(results) => self.plan_into(op, pass, args, results).await?,
             None => self.plan(op, pass, args).await?,
         };
-        lock(self.plans()).insert(key, plan.compiled.clone());
+        lock(self.plans()).insert(key, plan.compiled.clone(), plan.workspace_bytes());
         Ok(plan)
     }
 

@@ -2,7 +2,8 @@
 
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout,
-    NllLoss, Op, Pass, Reduction, SigmoidFocal, SmoothL1, Softmax, Tensor, reference,
+    NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax, Status, Tensor,
+    reference,
 };
 use wgloss_testing::call::{Call, PASSES, Rows, bits_of, run};
 use wgloss_testing::devices::{gpu, on_every_device, open};
@@ -98,7 +99,7 @@ fn options_that_f32_does_not_hold() {
     // just below 0 is no alpha, not 0
     let args = Args::new(Array::from(&[0.5_f32])).target(Array::from(&[1.0_f32]));
     let of = |alpha| gpu.block_on(gpu.forward(&SigmoidFocal::default().alpha(alpha), &args));
-    assert_eq!(of(-1e-50).unwrap().loss, of(-1.0).unwrap().loss);
+    assert_eq!(of(-1e-50).unwrap(), of(-1.0).unwrap());
 }
 
 #[test]
@@ -267,7 +268,7 @@ fn storage_types_that_an_argument_does_not_take() {
     let text = "pos_weight: expected storage type f32, got i32";
     refused(gpu, &bce(), forward, &pos_weight, text);
 
-    let error = zeros(&[2]).to_classes().unwrap_err();
+    let error = zeros(&[2]).to_i64().unwrap_err();
     assert_eq!(error.to_string(), "target: expected storage type i32 or i64, got f32");
 }
 
@@ -481,22 +482,22 @@ fn a_class_out_of_range_spoils_its_own_row_only() {
                     bits.drain(4 * size..5 * size);
                     bits
                 };
-                assert_eq!(others(&each.loss, 1), others(want.get(Role::Loss).unwrap(), 1));
-                let want = want.get(Role::Grad).unwrap();
+                assert_eq!(others(&each.loss, 1), others(want.loss().unwrap(), 1));
+                let want = want.grad().unwrap();
                 assert_eq!(others(&each.grad, classes), others(want, classes));
 
                 let args = bad.args(Pass::ForwardBackward);
                 let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
                 let op = bad.cross_entropy().row_outputs(true);
                 let out = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
-                let same = gpu.block_on(gpu.read(&out.grad)).unwrap();
+                let same = gpu.block_on(gpu.read(out.grad().unwrap())).unwrap();
                 assert!(own(&same.to_f32()).iter().all(|g| g.is_nan()));
                 assert_eq!(others(&same, classes), others(&each.grad, classes));
 
                 let mean = run_on_tensors(gpu, &bad.reduced(Reduction::Mean), Pass::Backward);
                 let want = run(gpu, &ignored.reduced(Reduction::Mean), Pass::Backward);
                 assert!(own(&mean.grad.to_f32()).iter().all(|g| g.is_nan()));
-                let want = want.get(Role::Grad).unwrap();
+                let want = want.grad().unwrap();
                 assert_eq!(others(&mean.grad, classes), others(want, classes));
             }
         }
@@ -513,11 +514,11 @@ struct Read {
 fn run_on_tensors(gpu: &Gpu, rows: &Rows, pass: Pass) -> Read {
     let args = gpu.block_on(gpu.upload_args(&rows.args(pass))).unwrap();
     let out = gpu.block_on(gpu.run(&rows.cross_entropy(), pass, &args)).unwrap();
-    let read = |part: Option<Tensor>| match part {
-        Some(tensor) => gpu.block_on(gpu.read(&tensor)).unwrap(),
+    let read = |part: Option<&Tensor>| match part {
+        Some(tensor) => gpu.block_on(gpu.read(tensor)).unwrap(),
         None => zeros(&[rows.target.len()]),
     };
-    Read { loss: read(out.loss), grad: read(out.grad) }
+    Read { loss: read(out.get(Role::Loss)), grad: read(out.get(Role::Grad)) }
 }
 
 #[test]
@@ -529,24 +530,68 @@ fn a_class_out_of_range_is_kept_in_the_state() {
         let args = gpu.block_on(gpu.upload_args(&rows.args(Pass::Backward))).unwrap();
         let forward = gpu.block_on(gpu.upload_args(&rows.forward_args())).unwrap();
         let kept = gpu.block_on(gpu.forward(&op, &forward)).unwrap();
-        let args = args.state(kept.get(Role::State).cloned().unwrap());
+        let args = args.state(kept.state().unwrap().clone());
         let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
-        let grad = gpu.block_on(gpu.read(&out.grad)).unwrap().to_f32();
+        let grad = gpu.block_on(gpu.read(out.grad().unwrap())).unwrap().to_f32();
         let is_nan: Vec<_> = grad.iter().map(|g| g.is_nan()).collect();
         assert_eq!(is_nan, [[false; 5], [true; 5], [false; 5]].concat());
-        let error = gpu.block_on(gpu.check(&out.status().cloned().unwrap()));
+        let error = gpu.block_on(gpu.check(out.status().unwrap()));
         assert_eq!(error, Err(Error::Class { row: 1, class: 7, classes: 5 }));
     });
 }
 
 #[test]
-fn a_status_that_is_none() {
+fn words_that_are_no_status() {
+    let words = [0; 9];
+    for count in [0, 3, 7, 9] {
+        let error = Status::decode(&words[..count]).unwrap_err();
+        let text = format!("status: expected 8 elements for shape [8], got {count}");
+        assert_eq!(error.to_string(), text);
+    }
+    assert_eq!(Status::decode(&words[..8]), Ok(()));
+}
+
+// ---- results that there are none of ----
+
+#[test]
+fn results_that_a_pass_does_not_compute() {
     let Some(gpu) = gpu() else { return };
-    let tensor = |array: &Array<'_>| gpu.block_on(gpu.upload(array)).unwrap();
-    let error = gpu.block_on(gpu.check(&tensor(&Array::from(&[0; 3])))).unwrap_err();
-    assert_eq!(error.to_string(), "status: expected shape [8], got [3]");
-    let error = gpu.block_on(gpu.check(&tensor(&zeros(&[8])))).unwrap_err();
-    assert_eq!(error.to_string(), "status: expected storage type i32, got f32");
+    let run = |op: &dyn Op, pass, args: &Args<Array<'static>>| {
+        gpu.block_on(gpu.run(op, pass, args)).unwrap()
+    };
+    let refused = |result: Result<(), Error>, name: &'static str| {
+        let error = result.unwrap_err();
+        assert_eq!(error, Error::NotComputed { result: name });
+        assert_eq!(error.argument(), Some(name));
+        assert_eq!(error.reason(), "expected a pass that computes it, got none");
+        assert_eq!(error.to_string(), format!("{name}: {}", error.reason()));
+    };
+    type Output = wgloss::Output<Array<'static>>;
+    let get: [(&'static str, fn(&Output) -> Result<(), Error>); 5] = [
+        ("loss", |out| out.loss().map(|_| ())),
+        ("output", |out| out.output().map(|_| ())),
+        ("grad", |out| out.grad().map(|_| ())),
+        ("state", |out| out.state().map(|_| ())),
+        ("logsumexp", |out| out.rows().map(|_| ())),
+    ];
+    let all = cross_entropy().keep_state(true).row_outputs(true);
+    let passes: [(Box<dyn Op>, Pass, _, &[&str]); 6] = [
+        (Box::new(cross_entropy()), Pass::Forward, rows(), &["loss"]),
+        (Box::new(cross_entropy()), Pass::Backward, rows(), &["grad"]),
+        (Box::new(bce()), Pass::ForwardBackward, elements(), &["loss", "grad"]),
+        (Box::new(all.clone()), Pass::Forward, rows(), &["loss", "state", "logsumexp"]),
+        (Box::new(all), Pass::Backward, rows(), &["grad"]),
+        (Box::new(Softmax::default()), Pass::Forward, logits(), &["output"]),
+    ];
+    for (op, pass, args, computed) in passes {
+        let out = run(&*op, pass, &args);
+        for (name, get) in get {
+            match computed.contains(&name) {
+                true => assert_eq!(get(&out), Ok(()), "{name} of {op:?}, {pass:?}"),
+                false => refused(get(&out), name),
+            }
+        }
+    }
 }
 
 // ---- adapters ----

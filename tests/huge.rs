@@ -5,11 +5,11 @@
 use wgloss::wgpu;
 use wgloss::{
     Args, Array, Bce, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Mse, Op,
-    Pass, Reduction, Softmax, reference,
+    Pass, Reduction, Role, Softmax, reference,
 };
 use wgloss_testing::call::{Call, Rows, judge as judge_call};
 use wgloss_testing::devices::gpu;
-use wgloss_testing::memory::{Job, ODD, Where, array, check_in, every_op, judge, output};
+use wgloss_testing::memory::{Job, ODD, Where, array, check_in, every_op, judge};
 use wgloss_testing::random::{Logits, Random};
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::ForwardBackward];
@@ -37,12 +37,14 @@ fn small_bindings() -> Option<Gpu> {
 #[track_caller]
 fn check_alike(small: &Gpu, large: &Gpu, job: &Job, reduction: Reduction) {
     let (got, want) = (job.run_apart(small), job.run_apart(large));
-    for ((name, got), (_, want)) in got.iter().zip(&want) {
-        if *name == "loss" && reduction != Reduction::None {
+    assert_eq!(got.len(), want.len(), "{}", job.name());
+    for ((role, got), (wanted, want)) in got.iter().zip(&want) {
+        assert_eq!(role, wanted, "{}", job.name());
+        if *role == Role::Loss && reduction != Reduction::None {
             let [got, want] = [got, want].map(|loss| f64::from(loss.item().unwrap()));
             assert!((got - want).abs() <= 1e-5 * want.abs(), "{}: {got}, {want}", job.name());
         } else {
-            assert!(got.data().bytes() == want.data().bytes(), "{}: {name}", job.name());
+            assert!(got.data().bytes() == want.data().bytes(), "{}: {role}", job.name());
         }
     }
 }
@@ -86,7 +88,7 @@ fn kept_state_in_parts() {
         let op = rows.cross_entropy().keep_state(true);
         let run = |gpu: &Gpu| {
             let forward = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
-            let args = rows.args(Pass::Backward).state(forward.state.clone().unwrap());
+            let args = rows.args(Pass::Backward).state(forward.state().unwrap().clone());
             (forward, gpu.block_on(gpu.backward(&op, &args)).unwrap())
         };
         assert_eq!(run(&small), run(large));
@@ -106,8 +108,10 @@ fn losses_in_more_parts_than_one_sum_takes() {
             let want = reference::run(&op, Pass::ForwardBackward, &args).unwrap();
             let got = small.block_on(small.run(&op, Pass::ForwardBackward, &args)).unwrap();
             judge_call(&rows, &got, &want).unwrap();
-            assert_eq!(got.argmax.map(|a| a.to_f64()), want.argmax.map(|a| a.values));
-            assert_eq!(got.correct.map(|a| a.to_f64()), want.correct.map(|a| a.values));
+            for role in [Role::Argmax, Role::Correct] {
+                let want = want.get(role).map(|part| part.values.clone());
+                assert_eq!(got.get(role).map(|part| part.to_f64()), want, "{role}");
+            }
         }
     }
 }
@@ -125,7 +129,7 @@ fn what_a_status_names_in_a_late_part() {
         let out = small.block_on(small.forward_backward(&op, &args)).unwrap();
         let error = Error::Class { row: row as u64, class: class.into(), classes: 3 };
         assert_eq!(small.block_on(small.check(out.status().unwrap())), Err(error));
-        let loss = small.block_on(small.read(&out.loss)).unwrap().to_f32();
+        let loss = small.block_on(small.read(out.loss().unwrap())).unwrap().to_f32();
         let is_nan: Vec<_> = (0..3000).filter(|&row| loss[row].is_nan()).collect();
         let bad: Vec<_> = (0..3000).filter(|&row| target[row] != 1).collect();
         assert_eq!(is_nan, bad);
@@ -138,7 +142,7 @@ fn what_a_status_names_in_a_late_part() {
         let args = Args::new(upload(Array::new(&probabilities, &[3000, 3]).unwrap()));
         let args = args.target(target.clone());
         let out = small.block_on(small.forward(&Bce::default(), &args)).unwrap();
-        let error = small.block_on(small.check(&out.status().cloned().unwrap())).unwrap_err();
+        let error = small.block_on(small.check(out.status().unwrap())).unwrap_err();
         let text = format!(
             "input or target: expected numbers in [0, 1], got another one at element {element}"
         );
@@ -163,13 +167,13 @@ fn weights_of_many_shapes_in_parts() {
             let mut weights =
                 |shape: &[usize]| array(&random.eighths(shape.iter().product()), shape, DType::F32);
             let args = vec![
-                ("input", input.clone()),
-                ("target", target.clone()),
-                ("weight", weights(weight)),
-                ("pos_weight", weights(pos_weight)),
+                (Role::Input, input.clone()),
+                (Role::Target, target.clone()),
+                (Role::Weight, weights(weight)),
+                (Role::PosWeight, weights(pos_weight)),
             ];
             let job = Job { op: Box::new(op.clone()), pass: Pass::ForwardBackward, args };
-            judge(&job, &output(job.run_apart(large)));
+            judge(&job, &job.run_apart(large).into_iter().collect());
             check_alike(&small, large, &job, Reduction::None);
         }
     }
@@ -199,11 +203,11 @@ fn rows_longer_than_a_team_gets_through_in_one_loop() {
     let Some(gpu) = gpu() else { return };
     let logits = Random::new(35).normals(600_000, 3.0);
     let args = vec![
-        ("input", array(&logits, &[1, 600_000], DType::F32)),
-        ("upstream", array(&Random::new(36).normals(600_000, 1.0), &[1, 600_000], DType::F32)),
+        (Role::Input, array(&logits, &[1, 600_000], DType::F32)),
+        (Role::Upstream, array(&Random::new(36).normals(600_000, 1.0), &[1, 600_000], DType::F32)),
     ];
     let job = Job { op: Box::new(Softmax::default()), pass: Pass::ForwardBackward, args };
-    judge(&job, &output(job.run_apart(gpu)));
+    judge(&job, &job.run_apart(gpu).into_iter().collect());
 }
 
 #[test]

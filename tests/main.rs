@@ -10,6 +10,8 @@ mod programs;
 mod readme;
 mod reference;
 
+mod calls;
+mod composition;
 mod conformance;
 #[cfg(feature = "cpu")]
 mod custom;
@@ -19,6 +21,7 @@ mod errors;
 mod huge;
 mod naive;
 mod ops;
+mod pieces;
 mod plans;
 mod properties;
 mod storage;

@@ -6,12 +6,15 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use wgloss::internals::{Blocks, DeviceClass, Facts, File, Program, Sealed};
+use wgloss::internals::{
+    Define, DeviceClass, DeviceProfile, ElementParams, File, Kernel, Limits, Offsets, Program,
+    RowParams, Sealed, Slot, SumParams, Tile,
+};
 use wgloss::options::{Info, Key, Kind, Value};
 use wgloss::reference::{self, Promise, Values};
 use wgloss::{
     Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LogSoftmax, Mse, Op, Output, Pass,
-    Reduction, Result, Softmax,
+    Reduction, Result, Role, Softmax,
 };
 use wgloss_testing::devices::open;
 use wgloss_testing::random::Random;
@@ -282,13 +285,13 @@ impl Naive {
         // once a kernel had ours
         let naive_file = OnceLock::new();
         let naive = |op: &dyn Op, pass, args: &_| {
-            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &_| {
-                let mut program = op.program(pass, args, outputs, facts)?;
-                let files = program.steps.iter_mut().flat_map(|step| &mut step.kernel.files);
-                for file in files.filter(|file| file.path() == self.path) {
-                    *file = *naive_file.get_or_init(|| self.put_into(*file));
-                }
-                Ok(program)
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, profile: &DeviceProfile| {
+                let program = op.program(pass, args, outputs, profile)?;
+                let change = |file: File| match file.path() == self.path {
+                    true => *naive_file.get_or_init(|| self.put_into(file)),
+                    false => file,
+                };
+                rebuilt(&program, &profile.limits, change)
             };
             run(gpu, &Changed { op, program }, pass, args)
         };
@@ -314,6 +317,44 @@ impl Naive {
     }
 }
 
+/// The same program with other files. Its copies come after its dispatches, which do not read what
+/// they write.
+fn rebuilt(program: &Program, limits: &Limits, change: impl Fn(File) -> File) -> Result<Program> {
+    let mut changed = Program::new(limits);
+    for layout in program.scratch_layouts() {
+        changed.scratch(layout.clone());
+    }
+    for step in program.steps() {
+        let files: Vec<_> = step.kernel.files.iter().copied().map(&change).collect();
+        let kernel = Kernel { files, ..step.kernel.clone() };
+        let (bindings, workgroups) = (step.bindings.clone(), step.workgroups);
+        macro_rules! dispatch {
+            ($params:ty) => {{
+                let params = &step.params[size_of::<Offsets>()..];
+                let params: $params = bytemuck::pod_read_unaligned(params);
+                changed.dispatch(kernel, &params, bindings, workgroups)?
+            }};
+        }
+        match step.kernel.files[0].path() {
+            "family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl" => {
+                dispatch!(RowParams)
+            }
+            "family/sum.wgsl" => dispatch!(SumParams),
+            "family/elements.wgsl" => dispatch!(ElementParams),
+            "family/status.wgsl" => changed.keep_first_fault(),
+            other => panic!("no params known for {other}"),
+        }
+    }
+    for &copy in program.copies() {
+        assert!(matches!((copy.from, copy.to), (Slot::Scratch(_), Slot::Tensor(_))), "{copy:?}");
+        changed.copy(copy);
+    }
+    let all_params =
+        |program: &Program| -> Vec<_> { program.steps().map(|step| step.params.clone()).collect() };
+    assert_eq!(all_params(&changed), all_params(program));
+    Ok(changed)
+}
+
 type Outcome = std::result::Result<(), String>;
 type Run<'a> = &'a dyn Fn(&dyn Op, Pass, &Args<Array<'static>>) -> Output<Array<'static>>;
 
@@ -335,14 +376,19 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     let (op, shape) = (Mse::default(), [1_000_000]);
     let of = |value: f32| Array::from_vec(vec![value; shape[0]], &shape).unwrap();
     let args = Args::new(of(0.3)).target(of(0.0));
-    let want = reference::run(&op, Pass::Forward, &args).unwrap().get(Role::Loss).cloned().unwrap();
-    let got = run(&op, Pass::Forward, &args).get(Role::Loss).cloned().unwrap();
-    reference::compare(&got.to_f32(), &want, Promise::LOSS).map_err(|error| error.to_string())?;
+    let want = reference::run(&op, Pass::Forward, &args).unwrap();
+    let got = run(&op, Pass::Forward, &args);
+    reference::compare(&got.loss().unwrap().to_f32(), want.loss().unwrap(), Promise::LOSS)
+        .map_err(|error| error.to_string())?;
     Ok(())
 }
 
+fn roles<T>(output: &Output<T>) -> Vec<Role> {
+    output.iter().map(|(role, _)| role).collect()
+}
+
 /// Rows that no team holds whole, under every pass.
-fn rows_of_several_blocks(classes: usize, run: Run<'_>) -> Outcome {
+fn rows_of_several_tiles(classes: usize, run: Run<'_>) -> Outcome {
     let mut random = Random::new(classes as u64);
     let shape = [3, classes];
     let mut float = || Array::from_vec(random.normals(3 * classes, 3.0), &shape).unwrap();
@@ -364,14 +410,17 @@ fn rows_of_several_blocks(classes: usize, run: Run<'_>) -> Outcome {
                 _ => args.clone().upstream(upstream.clone()),
             };
             let (got, want) = (run(op, pass, &args), reference::run(op, pass, &args).unwrap());
-            for (part, got, want, promise) in [
-                ("loss", got.loss, want.loss, Promise::LOSS),
-                // upstream gradients have a deviation of 3, or are up to 3
-                ("grad", got.grad, want.grad, Promise::GRAD.scaled(3.0)),
-            ] {
-                let (Some(got), Some(want)) = (got, want) else { continue };
-                let what = |error| format!("{}, {}, {part}: {error}", op.name(), pass.name());
-                reference::compare(&got.to_f32(), &want, promise).map_err(what)?;
+            assert_eq!(roles(&got), roles(&want));
+            for (role, want) in want.iter() {
+                let promise = match role {
+                    // upstream gradients have a deviation of 3, or are up to 3
+                    Role::Grad => Promise::GRAD.scaled(3.0),
+                    Role::Loss | Role::Output => Promise::LOSS,
+                    role => panic!("nobody asked for {role}"),
+                };
+                let what = |error| format!("{}, {}, {role}: {error}", op.name(), pass.name());
+                let got = got.get(role).unwrap().to_f32();
+                reference::compare(&got, want, promise).map_err(what)?;
             }
         }
     }
@@ -394,7 +443,9 @@ impl<P> Sealed for Changed<'_, P> {}
 
 impl<P> Op for Changed<'_, P>
 where
-    P: Fn(&dyn Op, Pass, &Args<Layout>, &Output<Layout>, &Facts) -> Result<Program> + Send + Sync,
+    P: Fn(&dyn Op, Pass, &Args<Layout>, &Output<Layout>, &DeviceProfile) -> Result<Program>
+        + Send
+        + Sync,
 {
     fn name(&self) -> &'static str {
         self.op.name()
@@ -439,9 +490,9 @@ where
         pass: Pass,
         args: &Args<Layout>,
         outputs: &Output<Layout>,
-        facts: &Facts,
+        profile: &DeviceProfile,
     ) -> Result<Program> {
-        (self.program)(self.op, pass, args, outputs, facts)
+        (self.program)(self.op, pass, args, outputs, profile)
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
@@ -476,12 +527,14 @@ fn naive_formulas_are_noticed() {
 #[test]
 fn kernels_chosen_on_other_devices_keep_the_promise() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
-    let blocks = Mutex::new(HashSet::new());
+    let tiles = Mutex::new(HashSet::new());
     for class in [DeviceClass::Discrete, DeviceClass::Integrated] {
         let elsewhere = |op: &dyn Op, pass, args: &_| {
-            let program = |op: &dyn Op, pass, args: &_, outputs: &_, facts: &Facts| {
-                let program = op.program(pass, args, outputs, &Facts { class, ..facts.clone() })?;
-                blocks.lock().unwrap().extend(program.steps.iter().map(|step| step.kernel.blocks));
+            let program = |op: &dyn Op, pass, args: &_, outputs: &_, profile: &DeviceProfile| {
+                let elsewhere = DeviceProfile { class, ..profile.clone() };
+                let program = op.program(pass, args, outputs, &elsewhere)?;
+                let found = program.steps().filter_map(|step| tile(&step.kernel));
+                tiles.lock().unwrap().extend(found);
                 Ok(program)
             };
             run(&gpu, &Changed { op, program }, pass, args)
@@ -504,12 +557,30 @@ fn kernels_chosen_on_other_devices_keep_the_promise() {
             }
         }
         // of which a subgroup of eight holds half
-        rows_of_several_blocks(1021, &elsewhere).unwrap_or_else(|e| panic!("{class:?}: {e}"));
+        rows_of_several_tiles(1021, &elsewhere).unwrap_or_else(|e| panic!("{class:?}: {e}"));
     }
     // rows held whole, as far as each class of devices goes, and rows read twice
-    let blocks = blocks.into_inner().unwrap();
-    for held in [16, 8] {
-        assert!(blocks.contains(&Blocks { held, run: 1, fits: true }), "{held}: {blocks:?}");
+    let tiles = tiles.into_inner().unwrap();
+    for vec4s in [16, 8] {
+        let tile = Tile { vec4s, contiguous: 1, whole_row: true };
+        assert!(tiles.contains(&tile), "{vec4s}: {tiles:?}");
     }
-    assert!(blocks.iter().any(|blocks| !blocks.fits && blocks.run == 1), "{blocks:?}");
+    assert!(tiles.iter().any(|tile| !tile.whole_row && tile.contiguous == 1), "{tiles:?}");
+}
+
+/// What a member keeps in registers at a time, of kernels that walk tiles.
+fn tile(kernel: &Kernel) -> Option<Tile> {
+    let define =
+        |name| kernel.defines.iter().find(|define| define.0 == name).map(|define| define.1);
+    match ["TILE_VEC4S", "CONTIGUOUS_VEC4S", "ROW_IN_REGISTERS"].map(define) {
+        [
+            Some(Define::Number(vec4s)),
+            Some(Define::Number(contiguous)),
+            Some(Define::Switch(whole_row)),
+        ] => Some(Tile { vec4s, contiguous, whole_row }),
+        _ => {
+            assert!(kernel.defines.is_empty(), "{kernel:?}");
+            None
+        }
+    }
 }

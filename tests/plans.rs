@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use allocation_counter::measure;
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
-    Args, Array, Bound, DType, Error, Gpu, GpuOptions, Layout, Op, Output, Pass, Plan, Reduction,
-    Tensor, check_status,
+    Args, Array, BoundPlan, DType, Error, Gpu, GpuOptions, Layout, Mse, Op, Output, Pass, Plan,
+    Reduction, Status, Tensor,
 };
-use wgloss_testing::call::{Call, Rows};
+use wgloss_testing::call::{Call, Rows, read};
 use wgloss_testing::devices::open;
-use wgloss_testing::memory::{Named, every_op, parts, submit};
+use wgloss_testing::memory::{every_op, submit};
 use wgloss_testing::random::{Logits, Random};
 
 /// A device of its own, one at a time: its counters are watched.
@@ -33,7 +33,7 @@ fn alive(gpu: &Gpu) -> [isize; 5] {
     ]
 }
 
-/// Twenty rows with a mean: three kernels, and the copy of the status.
+/// Twenty rows with a mean: four kernels, of which the last one keeps what the others report.
 fn some_rows() -> Rows {
     let rows = Rows::random(&mut Random::new(41), Logits::Normal, &[20, 33]);
     rows.reduced(Reduction::Mean)
@@ -44,7 +44,7 @@ struct Ready {
     plan: Plan,
     args: Args<Tensor>,
     out: Output<Tensor>,
-    bound: Bound,
+    bound: BoundPlan,
 }
 
 fn ready(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Ready {
@@ -63,12 +63,6 @@ fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
 fn wait(gpu: &Gpu) {
     gpu.queue().submit([]);
     gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
-}
-
-/// The arrays of each part.
-fn read(gpu: &Gpu, out: &Output<Tensor>) -> Named<Array<'static>> {
-    let read = |(name, part)| (name, gpu.block_on(gpu.read(part)).unwrap());
-    parts(out).into_iter().map(read).collect()
 }
 
 /// The host's allocations while encoding, after some submissions so that nothing is done for the
@@ -127,21 +121,23 @@ impl Bare {
         Bare { buffers, dispatches }
     }
 
-    /// A buffer cleared, dispatches, and copies of it.
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder, dispatches: usize, copies: usize) {
+    /// A buffer cleared, and so many dispatches, followed by so many copies of it, by turns.
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, commands: &[[usize; 2]]) {
         let [from, to] = &self.buffers;
         encoder.clear_buffer(from, 0, Some(32));
-        let descriptor =
-            wgpu::ComputePassDescriptor { label: Some("bare"), timestamp_writes: None };
-        let mut pass = encoder.begin_compute_pass(&descriptor);
-        for (pipeline, group) in self.dispatches.iter().cycle().take(dispatches) {
-            pass.set_pipeline(pipeline);
-            pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(1, 1, 1);
-        }
-        drop(pass);
-        for _ in 0..copies {
-            encoder.copy_buffer_to_buffer(from, 0, to, 0, 32);
+        for &[dispatches, copies] in commands {
+            let descriptor =
+                wgpu::ComputePassDescriptor { label: Some("bare"), timestamp_writes: None };
+            let mut pass = encoder.begin_compute_pass(&descriptor);
+            for (pipeline, group) in self.dispatches.iter().cycle().take(dispatches) {
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, group, &[]);
+                pass.dispatch_workgroups(1, 1, 1);
+            }
+            drop(pass);
+            for _ in 0..copies {
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, 32);
+            }
         }
     }
 }
@@ -152,24 +148,126 @@ fn encoding_creates_and_allocates_nothing() {
     let bare = Bare::new(&gpu);
     let rows = some_rows();
     let pass = Pass::ForwardBackward;
-    // the divisor, the rows, the sum; the copies of the row outputs, and that of the status
-    for (op, copies) in [(rows.cross_entropy(), 1), (rows.cross_entropy().row_outputs(true), 4)] {
+    // the divisor, the rows, and, after the copies of the row outputs, the sum and the status
+    for (op, commands) in [
+        (rows.cross_entropy(), &[[4, 0]][..]),
+        (rows.cross_entropy().row_outputs(true), &[[2, 4], [2, 0]]),
+    ] {
         let ready = ready(&gpu, &op, pass, &rows.args(pass));
-        let status = ready.out.status.as_ref();
-        let got = allocations(&gpu, |encoder| ready.bound.encode(encoder, status).unwrap());
-        let want = allocations(&gpu, |encoder| bare.encode(encoder, 3, copies));
-        assert_eq!(got, want, "allocations, and those of bare wgpu, with {copies} copies");
+        let got = allocations(&gpu, |encoder| ready.bound.encode(encoder));
+        let want = allocations(&gpu, |encoder| bare.encode(encoder, commands));
+        assert_eq!(got, want, "allocations, and those of bare wgpu, of {commands:?}");
 
         let before = alive(&gpu);
         let mut encoder = new_encoder(&gpu);
         for _ in 0..10 {
-            ready.bound.encode(&mut encoder, status).unwrap();
+            ready.bound.encode(&mut encoder);
         }
         let commands = encoder.finish();
         assert_eq!(alive(&gpu), before);
         gpu.queue().submit([commands]);
         assert_eq!(read(&gpu, &ready.out), read(&gpu, &run(&gpu, &op, pass, &ready.args)));
     }
+}
+
+/// What a plan is made of is made once: later calls find it, in whatever buffers their tensors are.
+#[test]
+fn calls_find_the_plans_of_earlier_ones() {
+    let Some((gpu, _alone)) = alone() else { return };
+    let rows = some_rows();
+    let (op, pass) = (rows.cross_entropy().row_outputs(true), Pass::ForwardBackward);
+    let args = gpu.block_on(gpu.upload_args(&rows.args(pass))).unwrap();
+    wait(&gpu);
+    gpu.trim();
+    let settled = || {
+        wait(&gpu);
+        alive(&gpu)
+    };
+    let fresh = settled();
+
+    // on tensors: beside its results, a call leaves nothing but the plan of the first one
+    drop(run(&gpu, &op, pass, &args));
+    let kept = settled();
+    let plan = gpu.block_on(gpu.plan(&op, pass, &args.layouts())).unwrap();
+    let of_plan = plan.workspace_bytes() as isize;
+    assert_eq!(kept[4] - fresh[4], of_plan);
+    assert_eq!(kept[2] - fresh[2], plan.kernels().count() as isize);
+    let buffers = kept[0] - fresh[0];
+    // made anew, a plan has the same pipelines, and memory of its own
+    let second = settled();
+    assert_eq!(second, [kept[0] + buffers, kept[1], kept[2], kept[3], kept[4] + of_plan]);
+    drop(plan);
+    assert_eq!(settled(), kept);
+    let out = run(&gpu, &op, pass, &args);
+    let status = out.status().map(Status::buffer).into_iter();
+    let results: Vec<_> = out.iter().map(|(_, part)| part.buffer()).chain(status).collect();
+    let bytes = results.iter().map(|buffer| buffer.size() as isize).sum::<isize>();
+    let count = results.len() as isize;
+    assert_eq!(settled(), [kept[0] + count, kept[1], kept[2], kept[3], kept[4] + bytes]);
+
+    // and does none of a plan's work
+    let whole_call = || measure(|| drop(run(&gpu, &op, pass, &args))).count_total;
+    let of_call = whole_call();
+    wait(&gpu);
+    let planned = measure(|| {
+        drop(gpu.block_on(gpu.plan(&op, pass, &args.layouts())).unwrap());
+    });
+    let parts = || {
+        let plan = gpu.block_on(gpu.plan(&op, pass, &args.layouts())).unwrap();
+        measure(|| {
+            let out = gpu.block_on(plan.allocate()).unwrap();
+            submit(&plan, &gpu, &args, &out);
+        })
+    };
+    let (planned, parts) = (planned.count_total, parts().count_total);
+    println!("allocations: {of_call} of a call, {planned} of a plan, {parts} of the rest");
+    assert!(of_call < parts + planned / 2, "{of_call}, {planned}, {parts}");
+    drop(out);
+    assert_eq!(settled(), kept);
+
+    // from the host: the same plan, and buffers for transfers, which are kept too
+    let host = rows.args(pass);
+    let of_host = || drop(gpu.block_on(gpu.run(&op, pass, &host)).unwrap());
+    of_host();
+    let once = settled();
+    assert_eq!(once[2], kept[2]);
+    for _ in 0..3 {
+        of_host();
+        assert_eq!(settled(), once);
+    }
+
+    gpu.trim();
+    assert_eq!(settled(), fresh);
+}
+
+#[test]
+fn one_kept_plan_serves_all_offsets_that_bindings_can_begin_at() {
+    let Some((gpu, _alone)) = alone() else { return };
+    let zeros = gpu.block_on(gpu.upload(&Array::from(&[0.5_f32; 1024]))).unwrap();
+    let tensor = |offset| {
+        let layout = Layout::new(&[5, 7], DType::F32).with_offset(offset);
+        Tensor::from_buffer(zeros.buffer().clone(), layout).unwrap()
+    };
+    let plans = |offsets: &[usize]| {
+        wait(&gpu);
+        gpu.trim();
+        wait(&gpu);
+        let before = alive(&gpu)[0];
+        let mut buffers: Vec<_> = offsets
+            .iter()
+            .map(|&offset| {
+                let args = Args::new(tensor(offset)).target(tensor(512));
+                drop(run(&gpu, &Mse::default(), Pass::ForwardBackward, &args));
+                wait(&gpu);
+                alive(&gpu)[0] - before
+            })
+            .collect();
+        let of_one = buffers[0];
+        buffers.iter_mut().for_each(|buffers| *buffers /= of_one);
+        buffers
+    };
+    assert_eq!(plans(&[0, 64, 128, 64, 0]), [1, 1, 1, 1, 1]);
+    assert_eq!(plans(&[1, 65, 2, 130, 1]), [1, 1, 2, 2, 2]);
 }
 
 fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Tensor>) -> Output<Tensor> {
@@ -197,8 +295,9 @@ fn device_memory_is_arguments_results_and_a_stated_workspace() {
         submit(&plan, &gpu, &args, &out);
         let at_most = memory();
 
-        let outputs: u64 = parts(&out).iter().map(|(_, tensor)| tensor.layout().bytes()).sum();
-        let stated = outputs + plan.workspace_bytes();
+        let outputs: u64 = out.iter().map(|(_, tensor)| tensor.layout().bytes()).sum();
+        let status = out.status().map_or(0, |status| status.buffer().size());
+        let stated = outputs + status + plan.workspace_bytes();
         let used = (at_most - with_args) as u64;
         // drivers round sizes up, and uniforms are uploaded through staging memory of their size
         assert!(used >= stated && used < stated + 16_384, "{}: {used}, {stated}", job.name());
@@ -212,52 +311,65 @@ fn device_memory_is_arguments_results_and_a_stated_workspace() {
 }
 
 #[test]
-fn a_status_goes_where_each_encoding_says() {
+fn a_status_keeps_the_first_fault_of_what_is_bound_to_it() {
     let Some((gpu, _alone)) = alone() else { return };
     let rows = some_rows();
     let pass = Pass::Forward;
     let good = ready(&gpu, &*rows.op(), pass, &rows.args(pass));
-    let mut target = rows.target.clone();
-    target[3] = 40;
-    let target = gpu.block_on(gpu.upload(&Array::from(&target))).unwrap();
-    let bad = good.plan.bind(&good.args.clone().target(target), &good.out).unwrap();
-
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: 256,
-        usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let status = |offset| {
-        let layout = Layout::new(&[8], DType::I32).with_offset(offset);
-        Tensor::from_buffer(buffer.clone(), layout).unwrap()
+    let with_class = |row: usize, class| {
+        let mut target = rows.target.clone();
+        target[row] = class;
+        let target = gpu.block_on(gpu.upload(&Array::from(&target))).unwrap();
+        good.args.clone().target(target)
     };
-    let (first, second) = (status(3), status(21));
+    let new = || gpu.block_on(gpu.status()).unwrap();
+    let bind = |args: &Args<Tensor>, status: Option<&Status>| {
+        let out: Output<Tensor> =
+            good.out.iter().map(|(role, part)| (role, part.clone())).collect();
+        let out = match status {
+            Some(status) => out.with_status(status.clone()),
+            None => out,
+        };
+        good.plan.bind(args, &out).unwrap()
+    };
+    let (bad, worse) = (with_class(3, 40), with_class(1, -7));
+    let [first, second, third] = [new(), new(), new()];
     let mut encoder = new_encoder(&gpu);
-    good.bound.encode(&mut encoder, Some(&first)).unwrap();
-    bad.encode(&mut encoder, Some(&second)).unwrap();
-    good.bound.encode(&mut encoder, None).unwrap();
-    // what is behind a tensor that is too small stays as it is
-    let word = Layout::new(&[1], DType::I32).with_offset(32);
-    let word = Tensor::from_buffer(buffer.clone(), word).unwrap();
-    let error = good.bound.encode(&mut encoder, Some(&word)).unwrap_err();
-    assert_eq!(error.to_string(), "status: expected shape [8], got [1]");
-    let floats = Layout::new(&[8], DType::F32).with_offset(32);
-    let floats = Tensor::from_buffer(buffer.clone(), floats).unwrap();
-    let error = bad.encode(&mut encoder, Some(&floats)).unwrap_err();
-    assert_eq!(error.to_string(), "status: expected storage type i32, got f32");
+    bind(&good.args, Some(&first)).encode(&mut encoder);
+    bind(&bad, Some(&second)).encode(&mut encoder);
+    // the first one of those that came one after the other, wherever in its call
+    bind(&good.args, Some(&third)).encode(&mut encoder);
+    bind(&bad, Some(&third)).encode(&mut encoder);
+    bind(&good.args, Some(&third)).encode(&mut encoder);
+    bind(&worse, Some(&third)).encode(&mut encoder);
+    // nobody asks
+    bind(&worse, None).encode(&mut encoder);
     gpu.queue().submit([encoder.finish()]);
 
-    let error = Error::Class { row: 3, class: 40, classes: 33 };
-    assert_eq!(gpu.block_on(gpu.check(&first)), Ok(()));
-    assert_eq!(gpu.block_on(gpu.check(&second)), Err(error.clone()));
+    let fault = Error::Class { row: 3, class: 40, classes: 33 };
     // read back by the caller, with whatever else is
-    let all = Tensor::from_buffer(buffer.clone(), Layout::new(&[64], DType::I32)).unwrap();
-    let all = gpu.block_on(gpu.read(&all)).unwrap().to_classes().unwrap();
-    let words = |start| std::array::from_fn(|i| all[start + i] as u32);
-    assert_eq!(check_status(words(3)), Ok(()));
-    assert_eq!(check_status(words(21)), Err(error));
-    assert!([&all[..3], &all[11..21], &all[29..]].concat().iter().all(|&word| word == 0));
+    let words = |status: &Status| {
+        let layout = Layout::new(&[8], DType::I32);
+        let tensor = Tensor::from_buffer(status.buffer().clone(), layout).unwrap();
+        let words = gpu.block_on(gpu.read(&tensor)).unwrap().to_i64().unwrap();
+        words.into_iter().map(|word| word as u32).collect::<Vec<_>>()
+    };
+    assert_eq!(words(&first), [0; 8]);
+    for status in [&second, &third] {
+        assert_eq!(Status::decode(&words(status)), Err(fault.clone()));
+    }
+    assert_eq!(gpu.block_on(gpu.check(&first)), Ok(()));
+    for status in [&second, &third] {
+        assert_eq!(gpu.block_on(gpu.check(status)), Err(fault.clone()));
+        // clear, and ready for the next fault
+        assert_eq!(words(status), [0; 8]);
+        assert_eq!(gpu.block_on(gpu.check(status)), Ok(()));
+    }
+    let mut encoder = new_encoder(&gpu);
+    bind(&worse, Some(&third)).encode(&mut encoder);
+    gpu.queue().submit([encoder.finish()]);
+    let fault = Error::Class { row: 1, class: -7, classes: 33 };
+    assert_eq!(gpu.block_on(gpu.check(&third)), Err(fault));
 }
 
 #[test]
@@ -294,8 +406,8 @@ fn one_workspace_for_many_encodings() {
     let outs = args.each_ref().map(|_| gpu.block_on(plan.allocate()).unwrap());
     let bound = [0, 1, 2].map(|i| plan.bind(&args[i], &outs[i]).unwrap());
     let mut encoder = new_encoder(&gpu);
-    for (bound, out) in bound.iter().zip(&outs) {
-        bound.encode(&mut encoder, out.status.as_ref()).unwrap();
+    for bound in &bound {
+        bound.encode(&mut encoder);
     }
     gpu.queue().submit([encoder.finish()]);
     for (args, out) in args.iter().zip(&outs) {
@@ -307,7 +419,7 @@ fn one_workspace_for_many_encodings() {
 fn one_plan_in_several_threads() {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send_and_sync::<Plan>();
-    is_send_and_sync::<Bound>();
+    is_send_and_sync::<BoundPlan>();
     is_send_and_sync::<Tensor>();
 
     let Some((gpu, _alone)) = alone() else { return };

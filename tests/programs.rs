@@ -7,12 +7,12 @@ use std::mem::size_of;
 use bytemuck::pod_read_unaligned;
 
 use wgloss::internals::{
-    Binding, DeviceClass, ElementParams, Facts, Offsets, Program, RowParams, Slot, Step, SumParams,
-    first_place,
+    Binding, Define, DeviceClass, DeviceProfile, ElementParams, Limits, Offsets, Program,
+    RowParams, Slot, Step, SumParams, first_index,
 };
 use wgloss::{
     Args, Bce, BceWithLogits, CrossEntropy, DType, Error, Layout, Mse, NllLoss, Op, Output, Pass,
-    Reduction, Softmax, Team, check_status,
+    Reduction, Role, Softmax, Status, Team,
 };
 
 /// What the start of a binding is a multiple of, in bytes.
@@ -21,22 +21,25 @@ const ALIGNMENT: u64 = 256;
 /// What one dispatch works on at most.
 const BUDGET: u64 = 1 << 30;
 
-fn large_gpu() -> Facts {
-    Facts {
+fn large_gpu() -> DeviceProfile {
+    DeviceProfile {
         class: DeviceClass::Discrete,
         subgroup: Some((32, 32)),
         max_workgroup_size: 1024,
-        max_workgroups: 65_535,
-        max_binding: u32::MAX.into(),
-        max_buffer: 1 << 45,
-        device: "large".into(),
-        forced: None,
+        team_override: None,
+        limits: Limits {
+            max_workgroups: 65_535,
+            max_binding: u32::MAX.into(),
+            max_buffer: 1 << 45,
+            device: "large".into(),
+        },
     }
 }
 
-fn lavapipe() -> Facts {
-    let subgroup = Some((8, 8));
-    Facts { class: DeviceClass::Software, subgroup, max_binding: 1 << 27, ..large_gpu() }
+fn lavapipe() -> DeviceProfile {
+    let large = large_gpu();
+    let limits = Limits { max_binding: 1 << 27, ..large.limits };
+    DeviceProfile { class: DeviceClass::Software, subgroup: Some((8, 8)), limits, ..large }
 }
 
 fn f32(shape: &[usize]) -> Layout {
@@ -76,14 +79,14 @@ struct Planned {
     args: Args<Layout>,
     outputs: Output<Layout>,
     program: Program,
-    facts: Facts,
+    limits: Limits,
 }
 
 #[track_caller]
-fn plan(op: &dyn Op, pass: Pass, args: Args<Layout>, facts: &Facts) -> Planned {
+fn plan(op: &dyn Op, pass: Pass, args: Args<Layout>, profile: &DeviceProfile) -> Planned {
     let outputs = op.outputs(pass, &args).unwrap();
-    let program = op.program(pass, &args, &outputs, facts).unwrap();
-    Planned { args, outputs, program, facts: facts.clone() }
+    let program = op.program(pass, &args, &outputs, profile).unwrap();
+    Planned { args, outputs, program, limits: profile.limits.clone() }
 }
 
 fn family(step: &Step) -> &str {
@@ -99,16 +102,10 @@ type Lines = [u64; 2];
 
 impl Planned {
     fn layout(&self, slot: Slot) -> Option<&Layout> {
-        let Planned { args, outputs, .. } = self;
-        let argument = |slot: Slot| args.iter().find(|(name, _)| *name == slot.name());
-        let argument = argument(slot).map(|(_, layout)| layout);
         match slot {
-            _ if argument.is_some() => argument,
-            Slot::State => outputs.get(Role::State),
-            Slot::Loss => outputs.get(Role::Loss),
-            Slot::Grad => outputs.get(Role::Grad),
-            Slot::Scratch(index) => self.program.scratch.get(index),
-            _ => None,
+            Slot::Tensor(role) => self.args.get(role).or_else(|| self.outputs.get(role)),
+            Slot::Scratch(index) => self.program.scratch_layouts().get(index),
+            Slot::Control | Slot::Status | Slot::Placeholder => None,
         }
     }
 
@@ -121,20 +118,22 @@ impl Planned {
         match family(step) {
             "family/elements.wgsl" => {
                 let ElementParams { vec4s, row_elements: line, teams, .. } = params(step);
-                let is_broadcast = matches!(binding.slot, Slot::Weight | Slot::PosWeight)
-                    && layout.elements() != self.args.input().elements();
+                const WEIGHTS: [Slot; 2] =
+                    [Slot::Tensor(Role::Weight), Slot::Tensor(Role::PosWeight)];
+                let is_weight = WEIGHTS.contains(&binding.slot);
+                let is_broadcast = is_weight && layout.elements() != self.args.input().elements();
                 let lines = u64::from(vec4s / line.div_ceil(4));
                 match binding.slot {
                     _ if is_broadcast => None,
                     Slot::Scratch(_) => Some([1, teams.into()]),
                     // contiguous, whatever the lines
-                    Slot::Weight | Slot::PosWeight => Some([1, lines * u64::from(line)]),
+                    _ if is_weight => Some([1, lines * u64::from(line)]),
                     _ => Some([lines, line.into()]),
                 }
             }
             "family/sum.wgsl" => {
                 let SumParams { count, teams, .. } = params(step);
-                match binding.binding {
+                match binding.port.binding {
                     6 => Some([1, teams.into()]),
                     3 => None,
                     _ => Some([1, count.into()]),
@@ -145,9 +144,9 @@ impl Planned {
                 let [rows, positions] = [rows, positions].map(u64::from);
                 let has_shape = layout.shape() == self.args.input().shape();
                 match binding.slot {
-                    Slot::Weight => None,
+                    Slot::Tensor(Role::Weight) => None,
                     _ if has_shape => Some([rows / positions, u64::from(classes) * positions]),
-                    Slot::State => Some([1, 4 * rows]),
+                    Slot::Tensor(Role::State) => Some([1, 4 * rows]),
                     Slot::Scratch(_) => Some([1, rows * self.numbers_per_row(layout)]),
                     _ => Some([1, rows]),
                 }
@@ -177,15 +176,30 @@ impl Planned {
     /// Every binding within the limits and within its buffer; every tensor covered once, in order.
     #[track_caller]
     fn check(&self) {
+        // what is reported of classes is kept, at the end
+        let statuses = self.steps_of("family/status.wgsl").len();
+        let last = self.program.steps().last().map(family);
+        assert_eq!(statuses, usize::from(last == Some("family/status.wgsl")));
+        let has_classes = self.args.get(Role::Target).is_some_and(|t| t.dtype() == DType::I32);
+        assert!(statuses == 1 || !has_classes);
         // elements done of each tensor, as they lie, by the kernels that take it in parts
         let mut done: HashMap<(String, Slot, u32), u64> = HashMap::new();
-        for step in &self.program.steps {
+        for step in self.program.steps() {
             let label = &step.kernel.label;
-            let offsets: Offsets = pod_read_unaligned(&step.params[..size_of::<Offsets>()]);
+            let offsets = match &step.params[..] {
+                // two blocks of a few words
+                [] => {
+                    assert_eq!(family(step), "family/status.wgsl");
+                    let bindings = step.bindings.iter().map(|b| (b.slot, b.start, b.bytes));
+                    assert!(bindings.eq([(Slot::Status, 0, 32), (Slot::Control, 0, 32)]));
+                    Offsets::default()
+                }
+                params => pod_read_unaligned(&params[..size_of::<Offsets>()]),
+            };
             assert!(step.workgroups.iter().all(|&n| (1..=65_535).contains(&n)), "{label}");
             for binding in &step.bindings {
                 let what = format!("{label}: {}: {binding:?}", binding.slot.name());
-                assert!(binding.bytes <= self.facts.max_binding, "{what}");
+                assert!(binding.bytes <= self.limits.max_binding, "{what}");
                 assert!(binding.start.is_multiple_of(ALIGNMENT), "{what}");
                 let Some(layout) = self.layout(binding.slot) else { continue };
                 let size = layout.dtype().size() as u64;
@@ -195,9 +209,9 @@ impl Planned {
                 let Some([lines, line]) = self.lines(step, binding, layout) else { continue };
                 assert!(binding.bytes <= BUDGET || lines == 1, "{what}");
                 // the kernel counts in fours there
-                let is_of_fours = family(step) == "family/rows.wgsl" && binding.binding == 8;
+                let is_of_fours = family(step) == "family/rows.wgsl" && binding.port.binding == 8;
                 let unit = if is_of_fours { 4 } else { 1 };
-                let [first, told, ..] = offsets[binding.binding as usize].map(u64::from);
+                let [first, told, ..] = offsets[binding.port.binding as usize].map(u64::from);
                 let stride = self.stride(step, layout, [lines, line]);
                 assert!(lines == 1 || told == stride, "{what}");
                 let end = first * unit + (lines - 1) * stride + line;
@@ -205,7 +219,7 @@ impl Planned {
                 assert!(end < 1 << 32, "{what}");
 
                 let begin = binding.start / size + first * unit - residual(layout);
-                let key = (label.clone(), binding.slot, binding.binding);
+                let key = (label.clone(), binding.slot, binding.port.binding);
                 let next = done.entry(key).or_insert(0);
                 assert_eq!(begin, *next, "{what}");
                 // a line of many is followed by what lies between it and the next
@@ -226,7 +240,7 @@ impl Planned {
     }
 
     fn steps_of(&self, of: &str) -> Vec<&Step> {
-        self.program.steps.iter().filter(|step| family(step) == of).collect()
+        self.program.steps().filter(|step| family(step) == of).collect()
     }
 }
 
@@ -239,28 +253,34 @@ const CLASSES: usize = 4999;
 
 #[test]
 fn rows_beyond_32_bits_of_elements() {
-    for facts in [large_gpu(), lavapipe()] {
+    for profile in [large_gpu(), lavapipe()] {
         for pass in PASSES {
             for reduction in REDUCTIONS {
                 let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS]));
                 let args = args.weight(f32(&[CLASSES]));
                 let op = CrossEntropy::default().reduction(reduction);
-                plan(&op, pass, args.clone(), &facts).check();
+                plan(&op, pass, args.clone(), &profile).check();
                 let op = op.keep_state(true);
-                plan(&op, pass, args.clone(), &facts).check();
-                plan(&NllLoss::default().reduction(reduction), pass, args, &facts).check();
+                plan(&op, pass, args.clone(), &profile).check();
+                plan(&NllLoss::default().reduction(reduction), pass, args, &profile).check();
 
                 let offset = f16(&[ROWS, CLASSES]).with_offset(12_345).with_row_stride(5056);
                 let probabilities = f16(&[ROWS, CLASSES]).with_offset((1 << 33) + 7);
                 let args = Args::new(offset).target(probabilities);
-                plan(&op, pass, args, &facts).check();
+                plan(&op, pass, args, &profile).check();
             }
-            plan(&Softmax::default(), pass, Args::new(f16(&[ROWS, CLASSES])), &facts).check();
+            plan(&Softmax::default(), pass, Args::new(f16(&[ROWS, CLASSES])), &profile).check();
         }
         let args = Args::new(f16(&[ROWS, CLASSES])).target(classes(&[ROWS])).in_place();
-        let planned = plan(&CrossEntropy::default(), Pass::Backward, args, &facts);
-        let files = planned.program.steps.iter().flat_map(|step| &step.kernel.files);
-        assert!(files.into_iter().any(|file| file.path() == "access/in_place.wgsl"));
+        let planned = plan(&CrossEntropy::default(), Pass::Backward, args, &profile);
+        let rows = planned.steps_of("family/rows.wgsl");
+        assert!(!rows.is_empty());
+        for step in rows {
+            let mut files = step.kernel.files.iter();
+            assert!(files.any(|file| file.path() == "access/in_place.wgsl"));
+            let grad = step.bindings.iter().find(|b| b.port.binding == 5);
+            assert_eq!(grad.map(|b| b.slot), Some(Slot::Tensor(Role::Input)));
+        }
         planned.check();
     }
 }
@@ -289,40 +309,41 @@ fn more_rows_than_32_bits_count() {
         let mut row = 0;
         for step in planned.steps_of("family/rows.wgsl") {
             let RowParams { first, rows, .. } = params(step);
-            assert_eq!(first, first_place(row));
+            assert_eq!(first, first_index(row));
             row += u64::from(rows);
         }
         assert_eq!(row, rows as u64);
     }
-    assert_eq!(first_place((1 << 32) - 3), u32::MAX - 2);
-    assert_eq!(first_place((1 << 32) - 2), u32::MAX - 1);
-    assert_eq!(first_place(1 << 40), u32::MAX - 1);
+    assert_eq!(first_index((1 << 32) - 3), u32::MAX - 2);
+    assert_eq!(first_index((1 << 32) - 2), u32::MAX - 1);
+    assert_eq!(first_index(1 << 40), u32::MAX - 1);
     // the last place that can be named leaves the word that tells of it above 0
-    let status = check_status([0, 1, 3_i32 as u32, 1, 0, 0, 0, 0]);
+    let status = Status::decode(&[0, 1, 3_i32 as u32, 1, 0, 0, 0, 0]);
     assert_eq!(status, Err(Error::Class { row: (1 << 32) - 2, class: 3, classes: 1 }));
 }
 
 #[test]
 fn elements_beyond_32_bits() {
     let count = (1 << 33) + 13;
-    for facts in [large_gpu(), lavapipe()] {
+    for profile in [large_gpu(), lavapipe()] {
         for pass in PASSES {
             for reduction in REDUCTIONS {
                 let op = Mse::default().reduction(reduction);
                 let args = Args::new(f16(&[count])).target(f16(&[count]).with_offset(3));
-                plan(&op, pass, args, &facts).check();
+                plan(&op, pass, args, &profile).check();
                 let padded = f16(&[1 << 18, 40_001]).with_row_stride(40_008);
                 let args = Args::new(padded).target(f16(&[1 << 18, 40_001]));
-                plan(&op, pass, args, &facts).check();
+                plan(&op, pass, args, &profile).check();
                 // rows so far apart that 32 bits do not count the distance
                 let far = f16(&[3, 1000]).with_row_stride((1 << 33) + 1);
-                plan(&op, pass, Args::new(far).target(f16(&[3, 1000])), &facts).check();
+                plan(&op, pass, Args::new(far).target(f16(&[3, 1000])), &profile).check();
             }
         }
         let args = Args::new(f16(&[count])).target(f16(&[count]));
-        let planned = plan(&Bce::default(), Pass::Forward, args, &facts);
+        let planned = plan(&Bce::default(), Pass::Forward, args, &profile);
         planned.check();
-        assert_eq!(planned.program.scratch[0].elements(), {
+        assert_eq!(planned.steps_of("family/status.wgsl").len(), 1);
+        assert_eq!(planned.program.scratch_layouts()[0].elements(), {
             let teams = planned.steps_of("family/elements.wgsl").into_iter().map(|step| {
                 let ElementParams { vec4s, per_team, teams, .. } = params(step);
                 assert_eq!(teams, vec4s.div_ceil(per_team));
@@ -382,7 +403,7 @@ fn weights_beyond_32_bits_of_elements() {
             for i in samples {
                 let found = weight_indices(&params, &offsets, i as u32);
                 for (k, binding) in [3, 8].into_iter().enumerate() {
-                    let bound = step.bindings.iter().find(|b| b.binding == binding).unwrap();
+                    let bound = step.bindings.iter().find(|b| b.port.binding == binding).unwrap();
                     let layout = planned.layout(bound.slot).unwrap();
                     let at = bound.start / 4 + u64::from(found[k]) - residual(layout);
                     assert_eq!(at, broadcast_place(shape, weights[k], first + i), "{shape:?} {i}");
@@ -436,10 +457,10 @@ fn sums_take_as_many_levels_as_they_need() {
 
 #[test]
 fn forced_teams_keep_to_what_lavapipe_iterates() {
-    let facts = Facts { forced: Some(Team::Invocation), ..lavapipe() };
+    let profile = DeviceProfile { team_override: Some(Team::Invocation), ..lavapipe() };
     let members = |classes| {
         let args = Args::new(f32(&[50, classes])).target(self::classes(&[50]));
-        let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+        let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &profile);
         let rows = planned.steps_of("family/rows.wgsl");
         assert_eq!(rows.len(), 1);
         rows[0].kernel.constants.iter().find(|(name, _)| *name == "WORKGROUP_SIZE").unwrap().1
@@ -452,25 +473,28 @@ fn forced_teams_keep_to_what_lavapipe_iterates() {
 fn few_long_rows_are_shared() {
     let long = || Args::new(f32(&[2, 70_001])).target(classes(&[2]));
     let state = f32(&[2, 4]);
-    for facts in [large_gpu(), lavapipe()] {
+    for profile in [large_gpu(), lavapipe()] {
         let entries = |op: &CrossEntropy, pass, args| {
-            let planned = plan(op, pass, args, &facts);
+            let planned = plan(op, pass, args, &profile);
             let steps = planned.steps_of("family/rows.wgsl");
             for step in &steps {
                 let RowParams { splits: shares, classes_per_split: share, .. } = params(step);
                 assert!(shares * share >= 70_001 && (shares - 1) * share < 70_001, "{shares}");
-                // no block of a team reaches into the next share; on both, a team is a workgroup
+                // no tile of a team reaches into the next share; on both, a team is a workgroup
                 let mut constants = step.kernel.constants.iter();
                 let (_, members) = constants.find(|(name, _)| *name == "WORKGROUP_SIZE").unwrap();
-                let block = 4 * step.kernel.blocks.held * members;
-                assert!(shares == 1 || share % block == 0, "{share} {block}");
+                let mut defines = step.kernel.defines.iter();
+                let tile = defines.find(|(name, _)| *name == "TILE_VEC4S");
+                let Some((_, Define::Number(vec4s))) = tile else { panic!("{tile:?}") };
+                let tile = 4 * vec4s * members;
+                assert!(shares == 1 || share % tile == 0, "{share} {tile}");
             }
             steps.iter().map(|step| step.kernel.entry_point).collect::<Vec<_>>()
         };
         let op = CrossEntropy::default();
         for pass in PASSES {
             assert_eq!(entries(&op, pass, long()), ["partials", pass.name()]);
-            plan(&op, pass, long(), &facts).check();
+            plan(&op, pass, long(), &profile).check();
         }
         // nothing to sum, and what is one team's
         let from_state = long().state(state.clone());
@@ -488,12 +512,17 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
     let subgroups = [(4, 4), (8, 8), (8, 32), (32, 64), (64, 128)];
     for (subgroup, max_workgroup_size) in subgroups.into_iter().flat_map(|s| [(s, 1024), (s, 100)])
     {
-        for forced in [None, Some(Team::Subgroup), Some(Team::Workgroup)] {
+        for team_override in [None, Some(Team::Subgroup), Some(Team::Workgroup)] {
             let large = large_gpu();
-            let facts = Facts { subgroup: Some(subgroup), max_workgroup_size, forced, ..large };
+            let profile = DeviceProfile {
+                subgroup: Some(subgroup),
+                max_workgroup_size,
+                team_override,
+                ..large
+            };
             for count in [1, 17, 33, 100, 128, 1000, 1025] {
                 let args = Args::new(f32(&[100, count])).target(classes(&[100]));
-                let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+                let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &profile);
                 for step in planned.steps_of("family/rows.wgsl") {
                     let constant = |name| {
                         let mut all = step.kernel.constants.iter();
@@ -501,7 +530,7 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
                     };
                     let Some(neighbours) = constant("CLUSTER_SIZE") else { continue };
                     let workgroup = constant("WORKGROUP_SIZE").unwrap();
-                    let what = format!("{facts:?} {count}: {neighbours} of {workgroup}");
+                    let what = format!("{profile:?} {count}: {neighbours} of {workgroup}");
                     assert!(neighbours.is_power_of_two() && neighbours <= subgroup.0, "{what}");
                     assert!(workgroup.is_power_of_two() && neighbours <= workgroup, "{what}");
                     assert!(workgroup <= max_workgroup_size, "{what}");
@@ -520,18 +549,18 @@ fn teams_of_neighbours_fill_workgroups_whatever_a_subgroups_size() {
 
 #[test]
 fn teams_take_short_rows_in_turn_within_what_lavapipe_iterates() {
-    let forced = [None, Some(Team::Invocation), Some(Team::Subgroup), Some(Team::Workgroup)];
-    for forced in forced {
-        let facts = Facts { forced, ..lavapipe() };
+    let team_override = [None, Some(Team::Invocation), Some(Team::Subgroup), Some(Team::Workgroup)];
+    for team_override in team_override {
+        let profile = DeviceProfile { team_override, ..lavapipe() };
         for few in [1, 2, 10, 64] {
             let args = Args::new(f32(&[1_000_000, few])).target(classes(&[1_000_000]));
-            let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &facts);
+            let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &profile);
             for step in planned.steps_of("family/rows.wgsl") {
                 let RowParams { rows_per_team, .. } = params(step);
                 // each with exchanges of some 40 iterations, if a workgroup takes it
                 assert!(
                     rows_per_team > 1 && rows_per_team * 40 < 65_535,
-                    "{forced:?} {few}: {rows_per_team}"
+                    "{team_override:?} {few}: {rows_per_team}"
                 );
             }
         }

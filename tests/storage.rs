@@ -4,7 +4,7 @@
 use wgloss::half::{bf16, f16};
 use wgloss::{Args, Array, BceWithLogits, DType, Huber, L1, Pass, Reduction};
 use wgloss_testing::devices::{Device, devices, gpu};
-use wgloss_testing::memory::{Job, Places, Where, array, check_in, every_op, judge, output};
+use wgloss_testing::memory::{Job, Places, Where, array, check_in, every_op, judge};
 
 /// A 16-bit type, by its patterns.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +72,8 @@ fn every_pattern_is_read_as_its_number() {
             // as the input and as the target: |x - 0| and |0 - x|
             for (input, target) in [(half.array(&all), zeros.clone()), (zeros, half.array(&all))] {
                 let args = Args::new(input).target(target);
-                let loss = gpu.block_on(gpu.forward(&op, &args)).unwrap().loss.to_f32();
+                let out = gpu.block_on(gpu.forward(&op, &args)).unwrap();
+                let loss = out.loss().unwrap().to_f32();
                 for (&pattern, got) in all.iter().zip(loss) {
                     let want = (half.number)(pattern).abs();
                     assert!(is_same(got, want), "{} {pattern:#06x}: {got:e}", half.dtype);
@@ -92,8 +93,8 @@ fn every_pattern_is_written_as_it_was() {
         for all in every_pattern() {
             let args = Args::new(half.array(&all)).target(zeros(all.len(), half.dtype));
             for args in [args.clone(), args.in_place()] {
-                let grad = gpu.block_on(gpu.backward(&op, &args)).unwrap().grad;
-                for (&pattern, got) in all.iter().zip(patterns(&grad)) {
+                let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+                for (&pattern, got) in all.iter().zip(patterns(out.grad().unwrap())) {
                     let [got, want] = [got, pattern].map(half.number);
                     assert!(is_same(got, want), "{} {pattern:#06x}: {got:e}", half.dtype);
                 }
@@ -140,8 +141,8 @@ fn numbers_are_rounded_to_nearest_even() {
                     .target(zeros(count, half.dtype))
                     .weight(Array::from(&weights))
                     .upstream(Array::scalar(upstream));
-                let grad = gpu.block_on(gpu.backward(&op, &args)).unwrap().grad;
-                for (&x, got) in numbers.iter().zip(patterns(&grad)) {
+                let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+                for (&x, got) in numbers.iter().zip(patterns(out.grad().unwrap())) {
                     let [got, want] = [got, (half.pattern)(x)].map(half.number);
                     // what is subnormal may be flushed before it is rounded, too
                     let is_flushed = x.is_subnormal() && got == 0.0;
@@ -172,8 +173,8 @@ fn not_a_number_is_written_as_such() {
                 .weight(Array::from(&weights));
             // as device tensors: the host would refuse them
             let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
-            let grad = gpu.block_on(gpu.backward(&op, &args)).unwrap().grad;
-            let grad = gpu.block_on(gpu.read(&grad)).unwrap();
+            let out = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+            let grad = gpu.block_on(gpu.read(out.grad().unwrap())).unwrap();
             for (got, weight) in patterns(&grad).into_iter().zip(weights) {
                 let number = (half.number)(got);
                 assert!(number.is_nan(), "{} {:#x}: {number:e}", half.dtype, weight.to_bits());
@@ -195,7 +196,7 @@ fn an_odd_vocabulary_contiguous_or_padded() {
     let Some(gpu) = gpu() else { return };
     for dtype in [DType::F16, DType::Bf16] {
         for job in row_ops(&[3, 50_257], dtype) {
-            judge(&job, &output(job.run_apart(gpu)));
+            judge(&job, &job.run_apart(gpu).into_iter().collect());
             check_in(Where::OneBuffer, gpu, &job, Places { unit: 1, padding: 47 });
             check_in(Where::Apart, gpu, &job, Places { unit: 8, padding: 47 });
         }
@@ -212,7 +213,7 @@ fn rows_that_share_words_on_every_team() {
             for job in row_ops(shape, DType::F16) {
                 let got = job.run_apart(&gpu);
                 assert_eq!(job.run_apart(&gpu), got, "{}", job.name());
-                judge(&job, &output(got));
+                judge(&job, &got.into_iter().collect());
             }
         }
     }

@@ -81,8 +81,8 @@ pub fn ops() -> Vec<Box<dyn Op>> {
     ]
 }
 
-/// An op: its options, and all that the doors ([`Gpu`](crate::Gpu), [`reference`](mod@crate::reference))
-/// need to know of it.
+/// An op: its options, and all that [`Gpu`](crate::Gpu), the CPU and the
+/// [`reference`](mod@crate::reference) need to know of it.
 ///
 /// This crate implements it, and for losses of the caller's own [`Elementwise`](crate::custom::Elementwise)
 /// does. Ops are equal where their names and the bits of their options are.
@@ -137,7 +137,7 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
     #[doc(hidden)]
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values>;
 
-    /// The CPU's twin of the kernels, over such arrays: fills results of the layouts that `outputs`
+    /// The CPU's form of the kernels, over such arrays: fills results of the layouts that `outputs`
     /// tells.
     #[cfg(feature = "cpu")]
     #[doc(hidden)]

@@ -93,7 +93,7 @@ pub(crate) fn cross_entropy(
     let input = args.input().to_f64();
     let targets = args.get(Role::Target).expect("checked");
     // class indices, or probabilities
-    let target = has_classes(&args.layouts()).then(|| targets.to_classes().expect("checked"));
+    let target = has_classes(&args.layouts()).then(|| targets.to_i64().expect("checked"));
     let probabilities = targets.to_f64();
     let weights = args.get(Role::Weight).map(Array::to_f64);
     let weight = |c: usize| weights.as_ref().map_or(1.0, |weights| weights[c]);

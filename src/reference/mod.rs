@@ -5,13 +5,13 @@
 //! kernels' accumulators, blocks or merging rules appear. [`run`] computes; [`compare`] holds f32
 //! results to what is promised of them.
 
-mod compare;
+pub(crate) mod compare;
 mod cross_entropy;
 mod elements;
 mod nll_loss;
 mod row_maps;
 
-pub use compare::{Mismatch, Promise, Worst, compare, compare_by};
+pub use compare::{Mismatch, Promise, Worst, compare};
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
 pub(crate) use nll_loss::nll_loss;

@@ -11,7 +11,7 @@ pub(crate) fn nll_loss(op: &NllLoss, pass: Pass, args: &Args<Array<'_>>) -> Outp
     let ClassShape { batch, classes, positions } = ClassShape::of(shape).expect("checked");
     let rows = batch * positions;
     let input = args.input().to_f64();
-    let target = args.get(Role::Target).expect("checked").to_classes().expect("checked");
+    let target = args.get(Role::Target).expect("checked").to_i64().expect("checked");
     let weights = args.get(Role::Weight).map(Array::to_f64);
     let weight = |y: usize| weights.as_ref().map_or(1.0, |weights| weights[y]);
     // a kept row, the weight of its class, and the place of the picked entry

@@ -207,7 +207,7 @@ impl<'a> Batches<'a> {
         let (mut divisor, mut kept) = (0.0, false);
         for index in 0..self.count() {
             let target = target.rows(self.range(index)).context("--target")?;
-            for class in target.to_classes()?.into_iter().filter(|&class| class != ignore_index) {
+            for class in target.to_i64()?.into_iter().filter(|&class| class != ignore_index) {
                 kept = true;
                 // a class out of range is an error of its batch
                 divisor += match &weight {

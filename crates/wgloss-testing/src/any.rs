@@ -95,7 +95,7 @@ impl Debug for AnyCall {
         ];
         for (name, part) in parts {
             if let Some(part) = part {
-                let values = match part.to_classes() {
+                let values = match part.to_i64() {
                     Ok(classes) => few(&classes),
                     Err(_) => few(&part.to_f32()),
                 };

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
 use wgloss::options::{Info, Value};
-use wgloss::reference::{Mismatch, Worst, compare_by};
+use wgloss::internals::compare_by;
+use wgloss::reference::{Mismatch, Worst};
 use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
 
 use crate::ops;

@@ -52,7 +52,7 @@ pub fn variants(op: Box<dyn Op>) -> Vec<Box<dyn Op>> {
     let mut variants = vec![op];
     for info in variants[0].options() {
         if let Value::Bool(default) = info.value {
-            let others: Vec<_> = variants.iter().cloned().collect();
+            let others = variants.clone();
             variants.extend(others.into_iter().map(|mut op| {
                 op.set(info.name, Value::Bool(!default)).expect("yes or no");
                 op

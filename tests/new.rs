@@ -1,3 +1,0 @@
-mod composition;
-mod pieces;
-mod calls;
