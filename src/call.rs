@@ -176,10 +176,7 @@ impl Gpu {
             }
             false => args,
         };
-        let mut results = output.try_map(|_, tensor| Ok(tensor.layout().clone()))?;
-        if args.in_place {
-            results = results.with(Role::Grad, args.input().layout().clone());
-        }
+        let results = output.try_map(|_, tensor| Ok(tensor.layout().clone()))?;
         // ready at once: only browsers have to wait for what error scopes say
         let layouts = args.layouts();
         let plan = self.kept_plan(op, pass, &layouts, Some(&results));

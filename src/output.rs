@@ -90,7 +90,7 @@ impl<T> Output<T> {
 
     /// From device tensors: where the device reports inputs that it alone could see, such as a class
     /// out of range. `None` from host arrays, where that error was returned already, and for ops
-    /// that take any input.
+    /// that take any input or are given no elements.
     pub fn status(&self) -> Option<&Status> {
         self.status.as_ref()
     }

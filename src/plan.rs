@@ -119,14 +119,18 @@ impl Gpu {
         outputs: &Output<Layout>,
     ) -> Result<Plan> {
         let expected = expect_layouts(op, pass, args)?;
+        let mut outputs = outputs.clone();
         for role in Role::ALL {
-            // in place there is no choice
+            // in place there is no choice, and the gradient need not be named
             let is_input = role == Role::Grad && args.in_place;
             let compare = if is_input { Compare::Memory } else { Compare::Shape };
+            if is_input && outputs.get(role).is_none() {
+                outputs = outputs.with_some(role, expected.get(role).cloned());
+            }
             expect_same(role, expected.get(role), outputs.get(role), compare)?;
         }
         outputs.iter().try_for_each(|(role, layout)| expect_strides(role, layout, args))?;
-        self.plan_checked(op, pass, args, outputs.clone()).await
+        self.plan_checked(op, pass, args, outputs).await
     }
 
     /// [`Gpu::plan`], but a plan of the same that is kept, where there is one; the new one is kept from

@@ -66,7 +66,7 @@ impl Status {
     /// Those that the status tells of; [`Error::Length`] for other than eight words.
     pub fn decode(words: &[u32]) -> Result<()> {
         let expected = BLOCK_BYTES as usize / 4;
-        let Some(&words) = words.first_chunk() else {
+        let Ok(words) = <[u32; 8]>::try_from(words) else {
             return Err(Error::Length {
                 argument: "status",
                 shape: vec![expected],

@@ -229,7 +229,7 @@ fn an_error_of_the_callers_own_is_reported_by_the_next_call() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
     let args = rows(&gpu, 2, 4, &[0, 1]);
     // a buffer that is mapped and for storage is a mistake
-    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+    let _mistake = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("mistake"),
         size: 16,
         usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,

@@ -301,8 +301,8 @@ fn device_memory_is_arguments_results_and_a_stated_workspace() {
         let used = (at_most - with_args) as u64;
         // drivers round sizes up, and uniforms are uploaded through staging memory of their size
         assert!(used >= stated && used < stated + 16_384, "{}: {used}, {stated}", job.name());
-        // four numbers a row, and some a dispatch
-        assert!(plan.workspace_bytes() <= 2000 * 16 + 4096, "{}: {stated}", job.name());
+        // five numbers a row, and some a dispatch
+        assert!(plan.workspace_bytes() <= 2000 * 20 + 4096, "{}: {stated}", job.name());
 
         drop((plan, out, args));
         wait(&gpu);

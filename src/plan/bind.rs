@@ -122,7 +122,9 @@ impl Plan {
         let Some(tensor) = tensors.get(role) else { return Ok(None) };
         let actual = tensor.buffer().usage();
         if !actual.contains(usage) {
-            let (expected, actual) = (format!("usage {usage:?}"), format!("{actual:?}"));
+            let names: Vec<_> = usage.iter_names().map(|(name, _)| name).collect();
+            let expected = format!("usage {}", names.join(" | "));
+            let actual = format!("{actual:?}");
             return Err(Error::Value { argument: role.name(), expected, actual });
         }
         Ok(Some((tensor.buffer(), tensor.byte_range().start)))
@@ -177,8 +179,18 @@ impl Plan {
 
     /// Refuses results that overlap one another or an argument.
     fn expect_apart(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
+        // in place, the gradient may be named, but only as what it is
+        if args.in_place && output.get(Role::Grad).is_some_and(|grad| grad != args.input()) {
+            return Err(Error::Value {
+                argument: Role::Grad.name(),
+                expected: "the input itself, in place".into(),
+                actual: "another tensor".into(),
+            });
+        }
+        let in_place = args.in_place.then(|| (Role::Grad, args.input()));
+        let results = output.iter().filter(|(role, _)| !args.in_place || *role != Role::Grad);
         let mut before: Vec<(Role, &Tensor)> = args.iter().collect();
-        for (role, tensor) in output.iter() {
+        for (role, tensor) in results.chain(in_place) {
             let is_input = |other: Role| role == Role::Grad && other == Role::Input;
             for &(name, other) in &before {
                 if other.buffer() != tensor.buffer() || args.in_place && is_input(name) {
@@ -195,15 +207,7 @@ impl Plan {
             }
             before.push((role, tensor));
         }
-        // in place, the gradient may be named, but only as what it is
-        match (args.in_place, output.get(Role::Grad)) {
-            (true, Some(grad)) if grad != args.input() => Err(Error::Value {
-                argument: Role::Grad.name(),
-                expected: "the input itself, in place".into(),
-                actual: "another tensor".into(),
-            }),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Refuses a gradient whose buffer ends before the last row's padding, where zeros are to be
