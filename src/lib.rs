@@ -1,8 +1,8 @@
 //! Loss kernels for GPUs: fused, numerically stable, the same to the bit every time.
 //!
 //! WGSL compute shaders compute losses and their gradients on whatever [wgpu] runs on: Vulkan,
-//! Metal, DX12. The semantics are PyTorch's, to the edge cases; the numbers are held to a float64
-//! [`mod@reference`].
+//! Metal, DX12. The semantics are PyTorch's, to the edge cases, but for what [`pytorch`] lists; the
+//! numbers are held to a float64 [`mod@reference`].
 //!
 //! ```no_run
 //! use wgloss::{Args, Array, CrossEntropy, Gpu};
@@ -21,8 +21,9 @@
 //!    [`Array`]s upload, compute and read back.
 //! 2. **Device tensors**: the same calls over [`Tensor`]s, uploaded once ([`Gpu::upload`]) or
 //!    wrapped around the caller's buffers ([`Tensor::from_buffer`]), submit and do not wait.
-//! 3. **Plans**: [`Gpu::plan`] settles an op for a shape; [`Plan::encode`] puts its dispatches into
-//!    the caller's command encoder, without a submit or a wait.
+//! 3. **Plans**: [`Gpu::plan`] settles an op for a shape, [`Plan::bind`] fixes the buffers, and
+//!    [`BoundPlan::encode`] puts the dispatches into the caller's command encoder, without a submit or
+//!    a wait. [`Gpu::run_into`] does all three and submits, with plans that are kept.
 //!
 //! Each is built on the one below it. [`Gpu::stream`] takes the first one batch after batch, with
 //! several in flight. Calls are async; [`Gpu::block_on`] is for callers that are
@@ -66,6 +67,7 @@ mod ops;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod reference;
+pub mod pytorch;
 mod cache;
 mod pool;
 mod adapter;
