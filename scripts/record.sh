@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records what a device does, as files benches/record/DEVICE/<date>-*:
 #
-#     scripts/record.sh DEVICE                 # all but `large` and `peers`: ten minutes on two cores
+#     scripts/record.sh DEVICE                 # all but the last three: ten minutes on two cores
 #     scripts/record.sh DEVICE large peers     # these steps
 #
 # DEVICE names the folder: nvidia-h100, say, or lavapipe-22.3.6-2-cores. The device is the one that
@@ -9,7 +9,7 @@
 # WGLOSS=<program> uses that one, built elsewhere, instead of building it.
 set -euo pipefail
 
-steps=(devices check bench classes sweep large peers)
+steps=(devices check bench classes sweep pictures large peers)
 
 # What the device is and offers.
 devices() { "$wgloss" devices --json >"$to-devices.json"; }
@@ -29,6 +29,16 @@ classes() {
 
 # Where one kernel becomes faster than another.
 sweep() { "$wgloss" bench --sweep | tee "$to-sweep.txt"; }
+
+# README's pictures: the examples draw two, the third is drawn anew from the newest record.
+pictures() {
+    cargo run --locked --release --features cpu --example confident -- "$to-confident"
+    cargo run --locked --release --example digits | sed "/^loss curves:/d" | tee "$to-digits.txt"
+    cp out/digits.svg "$to-digits.svg"
+    local record
+    for record in "benches/record/$device"/*-classes.json; do :; done
+    [ ! -e "$record" ] || "$wgloss" bench --from "$record" --plot "${record%.json}.svg"
+}
 
 # A gigabyte of logits, for GPUs whose caches hold less: 24 GiB of the host's memory, and a minute a
 # workload.

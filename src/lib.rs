@@ -1,8 +1,8 @@
 //! Loss kernels for GPUs: fused, numerically stable, the same to the bit every time.
 //!
 //! WGSL compute shaders compute losses and their gradients on whatever [wgpu] runs on: Vulkan,
-//! Metal, DX12. The semantics are PyTorch's, to the edge cases; the numbers are held to a float64
-//! [`mod@reference`].
+//! Metal, DX12. The semantics are PyTorch's, to the edge cases, but for what [`pytorch`] lists; the
+//! numbers are held to a float64 [`mod@reference`].
 //!
 //! ```no_run
 //! use wgloss::{Args, Array, CrossEntropy, Gpu};
@@ -68,6 +68,7 @@ mod ops;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod reference;
+pub mod pytorch;
 mod cache;
 mod pool;
 mod adapter;

@@ -2,6 +2,7 @@
 
 mod npy;
 mod files;
+mod progress;
 mod devices;
 mod machine;
 mod ops;

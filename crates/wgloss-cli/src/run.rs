@@ -1,17 +1,16 @@
 //! `wgloss run`: arrays from files, an op, results to files.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use wgloss::{Layout, Output, Pass, Role};
 
 use crate::batches::{Batches, Sources, flag};
 use crate::files::{Outputs, Place, Tensor, Writer};
 use crate::machine::Machine;
 use crate::ops::Job;
-use crate::print;
+use crate::{print, progress};
 
 /// Runs the job; writes either every requested file or none.
 pub fn run(job: &Job) -> Result<()> {
@@ -55,7 +54,7 @@ pub fn run(job: &Job) -> Result<()> {
     let mut results = Results::new(&outputs, &computed, &machine)?;
     let time = match &batches {
         None => {
-            let progress = progress(3, "{spinner} {bar:12} {msg}");
+            let progress = progress::bar(3, "{spinner} {bar:12} {msg}");
             progress.set_message("loading");
             let args = sources.read()?;
             progress.inc(1);
@@ -70,7 +69,7 @@ pub fn run(job: &Job) -> Result<()> {
         }
         Some(batches) => {
             let template = "{spinner} {bar:30} {human_pos} of {human_len} rows, {eta} to go";
-            let progress = progress(batches.rows() as u64, template);
+            let progress = progress::bar(batches.rows() as u64, template);
             let start = Instant::now();
             batches.run(&machine, explain, |output, rows| {
                 progress.inc(rows as u64);
@@ -90,15 +89,6 @@ pub fn run(job: &Job) -> Result<()> {
     ];
     lines.extend(results.finish()?);
     print(&lines)
-}
-
-/// A bar that goes away when it is done with.
-fn progress(length: u64, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template);
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(length).with_style(style).with_finish(ProgressFinish::AndClear);
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
 }
 
 /// Results as they come: on their way to the files that were asked for, and summed up.

@@ -15,8 +15,7 @@ use wgloss_testing::ops::find;
 use wgloss_testing::timer::Timer;
 use wgloss_testing::workload::{self, Workload};
 
-use crate::check::progress;
-use crate::{devices, files, ops, print};
+use crate::{devices, files, ops, print, progress};
 use copy::Copy;
 use report::{Record, Report, Times};
 
@@ -47,6 +46,10 @@ pub struct Flags {
     /// Find out from how many classes on which team is fastest, instead
     #[arg(long, conflicts_with_all = ["op", "pass", "dtype", "shape", "team", "json", "plot"])]
     sweep: bool,
+    /// Draw what --json has written, instead of timing anything
+    #[arg(long, value_name = "FILE.json", requires = "plot", conflicts_with_all =
+        ["op", "pass", "dtype", "shape", "rounds", "team", "adapter", "sweep", "json"])]
+    from: Option<PathBuf>,
     /// Where to write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -100,6 +103,11 @@ pub fn bench(flags: &Flags) -> Result<()> {
         let is_svg = path.extension().is_some_and(|extension| extension == "svg");
         ensure!(is_svg, "--plot {}: expected a name that ends in .svg", path.display());
     }
+    if let Some(path) = &flags.from {
+        let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(path)?)?);
+        let report: Report = read().with_context(|| format!("--from {}", path.display()))?;
+        return draw(&report, flags);
+    }
     let mut options = GpuOptions::default();
     if let Some(team) = flags.team {
         options = options.team(team.into());
@@ -117,11 +125,11 @@ pub fn bench(flags: &Flags) -> Result<()> {
         return sweep(&gpu, flags.rounds);
     }
 
-    let bar = progress(workloads.len() * flags.rounds as usize);
+    let bar = progress::cases(workloads.len() * flags.rounds as usize);
     let mut report = Report {
         device: devices::describe(gpu.info()),
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        times: Timer::new(&gpu).describe(),
+        times: Timer::new(&gpu).describe().into(),
         rounds: flags.rounds,
         records: Vec::new(),
     };
@@ -137,12 +145,15 @@ pub fn bench(flags: &Flags) -> Result<()> {
         files::replace(path, json.as_bytes())
             .with_context(|| format!("--json {}", path.display()))?;
     }
-    if let Some(path) = &flags.plot {
-        let svg = report.plot()?;
-        files::replace(path, svg.as_bytes())
-            .with_context(|| format!("--plot {}", path.display()))?;
-    }
+    draw(&report, flags)?;
     print(&report.lines())
+}
+
+/// Draws what `--plot` asks for.
+fn draw(report: &Report, flags: &Flags) -> Result<()> {
+    let Some(path) = &flags.plot else { return Ok(()) };
+    let svg = report.plot()?;
+    files::replace(path, svg.as_bytes()).with_context(|| format!("--plot {}", path.display()))
 }
 
 /// What was asked for.
@@ -329,12 +340,12 @@ impl Memory {
 }
 
 /// Cross entropy by every team, over numbers of classes: where one becomes faster than another is
-/// the threshold for `src/select.rs`.
+/// a threshold of `src/tuning.rs`.
 fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
     const LOGITS: usize = 1 << 22;
     let teams = [Team::Invocation, Team::Subgroup, Team::Workgroup];
     let classes: Vec<usize> = (2..=17).flat_map(|n| [1 << n, (1 << n) * 3 / 2]).collect();
-    let bar = progress(classes.len());
+    let bar = progress::cases(classes.len());
     let mut lines = vec![
         format!("device  {}", devices::describe(gpu.info())),
         format!("cross entropy, forward and backward, {LOGITS} logits, ms by team"),
@@ -391,9 +402,9 @@ fn sweep(gpu: &Gpu, rounds: u32) -> Result<()> {
     let up_to = thresholds(&rows).map(|count| count.checked_sub(1).map_or(0, |last| classes[last]));
     lines.extend([
         String::new(),
-        "thresholds for src/select.rs, with which these times have the least product:".into(),
-        format!("    rows_by_invocation: {},", up_to[0]),
-        format!("    rows_by_subgroup: {},", up_to[1]),
+        "thresholds for src/tuning.rs, with which these times have the least product:".into(),
+        format!("    max_classes_by_invocation: {},", up_to[0]),
+        format!("    max_classes_by_subgroup: {},", up_to[1]),
     ]);
     print(&lines)
 }

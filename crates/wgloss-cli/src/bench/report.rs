@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::copy::Copy;
 use wgloss_testing::workload::{Workload, has_rows};
@@ -22,10 +22,10 @@ pub struct Times {
 }
 
 /// What came of a workload. Times are medians.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Record {
-    op: &'static str,
-    pass: &'static str,
+    op: String,
+    pass: String,
     dtype: String,
     shape: Vec<usize>,
     /// The kernel that does the work, and the copy that it is compared with.
@@ -68,8 +68,8 @@ impl Record {
         let copy_gbps = gbps(copy.bytes(), median(&times.copy));
         let quartiles = [1, 3].map(|quarter| ms(quantile(&times.kernel, quarter, 4)));
         Record {
-            op: workload.op.name(),
-            pass: workload.pass.name(),
+            op: workload.op.name().into(),
+            pass: workload.pass.name().into(),
             dtype: workload.dtype.to_string(),
             shape: workload.shape.clone(),
             kernel,
@@ -108,13 +108,13 @@ fn quantile(times: &[Duration], part: usize, of: usize) -> Duration {
 }
 
 /// What came of all of them.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     pub device: String,
     /// What was asked for: the arguments.
     pub command: String,
     /// What kernel times are.
-    pub times: &'static str,
+    pub times: String,
     pub rounds: u32,
     pub records: Vec<Record>,
 }
@@ -148,8 +148,8 @@ impl Report {
             let shape: Vec<_> = record.shape.iter().map(usize::to_string).collect();
             let [low, high] = record.kernel_ms_quartiles;
             [
-                record.op.into(),
-                record.pass.into(),
+                record.op.clone(),
+                record.pass.clone(),
                 record.dtype.clone(),
                 shape.join("x"),
                 format!("{:.3}", record.kernel_ms),
@@ -193,7 +193,7 @@ impl Report {
 
     /// GB/s over the number of classes, of every op that has them, and of the copy.
     pub fn plot(&self) -> Result<String> {
-        let is_shown = |record: &&Record| has_rows(record.op) && record.shape.len() == 2;
+        let is_shown = |record: &&Record| has_rows(&record.op) && record.shape.len() == 2;
         let shown: Vec<_> = self.records.iter().filter(is_shown).collect();
         ensure!(!shown.is_empty(), "--plot: expected an op over rows of classes among those timed");
         let classes = shown.iter().map(|record| record.shape[1] as f64);
@@ -215,39 +215,40 @@ impl Report {
         }
 
         let mut svg = String::new();
-        let area = SVGBackend::with_string(&mut svg, (900, 520)).into_drawing_area();
+        // the legend has a strip of its own, above the curves, which it would hide
+        let legend = 20 * curves.len() as i32;
+        let size = (900, 500 + legend as u32);
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(&self.device, ("sans-serif", 18))
+        let (head, body) = area.split_vertically(44 + legend);
+        let font = ("sans-serif", 14);
+        head.draw_text(&self.device, &("sans-serif", 16).into(), (76, 16))?;
+        let mut chart = ChartBuilder::on(&body)
             .margin(16)
+            .margin_top(4)
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d((least..most * 1.01).log_scale(), 0.0..top * 1.1)?;
         chart
             .configure_mesh()
             .x_desc("classes, log scale")
+            .x_label_formatter(&|classes| format!("{classes:.0}"))
             .y_desc("GB/s, every argument and result counted once")
-            .label_style(("sans-serif", 14))
+            .label_style(font)
             .bold_line_style(BLACK.mix(0.12))
             .light_line_style(TRANSPARENT)
             .draw()?;
         for (i, (name, mut points)) in curves.into_iter().enumerate() {
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             let style = Palette99::pick(i).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(points, style).point_size(3))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+            chart.draw_series(LineSeries::new(points, style).point_size(3))?;
+            let y = 48 + 20 * i as i32;
+            head.draw(&PathElement::new([(76, y), (100, y)], style))?;
+            head.draw_text(&name, &font.into(), (108, y - 6))?;
         }
-        chart
-            .configure_series_labels()
-            .label_font(("sans-serif", 14))
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
         area.present()?;
-        drop(chart);
-        drop(area);
+        // they borrow the text
+        drop((chart, head, body, area));
         Ok(svg)
     }
 }

@@ -8,10 +8,11 @@ use wgloss::{Args, Error, Output, Pass, Role};
 use wgloss_testing::cases::{self, Case, Folder, magnitude};
 use wgloss_testing::table::PASSES;
 
+use super::Only;
 use super::report::{Outcome, Record, Report};
-use super::{Only, progress};
 use crate::files::Tensor;
 use crate::machine::Machine;
+use crate::progress;
 
 /// What the columns of the report are.
 const COLUMNS: [&str; 3] = ["out", "grad", "log_prob"];
@@ -52,7 +53,7 @@ pub fn expect_unique_names(folders: &[Named]) -> Result<()> {
 /// Computes and judges all of them.
 pub fn run(machine: &Machine, folders: &[Named]) -> (Report, Tensors) {
     let count = |named: &Named| named.folder.cases.len() + named.folder.errors.len();
-    let bar = progress(folders.iter().map(count).sum());
+    let bar = progress::cases(folders.iter().map(count).sum());
     let (mut records, mut tensors) = (Vec::new(), Vec::new());
     for Named { name, folder } in folders {
         // cases of an op together, as the table has them, in the order in which ops come

@@ -5,10 +5,8 @@ mod folders;
 mod self_test;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use wgloss::Team;
 
 use crate::files::{self, Place};
@@ -96,14 +94,4 @@ impl Only {
             Some(name) => bail!("--only {name}: expected one of {}", known.join(", ")),
         }
     }
-}
-
-/// A bar over so many cases, where stderr is a terminal.
-pub fn progress(cases: usize) -> ProgressBar {
-    let bar = ProgressBar::new(cases as u64).with_style(
-        ProgressStyle::with_template("{spinner} {bar:40} {pos}/{len} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
 }

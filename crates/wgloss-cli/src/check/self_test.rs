@@ -7,10 +7,11 @@ use rayon::prelude::*;
 use wgloss::{Array, Output, Role};
 use wgloss_testing::table::{self, Case, Row};
 
+use super::Only;
 use super::report::{Outcome, Record, Report};
-use super::{Only, progress};
 use crate::files::Tensor;
 use crate::machine::Machine;
+use crate::progress;
 
 /// The rows of the table that were asked for.
 pub fn rows(only: &Only) -> Result<Vec<Row>> {
@@ -24,7 +25,7 @@ pub fn rows(only: &Only) -> Result<Vec<Row>> {
 /// kernels: so rows run side by side, where most of the time goes into compiling, and no driver keeps
 /// the kernels of all.
 pub fn run(open: impl Fn() -> Result<Machine> + Sync, table: &[Row]) -> Result<Report> {
-    let bar = progress(table.iter().map(|row| row.cases().len()).sum());
+    let bar = progress::cases(table.iter().map(|row| row.cases().len()).sum());
     let run_row = |row: &Row| {
         let machine = open()?;
         let records: Result<Vec<_>> = row
