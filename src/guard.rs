@@ -88,8 +88,11 @@ impl Gpu {
             usage: wgpu::BufferUsages::MAP_WRITE,
             mapped_at_creation: true,
         });
-        let is_lost = buffer.get_mapped_range_mut(..).is_err();
-        is_lost.then(|| Error::DeviceLost("it maps no buffers any more".into()))
+        if buffer.get_mapped_range_mut(..).is_ok() {
+            return None;
+        }
+        let reason = "it maps no buffers any more".to_string();
+        Some(Error::DeviceLost(lock(&faults.lost).get_or_insert(reason).clone()))
     }
 }
 
