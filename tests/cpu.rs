@@ -97,7 +97,8 @@ fn any_number_of_threads_comes_to_the_same_bits() {
     for (op, args) in ops {
         let of = |cpu: Cpu| {
             let out = cpu.forward_backward(op, args).unwrap();
-            [out.loss(), out.grad()].map(|array| array.unwrap().to_f32().iter().map(|x| x.to_bits()).collect())
+            [out.loss(), out.grad()]
+                .map(|array| array.unwrap().to_f32().iter().map(|x| x.to_bits()).collect())
         };
         let want: [Vec<u32>; 2] = of(Cpu::default());
         for threads in [1, 2, 3] {

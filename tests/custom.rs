@@ -2,7 +2,7 @@
 
 use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::reference::{self, Promise, compare};
-use wgloss::{Role, Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result};
+use wgloss::{Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result, Role};
 use wgloss_testing::call::{PASSES, REDUCTIONS};
 use wgloss_testing::devices::gpu;
 
@@ -99,8 +99,16 @@ fn keep_the_promise_everywhere() {
                 }
                 for got in outputs {
                     for (got, want, promise) in [
-                        (got.get(Role::Loss), want.get(Role::Loss), Promise::LOSS.scaled(1.0 / over)),
-                        (got.get(Role::Grad), want.get(Role::Grad), Promise::GRAD.scaled(1.5 / over)),
+                        (
+                            got.get(Role::Loss),
+                            want.get(Role::Loss),
+                            Promise::LOSS.scaled(1.0 / over),
+                        ),
+                        (
+                            got.get(Role::Grad),
+                            want.get(Role::Grad),
+                            Promise::GRAD.scaled(1.5 / over),
+                        ),
                     ] {
                         assert_eq!(got.is_some(), want.is_some());
                         let (Some(got), Some(want)) = (got, want) else { continue };

@@ -5,9 +5,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use wgloss::wgpu::{self, BufferUsages};
-use wgloss::{Role, 
+use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Layout, Mse, Output,
-    Pass, Reduction, Team, Tensor,
+    Pass, Reduction, Role, Team, Tensor,
 };
 use wgloss_testing::call::{Call, Elements, PASSES, REDUCTIONS, Rows, bits, check, read, run};
 use wgloss_testing::devices::{Device, devices, gpu, on_every_device, open};

@@ -10,7 +10,7 @@ mod bce_with_logits;
 mod elements;
 mod state;
 
-use wgloss::{Role, Array, Output};
+use wgloss::{Array, Output, Role};
 use wgloss_testing::call::{Elements, Rows};
 use wgloss_testing::random::{Logits, Random};
 

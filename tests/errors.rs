@@ -568,7 +568,8 @@ fn results_that_a_pass_does_not_compute() {
         assert_eq!(error.to_string(), format!("{name}: {}", error.reason()));
     };
     type Output = wgloss::Output<Array<'static>>;
-    let get: [(&'static str, fn(&Output) -> Result<(), Error>); 5] = [
+    type Get = fn(&Output) -> Result<(), Error>;
+    let get: [(&'static str, Get); 5] = [
         ("loss", |out| out.loss().map(|_| ())),
         ("output", |out| out.output().map(|_| ())),
         ("grad", |out| out.grad().map(|_| ())),

@@ -34,7 +34,7 @@ fn hold_rows(is_wanted: impl Fn(&Row) -> bool) {
                 !is_left_out && case.elements() <= 25_000
             };
             for device in own_devices().take(1) {
-                hold(&device, row, &is_wanted);
+                hold(&device, row, is_wanted);
             }
         }
     }

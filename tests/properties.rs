@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::reference::Values;
-use wgloss::{Role, Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Softmax};
+use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Role, Softmax};
 use wgloss_testing::any::{self, AnyCall, shape};
 use wgloss_testing::call::{
     Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
@@ -302,7 +302,10 @@ fn rows_do_not_know_their_neighbours(gpu: &Gpu, case: &AnyRows, _: &Passes) -> O
         ..rows
     };
     let alone = run(gpu, &one, Pass::ForwardBackward);
-    let (loss, grad) = (bits_of(&all.get(Role::Loss).cloned().unwrap()), bits_of(&all.get(Role::Grad).cloned().unwrap()));
+    let (loss, grad) = (
+        bits_of(&all.get(Role::Loss).cloned().unwrap()),
+        bits_of(&all.get(Role::Grad).cloned().unwrap()),
+    );
     prop_assert_eq!(&bits_of(&alone.get(Role::Loss).cloned().unwrap())[..], &loss[row..row + 1]);
     let own = &grad[row * classes..(row + 1) * classes];
     prop_assert_eq!(&bits_of(&alone.get(Role::Grad).cloned().unwrap())[..], own);
@@ -382,7 +385,10 @@ fn weights_scale_the_sum_and_not_the_mean(gpu: &Gpu, case: &ModerateRows, _: &Pa
     let twice: Vec<f32> = weight.iter().map(|w| w * 2.0).collect();
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let rows = case.rows.clone().reduced(reduction);
-        let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward).get(Role::Loss).cloned().unwrap();
+        let once = run(gpu, &rows.clone().weight(&weight), Pass::Forward)
+            .get(Role::Loss)
+            .cloned()
+            .unwrap();
         let got = run(gpu, &rows.weight(&twice), Pass::Forward).get(Role::Loss).cloned().unwrap();
         let factor = if reduction == Reduction::Sum { 2.0 } else { 1.0 };
         let want = once.item().unwrap() * factor;
@@ -420,7 +426,8 @@ fn bce_with_logits_is_symmetric(gpu: &Gpu, elements: &Elements, _: &Passes) -> O
     let got = run(gpu, &mirrored, Pass::ForwardBackward);
     let want = run(gpu, &straight, Pass::ForwardBackward);
     prop_assert_eq!(got.loss(), want.loss());
-    let opposite: Vec<f32> = want.get(Role::Grad).cloned().unwrap().to_f32().into_iter().map(|g| -g).collect();
+    let opposite: Vec<f32> =
+        want.get(Role::Grad).cloned().unwrap().to_f32().into_iter().map(|g| -g).collect();
     prop_assert_eq!(got.get(Role::Grad).cloned().unwrap().to_f32(), opposite);
     Ok(())
 }

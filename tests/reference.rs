@@ -2,7 +2,7 @@
 //! and every edge that the documentation speaks of.
 
 use wgloss::reference::{self, Values};
-use wgloss::{Role, Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction};
+use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction, Role};
 use wgloss_testing::compare::compare_relative;
 use wgloss_testing::conformance::{self, Folder};
 use wgloss_testing::random::{Logits, Random};
@@ -341,7 +341,8 @@ fn check_slopes(
     let upstream = upstream.to_f64();
     let size: f64 = loss.magnitudes.iter().zip(&upstream).map(|(t, u)| (t * u).abs()).sum();
     let total = |x: &[f32]| -> f64 {
-        let loss = reference::run(op, Pass::Forward, &args(x)).unwrap().get(Role::Loss).cloned().unwrap();
+        let loss =
+            reference::run(op, Pass::Forward, &args(x)).unwrap().get(Role::Loss).cloned().unwrap();
         loss.values.iter().zip(&upstream).map(|(loss, u)| loss * u).sum()
     };
     for i in (0..x.len()).filter(|&i| x[i].is_finite()) {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use wgloss::{
-    Output, Role,
-    Args, Array, CrossEntropy, Gpu, KlDiv, LogSoftmax, Mse, NllLoss, Op, Pass, Reduction, Softmax,
+    Args, Array, CrossEntropy, Gpu, KlDiv, LogSoftmax, Mse, NllLoss, Op, Output, Pass, Reduction,
+    Role, Softmax,
 };
 use wgloss_testing::any::AnyCall;
 use wgloss_testing::call::{Elements, PASSES, REDUCTIONS, Rows, check, check_pass, result, run};

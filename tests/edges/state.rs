@@ -1,7 +1,7 @@
 //! Backward from the state that forward kept.
 
-use wgloss::Role;
 use wgloss::Pass;
+use wgloss::Role;
 use wgloss_testing::call::{Call, judge, reference};
 use wgloss_testing::devices::on_every_device;
 use wgloss_testing::random::Random;

@@ -1,7 +1,7 @@
 //! Sums of millions of terms.
 
 use wgloss::reference::Values;
-use wgloss::{Role, Output, Pass, Reduction};
+use wgloss::{Output, Pass, Reduction, Role};
 use wgloss_testing::call::{Elements, Rows, check, check_pass, judge, reference, run};
 use wgloss_testing::devices::{gpu, on_every_device};
 use wgloss_testing::random::{Logits, Random};

@@ -15,8 +15,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
-use wgloss::options::{Info, Value};
 use wgloss::internals::compare_by;
+use wgloss::options::{Info, Value};
 use wgloss::reference::{Mismatch, Worst};
 use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
 
