@@ -105,10 +105,7 @@ pub use role::Role;
 pub use shape::Layout;
 
 // the ops
-pub use ops::{
-    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse, NllLoss, Op,
-    Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax, ops, options,
-};
+pub use ops::*;
 
 // where they run
 #[cfg(not(target_arch = "wasm32"))]
@@ -132,8 +129,7 @@ pub use wgpu;
 pub mod internals {
     pub use crate::kernel::{Define, File, Kernel};
     pub use crate::limits::Limits;
-    pub use crate::ops::sealed::Sealed;
-    pub use crate::ops::{ElementParams, RowOperands, RowParams, RowTarget, SumParams};
+    pub use crate::ops::internals::*;
     pub use crate::program::{
         Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };

@@ -232,6 +232,15 @@ const NAIVE: &[Naive] = &[
         by: By::Table("sigmoid_focal", "alpha 0.999, gamma 5", "none random"),
     },
     Naive {
+        what: "the logarithm of a Poisson distribution's rate as that of the rounded sum",
+        path: "ops/poisson_nll.wgsl",
+        replacements: &[(
+            "return select(ln4(rate), log1p_unit(select(vec4(0.0), difference, is_near_1)), is_near_1);",
+            "return ln4(rate);",
+        )],
+        by: By::Table("poisson_nll", "rates", "none extreme"),
+    },
+    Naive {
         what: "soft margin as log(1 + exp(-t x))",
         path: "ops/soft_margin.wgsl",
         replacements: &[(

@@ -19,19 +19,17 @@ mod huber;
 mod kl_div;
 mod soft_margin;
 mod sigmoid_focal;
+mod poisson_nll;
 mod softmax;
 mod log_softmax;
 mod sigmoid;
 mod logsigmoid;
 
 pub(crate) use cross_entropy::has_classes;
-pub use elements::ElementParams;
 #[cfg(feature = "cpu")]
 pub(crate) use elements::weight_dims;
 pub(crate) use elements::{Elementwise, divisor};
 pub(crate) use row_maps::rows_along;
-pub use rows::{RowOperands, RowParams, RowTarget};
-pub use sum::SumParams;
 
 pub use bce::Bce;
 pub use bce_with_logits::BceWithLogits;
@@ -43,11 +41,20 @@ pub use log_softmax::LogSoftmax;
 pub use logsigmoid::LogSigmoid;
 pub use mse::Mse;
 pub use nll_loss::NllLoss;
+pub use poisson_nll::PoissonNll;
 pub use sigmoid::Sigmoid;
 pub use sigmoid_focal::SigmoidFocal;
 pub use smooth_l1::SmoothL1;
 pub use soft_margin::SoftMargin;
 pub use softmax::Softmax;
+
+/// What the crate's own tests look at.
+pub(crate) mod internals {
+    pub use super::elements::ElementParams;
+    pub use super::rows::{RowOperands, RowParams, RowTarget};
+    pub use super::sealed::Sealed;
+    pub use super::sum::SumParams;
+}
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -74,6 +81,7 @@ pub fn ops() -> Vec<Box<dyn Op>> {
         Box::new(KlDiv::default()),
         Box::new(SoftMargin::default()),
         Box::new(SigmoidFocal::default()),
+        Box::new(PoissonNll::default()),
         Box::new(Softmax::default()),
         Box::new(LogSoftmax::default()),
         Box::new(Sigmoid),

@@ -492,6 +492,8 @@ pub enum Numbers {
     LogProbabilities,
     /// Counts or rates: 0 or more.
     Counts,
+    /// The logarithms of rates: any, whose exponentials may overflow.
+    LogRates,
 }
 
 /// What targets are.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use wgloss::{Array, BceWithLogits, Huber, KlDiv, L1, Mse, Op, Reduction, SigmoidFocal, SmoothL1};
+use wgloss::{
+    Array, BceWithLogits, Huber, KlDiv, L1, Mse, Op, PoissonNll, Reduction, SigmoidFocal, SmoothL1,
+};
 use wgloss_testing::any::AnyCall;
 use wgloss_testing::call::{Elements, check};
 use wgloss_testing::devices::on_every_device;
@@ -106,6 +108,29 @@ fn focal_loss_with_alpha_near_one() {
             let op = SigmoidFocal::default().alpha(alpha).reduction(Reduction::None);
             let op: Arc<dyn Op> = Arc::new(op);
             check(gpu, &pairs(&op, &[-8.0, -1.0, 0.5, 30.0, INF], &[0.0, 1.0, 0.5, 1e-6]));
+        }
+    });
+}
+
+#[test]
+fn poisson_losses_at_their_edges() {
+    let counts = [0.0, 0.5, 1.0, 1.0 + 1e-6, 2.0, 1e3, 1e15, 1e30, -1.0];
+    let log_rates = [-INF, -1e30, -200.0, -1.0, 0.0, 1.0, 88.0, 88.72, 88.73, 1e30, INF];
+    // near 1 a rounded sum has lost what its logarithm is of
+    let below_1 = [0.0, 1e-30, 1e-8, 0.25, 0.5, 0.75, 0.875, 1.0 - 6e-8];
+    let rates = [&below_1[..], &[1.0, 1.0 + 1.2e-7, 2.0, 1e30, INF, -1.0]].concat();
+    on_every_device(|gpu| {
+        for full in [false, true] {
+            let op = PoissonNll::default().full(full).reduction(Reduction::None);
+            let of_logs: Arc<dyn Op> = Arc::new(op.clone());
+            check(gpu, &pairs(&of_logs, &log_rates, &counts));
+            let out = check(gpu, &pairs(&of_logs, &[-INF, INF], &[0.0, 3.0]));
+            assert_eq!(loss(&out), [0.0, INF, INF, INF]);
+            for eps in [0.0, 1e-8, 0.125, 0.5] {
+                let of_rates: Arc<dyn Op> = Arc::new(op.clone().log_input(false).eps(eps));
+                check(gpu, &pairs(&of_rates, &rates, &counts));
+                assert_nan(&loss(&check(gpu, &pairs(&of_rates, &[-1.0], &[0.0, 3.0]))));
+            }
         }
     });
 }

@@ -291,6 +291,12 @@ impl Kind {
             Numbers::Probabilities => few_of(unit()),
             Numbers::LogProbabilities => few_of(log()),
             Numbers::Counts => few_of(count()),
+            // sums of rates stay finite, unless a rate is infinite
+            Numbers::LogRates => numbers()
+                .prop_map(|all| {
+                    all.into_iter().map(|x| if x < INF { x.min(70.0) } else { x }).collect()
+                })
+                .boxed(),
             _ => numbers(),
         }
     }
@@ -456,7 +462,8 @@ fn calls(
             };
 
             let mut input: Vec<f32> = repeated(&input, count);
-            if !matches!(kind.input(), Numbers::Probabilities | Numbers::Counts) {
+            if !matches!(kind.input(), Numbers::Probabilities | Numbers::Counts | Numbers::LogRates)
+            {
                 input.iter_mut().enumerate().for_each(|(i, x)| *x += tilt * i as f32);
             }
             let weight = drawn.is_weighted.then(|| match kind.has_row_losses() {

@@ -12,7 +12,7 @@ use std::iter::repeat_n;
 use wgloss::options::{Family, Numbers, Target};
 use wgloss::{
     Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Pass, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+    NllLoss, Op, Pass, PoissonNll, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
 };
 
 use crate::ops;
@@ -148,6 +148,10 @@ pub fn table() -> Vec<Row> {
         row("no alpha, gamma 0.5", SigmoidFocal::default().alpha(-1.0).gamma(0.5)),
         row("alpha 0.999, gamma 5", SigmoidFocal::default().alpha(0.999).gamma(5.0)),
         row("gamma 0", SigmoidFocal::default().gamma(0.0)),
+        row("", PoissonNll::default()),
+        row("full", PoissonNll::default().full(true)),
+        row("rates", PoissonNll::default().log_input(false)),
+        row("rates, full, eps 0.25", PoissonNll::default().log_input(false).full(true).eps(0.25)),
         row("", Softmax::default()),
         row("dim 0", Softmax::default().dim(0)),
         row("dim 1", Softmax::default().dim(1)),
