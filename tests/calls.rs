@@ -79,7 +79,7 @@ fn a_call_finds_the_plan_of_the_one_before() {
 /// An op of other options never finds the plan of this one.
 #[test]
 fn plans_are_kept_by_all_that_they_depend_on() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let args = rows(gpu, 4, 10, &[1, 2, 3, 4]);
     let loss = |op: &CrossEntropy| {
         let output = gpu.block_on(gpu.forward(op, &args)).unwrap();
@@ -124,7 +124,7 @@ fn what_is_kept_is_bounded() {
 
 #[test]
 fn results_go_where_the_caller_wants_them() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = CrossEntropy::default();
     let args = rows(gpu, 4, 10, &[1, 2, 3, 4]);
     let want = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
@@ -156,7 +156,7 @@ fn results_go_where_the_caller_wants_them() {
 /// A training loop that asks now and then learns of the first fault, not of the last step.
 #[test]
 fn the_status_keeps_the_first_fault_until_it_is_checked() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = CrossEntropy::default();
     let args = rows(gpu, 3, 10, &[1, 2, 3]);
     let layouts = args.layouts();
@@ -205,7 +205,7 @@ fn own_device(gpu: &Gpu) -> (wgpu::Device, wgpu::Queue) {
 /// A framework that has set the device's lost callback keeps it, and both sides learn of the loss.
 #[test]
 fn the_lost_callback_stays_whose_it_is() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for own in [false, true] {
         let (device, queue) = own_device(gpu);
         let told = Arc::new(AtomicBool::new(false));
@@ -244,7 +244,7 @@ fn an_error_of_the_callers_own_is_reported_by_the_next_call() {
 
 #[test]
 fn an_adapter_is_chosen_by_index_or_handed_over() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let adapters = pollster::block_on(adapters());
     let first = Gpu::blocking_with_options(&GpuOptions::default().index(0)).unwrap();
     assert_eq!(first.info().name, adapters[0].get_info().name);

@@ -176,7 +176,7 @@ fn of_one_name_are_told_apart() {
     let of = |c| Polynomial { coefficients: vec![c; 8], reduction: Reduction::Mean };
     let [one, two] = [of(1.0), of(2.0)];
     assert!(&one as &dyn Op != &two as &dyn Op);
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let loss = |op: &dyn Op| {
         let output = gpu.block_on(gpu.run(op, Pass::Forward, &small())).unwrap();
         output.get(Role::Loss).cloned().unwrap().to_f32()
@@ -188,7 +188,7 @@ fn of_one_name_are_told_apart() {
 
 #[test]
 fn that_do_not_compile_are_an_error() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let error = gpu.block_on(gpu.run(&Nonsense, Pass::Forward, &small())).unwrap_err();
     assert!(matches!(&error, Error::Validation(text) if text.contains("tree")), "{error}");
     // and others go on
@@ -197,7 +197,7 @@ fn that_do_not_compile_are_an_error() {
 
 #[test]
 fn that_read_outside_of_arrays_are_kept_from_it() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     // which value comes is up to wgpu; the process goes on
     let result = gpu.block_on(gpu.run(&Outside, Pass::Forward, &small()));
     assert!(result.is_ok(), "{result:?}");

@@ -68,7 +68,7 @@ fn assert_refused<T: std::fmt::Debug>(result: Result<T, Error>) {
 
 #[test]
 fn buffers_of_the_wrong_usage_or_size() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let buffer = |size, usage| {
         gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -111,7 +111,7 @@ fn buffers_of_the_wrong_usage_or_size() {
 
 #[test]
 fn a_callers_buffer_is_used_without_a_copy() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = some_rows();
     let uploaded = upload(gpu, &rows, Pass::ForwardBackward);
     let wrap = |tensor: &Tensor| {
@@ -135,7 +135,7 @@ fn a_callers_buffer_is_used_without_a_copy() {
 
 #[test]
 fn a_destroyed_buffer() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = some_mean();
     for pass in PASSES {
         let args = upload(gpu, &rows, pass);
@@ -150,7 +150,7 @@ fn a_destroyed_buffer() {
 
 #[test]
 fn a_destroyed_output() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = some_mean();
     let args = upload(gpu, &rows, Pass::ForwardBackward);
     let out = gpu.block_on(gpu.run(&*rows.op(), Pass::ForwardBackward, &args)).unwrap();
@@ -164,7 +164,7 @@ fn a_destroyed_output() {
 
 #[test]
 fn a_buffer_that_is_mapped() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 24,
@@ -179,7 +179,7 @@ fn a_buffer_that_is_mapped() {
 
 #[test]
 fn a_buffer_of_another_device() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let adapters = pollster::block_on(wgloss::adapters());
     let [first, second] = [(), ()].map(|()| {
         let device = adapters[0].request_device(&Default::default());
@@ -214,7 +214,7 @@ fn a_tensor_of_another_gpu() {
 
 #[test]
 fn one_buffer_in_several_roles() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     // read twice is fine
     let half = Elements::new(&[0.25; 8], &[0.25; 8]);
     let both = gpu.block_on(gpu.upload(&Array::from(&half.logits))).unwrap();
@@ -278,7 +278,7 @@ fn inputs_beyond_what_a_buffer_holds() {
 #[test]
 fn inputs_beyond_this_device() {
     // a hundred gigabytes, of which none is allocated
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let args = Args::new(Layout::new(&[200_000, 128_256], DType::F32));
     let args = args.target(Layout::new(&[200_000], DType::I32));
     for pass in PASSES {
@@ -331,7 +331,7 @@ fn small_workgroups() {
 #[test]
 fn run_time_checks_change_no_result() {
     let Some(checked) = open(&GpuOptions::default().runtime_checks(true)) else { return };
-    let Some(unchecked) = gpu() else { return };
+    let Some(unchecked) = &gpu() else { return };
     let elements = Elements::random(&mut Random::new(8), &[5001]);
     let calls: [&dyn Call; 4] = [
         &some_rows(),
@@ -510,7 +510,7 @@ fn a_device_that_is_lost_while_others_use_it() {
 #[test]
 fn awaited_while_another_thread_polls() {
     // What callers who use async do, instead of `Gpu::block_on`.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = some_mean();
     let want = bits(&run(gpu, &rows, Pass::ForwardBackward));
     let (is_done, done) = (AtomicBool::new(false), Ordering::Relaxed);
@@ -663,7 +663,7 @@ fn a_plan_starts_afresh_every_time() {
 
 #[test]
 fn a_plan_takes_only_what_it_was_made_for() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (rows, pass) = (some_rows(), Pass::ForwardBackward);
     let args = upload(gpu, &rows, pass);
     let plan = gpu.block_on(gpu.plan(&*rows.op(), pass, &args.layouts())).unwrap();
@@ -697,7 +697,7 @@ fn a_plan_takes_only_what_it_was_made_for() {
 
 #[test]
 fn a_plan_tells_what_it_computes_and_takes() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = some_mean();
     let args = rows.args(Pass::ForwardBackward).layouts();
     let op = rows.cross_entropy().keep_state(true);

@@ -52,7 +52,7 @@ fn refused(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>, text: &st
 
 #[test]
 fn smoothing_outside_zero_to_one() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for (smoothing, text) in [(1.5, "1.5"), (-1e-9, "-0.000000001"), (f64::NAN, "NaN")] {
         let op = cross_entropy().label_smoothing(smoothing);
         let text = format!("label_smoothing: expected a number in [0, 1], got {text}");
@@ -62,7 +62,7 @@ fn smoothing_outside_zero_to_one() {
 
 #[test]
 fn options_that_f32_does_not_hold() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let entropy = |op: CrossEntropy, text: &str| refused(gpu, &op, Pass::Forward, &rows(), text);
     let above_0 = "expected a finite number above 0";
     let huge = format!("1{}", "0".repeat(39));
@@ -116,7 +116,7 @@ fn in_place_without_a_gradient() {
         assert_eq!(error.to_string(), text);
         #[cfg(feature = "cpu")]
         assert_eq!(wgloss::Cpu::default().run(&*op, Pass::Forward, &args), Err(error));
-        if let Some(gpu) = gpu() {
+        if let Some(gpu) = &gpu() {
             refused(gpu, &*op, Pass::Forward, &args, &text);
         }
         assert!(reference::run(&*op, Pass::Backward, &args).is_ok());
@@ -146,7 +146,7 @@ fn shapes_that_cannot_be_counted() {
 
 #[test]
 fn shapes_that_do_not_fit() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (forward, backward) = (Pass::Forward, Pass::Backward);
     let ce =
         |args: &Args<Array<'_>>, pass, text: &str| refused(gpu, &cross_entropy(), pass, args, text);
@@ -187,7 +187,7 @@ fn shapes_that_do_not_fit() {
 
 #[test]
 fn upstream_gradients_of_the_wrong_shape() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let each = cross_entropy().reduction(Reduction::None);
     for pass in [Pass::Backward, Pass::ForwardBackward] {
         let upstream = rows().upstream(zeros(&[3]));
@@ -225,7 +225,7 @@ fn shapes_beyond_counting() {
     let huge = [1 << 40, 1 << 40];
     let error = Array::new(&LOGITS, &huge).unwrap_err();
     assert!(error.to_string().starts_with("array: expected a shape of at most "), "{error}");
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for shape in [&huge[..], &[usize::MAX, 3], &[1 << 32, 1 << 32], &[1 << 62, 1]] {
         let input = Layout::new(shape, DType::F32);
         let args = Args::new(input.clone()).target(Layout::new(&shape[..1], DType::I32));
@@ -241,7 +241,7 @@ fn shapes_beyond_counting() {
 
 #[test]
 fn storage_types_that_an_argument_does_not_take() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let forward = Pass::Forward;
     let integers = Array::new(&[0; 6], &[2, 3]).unwrap();
     let input = Args::new(integers.clone()).target(Array::from(&TARGET));
@@ -273,7 +273,7 @@ fn storage_types_that_an_argument_does_not_take() {
 
 #[test]
 fn integers_of_64_bits_that_32_do_not_hold() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let error = gpu.block_on(gpu.upload(&Array::from(&[7, 1_i64 << 40]))).unwrap_err();
     let text = "expected integers that fit i32, got 1099511627776 at element 1";
     assert_eq!(error.to_string(), format!("array: {text}"));
@@ -286,7 +286,7 @@ fn integers_of_64_bits_that_32_do_not_hold() {
 
 #[test]
 fn arguments_that_are_missing() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for pass in PASSES {
         let text = format!("target: expected for cross_entropy.{}, got none", pass.name());
         refused(gpu, &cross_entropy(), pass, &logits(), &text);
@@ -297,7 +297,7 @@ fn arguments_that_are_missing() {
 
 #[test]
 fn arguments_without_a_use() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for pass in PASSES {
         let text = format!("pos_weight: expected none for cross_entropy.{}, got one", pass.name());
         refused(gpu, &cross_entropy(), pass, &rows().pos_weight(zeros(&[3])), &text);
@@ -320,7 +320,7 @@ fn arguments_without_a_use() {
 
 #[test]
 fn weights_that_are_not_finite() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let infinite = [1.0, f32::NEG_INFINITY, f32::NAN];
     let weight = rows().weight(Array::from(&infinite));
     let text = "weight: expected finite values, got -inf at element 1";
@@ -335,7 +335,7 @@ fn weights_that_are_not_finite() {
 
 #[test]
 fn classes_out_of_range_from_the_host() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for (target, row, class) in [
         ([0, 3], 1, "3"),
         ([-1, 2], 0, "-1"),
@@ -556,7 +556,7 @@ fn words_that_are_no_status() {
 
 #[test]
 fn results_that_a_pass_does_not_compute() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let run = |op: &dyn Op, pass, args: &Args<Array<'static>>| {
         gpu.block_on(gpu.run(op, pass, args)).unwrap()
     };

@@ -52,16 +52,16 @@ fn check_alike(small: &Gpu, large: &Gpu, job: &Job, reduction: Reduction) {
 #[test]
 fn every_op_in_parts() {
     // five parts; one index of the batch is 231 numbers where classes lie apart
-    let (Some(small), Some(large)) = (small_bindings(), gpu()) else { return };
+    let (Some(small), Some(large)) = &(small_bindings(), gpu()) else { return };
     for pass in PASSES {
         for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
             for job in every_op(&[301, 33], DType::F32, reduction, pass) {
-                check_alike(&small, large, &job, reduction);
+                check_alike(small, large, &job, reduction);
             }
         }
     }
     for job in every_op(&[37, 11, 21], DType::F16, Reduction::None, Pass::ForwardBackward) {
-        check_alike(&small, large, &job, Reduction::None);
+        check_alike(small, large, &job, Reduction::None);
     }
 }
 
@@ -80,7 +80,7 @@ fn every_op_in_parts_of_the_callers_buffers() {
 
 #[test]
 fn kept_state_in_parts() {
-    let (Some(small), Some(large)) = (small_bindings(), gpu()) else { return };
+    let (Some(small), Some(large)) = &(small_bindings(), gpu()) else { return };
     // fewer classes than numbers of state: it is the state that decides how many rows a part has
     let rows = Rows::random(&mut Random::new(31), Logits::Confident, &[1500, 3]);
     for reduction in [Reduction::None, Reduction::Mean] {
@@ -91,7 +91,7 @@ fn kept_state_in_parts() {
             let args = rows.args(Pass::Backward).state(forward.state().unwrap().clone());
             (forward, gpu.block_on(gpu.backward(&op, &args)).unwrap())
         };
-        assert_eq!(run(&small), run(large));
+        assert_eq!(run(small), run(large));
     }
 }
 
@@ -153,7 +153,7 @@ fn what_a_status_names_in_a_late_part() {
 #[test]
 fn weights_of_many_shapes_in_parts() {
     // Whatever dimension a part begins in the middle of.
-    let (Some(small), Some(large)) = (small_bindings(), gpu()) else { return };
+    let (Some(small), Some(large)) = &(small_bindings(), gpu()) else { return };
     let mut random = Random::new(33);
     let shape = [13, 7, 5, 23];
     let count = shape.iter().product();
@@ -174,7 +174,7 @@ fn weights_of_many_shapes_in_parts() {
             ];
             let job = Job { op: Box::new(op.clone()), pass: Pass::ForwardBackward, args };
             judge(&job, &job.run_apart(large).into_iter().collect());
-            check_alike(&small, large, &job, Reduction::None);
+            check_alike(small, large, &job, Reduction::None);
         }
     }
 }
@@ -182,7 +182,7 @@ fn weights_of_many_shapes_in_parts() {
 #[test]
 fn more_rows_than_a_dispatch_has_workgroups_and_a_float_has_digits() {
     // Beyond 2^22 rows; the divisor and the sum of their losses take three levels.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = (1 << 22) + 3;
     let mut random = Random::new(34);
     let logits = random.logits(Logits::Normal, 1021, 3);
@@ -200,7 +200,7 @@ fn more_rows_than_a_dispatch_has_workgroups_and_a_float_has_digits() {
 #[test]
 fn rows_longer_than_a_team_gets_through_in_one_loop() {
     // lavapipe 22.3 stops the loops of an invocation after 65,535 iterations, in silence.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let logits = Random::new(35).normals(600_000, 3.0);
     let args = vec![
         (Role::Input, array(&logits, &[1, 600_000], DType::F32)),

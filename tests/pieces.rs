@@ -28,7 +28,7 @@ fn small_bindings(bytes: u64) -> Option<Gpu> {
 #[track_caller]
 fn expect_same(small: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) {
     let large = gpu().unwrap();
-    let [got, want] = [small, large].map(|gpu| gpu.block_on(gpu.run(op, pass, args)).unwrap());
+    let [got, want] = [small, &large].map(|gpu| gpu.block_on(gpu.run(op, pass, args)).unwrap());
     for (role, want) in want.iter() {
         let got = got.get(role).unwrap();
         assert_eq!(bits_of(got), bits_of(want), "{op:?} {pass:?} {role}");
@@ -133,7 +133,7 @@ fn padding_is_left_alone_or_zeroed() {
 /// The zeros behind the last row need room.
 #[test]
 fn zeros_beyond_the_buffer_are_refused() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let target = gpu.block_on(gpu.upload(&Array::from(&[0, 1]))).unwrap();
     // 16 bytes a row: 11 floats end in the third word of 16 bytes
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
@@ -155,7 +155,7 @@ fn zeros_beyond_the_buffer_are_refused() {
 /// Gradients of their own are padded as the caller likes, and zeroed too.
 #[test]
 fn padding_of_a_gradient_of_its_own_is_zeroed() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let logits = Array::new(&[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]).unwrap();
     let args = Args::new(logits).target(Array::from(&[0, 1]));
     let args = gpu.block_on(gpu.upload_args(&args)).unwrap().zero_padding();

@@ -2,6 +2,7 @@
 //! forced. Cases are the same on every run; `PROPTEST_CASES` asks for more of each property,
 //! `PROPTEST_RNG_SEED` for others.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 
 use proptest::prelude::*;
@@ -26,9 +27,9 @@ struct Cases {
     forced: u32,
 }
 
-/// Of properties whose cases share their kernels, on devices that tests share.
-const SAME_KERNELS: Cases = Cases { automatic: 200, forced: 50 };
-/// Of any calls: most of the time goes into compiling, and no device is given all those kernels.
+/// Of properties whose cases share their kernels.
+const SAME_KERNELS: Cases = Cases { automatic: 100, forced: 25 };
+/// Of any calls, and of rows of any size: most of the time goes into compiling.
 const ANY_CALL: Cases = Cases { automatic: 60, forced: 15 };
 
 /// Holds a property against cases on every device.
@@ -38,7 +39,9 @@ fn for_all<S: Strategy>(
     strategy: S,
     property: impl Fn(&Gpu, &S::Value) -> Outcome,
 ) {
-    for Device { name, gpu } in devices {
+    for device in devices {
+        let name = device.name;
+        let device = RefCell::new(device);
         let from_environment = ProptestConfig::default();
         let is_set = |name| std::env::var_os(name).is_some();
         let automatic = match is_set("PROPTEST_CASES") {
@@ -58,7 +61,11 @@ fn for_all<S: Strategy>(
             failure_persistence: None,
             ..from_environment
         };
-        let result = TestRunner::new(config).run(&strategy, |case| property(&gpu, &case));
+        let result = TestRunner::new(config).run(&strategy, |case| {
+            let mut device = device.borrow_mut();
+            device.renew();
+            property(&device.gpu, &case)
+        });
         if let Err(error) = result {
             panic!("kernels: {name}\n{error}");
         }
@@ -92,11 +99,12 @@ impl Passes {
 
 /// Holds every property to each case, which is computed once. A failure says which one it is.
 fn all_hold<C: Debug>(
+    cases: Cases,
     strategy: impl Strategy<Value = C>,
     call: fn(&C) -> &dyn Call,
     properties: &[Property<C>],
 ) {
-    for_all(SAME_KERNELS, devices(), strategy, |gpu, case| {
+    for_all(cases, devices(), strategy, |gpu, case| {
         let passes = Passes::of(gpu, call(case));
         properties.iter().try_for_each(|(name, property)| {
             property(gpu, case, &passes).map_err(|error| match error {
@@ -209,6 +217,7 @@ fn properties_of_rows() {
         index,
     });
     all_hold(
+        ANY_CALL,
         cases,
         |case| &case.rows,
         &[
@@ -348,6 +357,7 @@ fn properties_of_rows_of_moderate_logits() {
     let shift = select(&[1.0_f32, -1.0, 77.0, -4096.5, 1e6, -1e6][..]);
     let cases = (moderate_rows(), shift, any::<u64>());
     all_hold(
+        ANY_CALL,
         cases.prop_map(|(rows, shift, seed)| ModerateRows { rows, shift, seed }),
         |case| &case.rows,
         &[
@@ -403,6 +413,7 @@ fn weights_scale_the_sum_and_not_the_mean(gpu: &Gpu, case: &ModerateRows, _: &Pa
 #[test]
 fn properties_of_elements() {
     all_hold(
+        SAME_KERNELS,
         elements(),
         |elements| elements,
         &[

@@ -64,7 +64,7 @@ fn zeros(count: usize, dtype: DType) -> Array<'static> {
 
 #[test]
 fn every_pattern_is_read_as_its_number() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = L1::default().reduction(Reduction::None);
     for half in HALVES {
         for all in every_pattern() {
@@ -87,7 +87,7 @@ fn every_pattern_is_read_as_its_number() {
 fn every_pattern_is_written_as_it_was() {
     // Within delta, Huber's gradient is the distance; beyond it delta, which 16 bits hold as
     // infinity.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = Huber::default().delta(f32::MAX.into()).reduction(Reduction::Sum);
     for half in HALVES {
         for all in every_pattern() {
@@ -125,7 +125,7 @@ fn between(half: Half) -> Vec<f32> {
 #[test]
 fn numbers_are_rounded_to_nearest_even() {
     // With logits and targets 0, the gradient is half of the weight times the upstream gradient.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = BceWithLogits::default().reduction(Reduction::Sum);
     for half in HALVES {
         let (large, small): (Vec<_>, Vec<_>) =
@@ -160,7 +160,7 @@ fn numbers_are_rounded_to_nearest_even() {
 #[test]
 fn not_a_number_is_written_as_such() {
     // Rounding could carry a payload of ones over into the sign, or a small one be cut off to infinity.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = BceWithLogits::default().reduction(Reduction::Sum);
     let all = [0x7fff_ffff, 0xffff_ffff, 0x7fff_8000, 0x7fc0_0001, 0xffc0_0000, 0x7f80_0001_u32];
     for half in HALVES {
@@ -193,7 +193,7 @@ fn row_ops(shape: &[usize], dtype: DType) -> Vec<Job> {
 #[test]
 fn an_odd_vocabulary_contiguous_or_padded() {
     // GPT-2's 50,257 classes: every other row begins in the middle of a word. Padded to 50,304.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for dtype in [DType::F16, DType::Bf16] {
         for job in row_ops(&[3, 50_257], dtype) {
             judge(&job, &job.run_apart(gpu).into_iter().collect());

@@ -32,7 +32,7 @@ fn op() -> CrossEntropy {
 
 #[test]
 fn results_are_those_of_single_calls_in_order() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = op();
     for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
         let single = |args| bits(&gpu.block_on(gpu.run(&op, pass, args)).unwrap());
@@ -73,7 +73,7 @@ fn events(gpu: &Gpu, limit: usize) -> Vec<Event> {
 
 #[test]
 fn the_next_batch_is_submitted_before_the_last_is_read() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for limit in 1..=4 {
         let events = events(gpu, limit);
         assert_eq!(events.len(), 20, "{events:?}");
@@ -102,7 +102,7 @@ fn the_next_batch_is_submitted_before_the_last_is_read() {
 /// Batches that are pushed: nothing comes back before as many as may be are in flight.
 #[test]
 fn results_come_when_there_is_no_room_for_another_batch() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (op, all) = (op(), batches());
     for limit in 1..=4 {
         let mut stream = gpu.stream(&op, Pass::ForwardBackward).in_flight(limit);
@@ -126,7 +126,7 @@ fn results_come_when_there_is_no_room_for_another_batch() {
 
 #[test]
 fn a_bad_batch_is_named_and_the_others_are_not_concerned() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = op();
     let mut all = batches();
     let mut random = Random::new(2);
@@ -153,7 +153,7 @@ fn a_bad_batch_is_named_and_the_others_are_not_concerned() {
 /// No executor of this crate, and another thread that polls the device.
 #[test]
 fn streams_are_awaited_without_blocking() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (op, all, done) = (op(), batches(), AtomicBool::new(false));
     let run = async || {
         let mut outputs = Vec::new();
@@ -187,7 +187,7 @@ fn streams_are_awaited_without_blocking() {
 /// Several threads share a device and what is kept of its memory.
 #[test]
 fn streams_of_several_threads_do_not_mix() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (op, all) = (op(), batches());
     let single = |args| bits(&gpu.block_on(gpu.run(&op, Pass::ForwardBackward, args)).unwrap());
     let expected: Vec<_> = all.iter().map(single).collect();
@@ -211,7 +211,7 @@ fn streams_of_several_threads_do_not_mix() {
 fn a_wait_may_be_given_up() {
     use std::task::{Context, Poll, Waker};
 
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let (op, all) = (op(), batches());
     let mut stream = gpu.stream(&op, Pass::Forward).in_flight(3);
     for args in &all[..2] {

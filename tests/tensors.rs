@@ -29,9 +29,10 @@ fn one_of_each_kind(shape: &[usize], dtype: DType, pass: Pass) -> Vec<Job> {
 fn every_op_in_one_buffer() {
     // Nine classes, two apart: rows begin at odd and at even places, in 16 bits in the middle of
     // words that belong to two rows or to two tensors.
-    let Some(gpu) = gpu() else { return };
     for pass in PASSES {
         for dtype in FLOATS {
+            // asked for each time: another, once it has many kernels
+            let Some(gpu) = &gpu() else { return };
             let is_bf16 = dtype == DType::Bf16;
             let jobs = every_op(&[5, 9], dtype, Reduction::None, pass);
             for job in jobs.iter().filter(|_| !is_bf16 || pass == Pass::ForwardBackward) {
@@ -39,6 +40,7 @@ fn every_op_in_one_buffer() {
             }
         }
     }
+    let Some(gpu) = &gpu() else { return };
     // padded rows whose elements are no multiple of four are summed in another order
     for job in every_op(&[5, 9], DType::F32, Reduction::Mean, Pass::ForwardBackward) {
         check_in(Where::OneBuffer, gpu, &job, CONTIGUOUS);
@@ -49,7 +51,7 @@ fn every_op_in_one_buffer() {
 fn groups_of_four_in_one_buffer_or_many() {
     // Twelve classes: contiguous tensors are taken in groups of four. Those of the caller are where
     // they are aligned, and by the element otherwise, with the same results.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for dtype in FLOATS {
         for job in one_of_each_kind(&[5, 12], dtype, Pass::ForwardBackward) {
             check_in(Where::OneBuffer, gpu, &job, ALIGNED);
@@ -66,7 +68,7 @@ fn groups_of_four_in_one_buffer_or_many() {
 #[test]
 fn classes_that_lie_apart_in_one_buffer() {
     // [N, C, d]: neighbouring rows share every word in 16 bits.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for dtype in FLOATS {
         for job in one_of_each_kind(&[2, 6, 3], dtype, Pass::ForwardBackward) {
             check_in(Where::OneBuffer, gpu, &job, Places { unit: 1, padding: 1 });
@@ -90,7 +92,7 @@ fn same_way(job: &Job) -> bool {
 
 #[test]
 fn every_gradient_over_its_input() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     for pass in [Pass::Backward, Pass::ForwardBackward] {
         let jobs = every_op(&[5, 9], DType::F32, Reduction::None, pass);
         for job in jobs.iter().filter(|job| in_place(job) && same_way(job)) {
@@ -174,7 +176,7 @@ fn assert_refused<T: std::fmt::Debug>(result: wgloss::Result<T>, text: &str) {
 
 #[test]
 fn layouts_that_no_buffer_has() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let wrap = |layout| Tensor::from_buffer(buffer(gpu, 64, BufferUsages::STORAGE), layout);
     let half = |shape: &[usize]| Layout::new(shape, DType::F16);
 
@@ -205,7 +207,7 @@ fn layouts_that_no_buffer_has() {
 
 #[test]
 fn tensors_without_elements_at_the_end_of_a_buffer() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     // at a multiple of what bindings start at, so that one would have to begin behind the buffer
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let shared = buffer(gpu, 256, usage);
@@ -248,7 +250,7 @@ fn tensors_without_elements_at_the_end_of_a_buffer() {
 
 #[test]
 fn layouts_that_a_plan_refuses() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = CrossEntropy::default().reduction(Reduction::None).keep_state(true);
     let pass = Pass::Backward;
     let args = || Args::new(f32(&[4, 3]).with_row_stride(5)).target(classes(&[4]));
@@ -299,7 +301,7 @@ fn layouts_that_a_plan_refuses() {
 #[test]
 fn results_of_a_plan_for_the_callers_rows() {
     // A plan's own tensors follow the layouts that it was given.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let job = every_op(&[5, 9], DType::F16, Reduction::None, Pass::Backward).swap_remove(6);
     let (want, tensors) = (job.run_apart(gpu), gpu.block_on(gpu.upload_args(&job.host_args())));
     let tensors = tensors.unwrap();
@@ -347,7 +349,7 @@ impl InOneBuffer {
 
 #[test]
 fn offsets_other_than_planned() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let one = InOneBuffer::new(gpu);
     let [input, target, grad, loss] = InOneBuffer::OFFSETS;
     assert_eq!(one.bind([input, target, grad, loss]), Ok(()));
@@ -363,7 +365,7 @@ fn offsets_other_than_planned() {
 
 #[test]
 fn results_that_overlap() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let args = Args::new(f32(&[4, 3])).target(f32(&[4, 3]));
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let shared = buffer(gpu, 4096, usage);
@@ -394,7 +396,7 @@ fn results_that_overlap() {
 
 #[test]
 fn halves_of_a_word_do_not_overlap() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let half = |offset| Layout::new(&[1, 3], DType::F16).with_offset(offset);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let shared = buffer(gpu, 4096, usage);
@@ -424,7 +426,7 @@ fn numbers_in(gpu: &Gpu, places: &[(usize, &[f32])]) -> wgpu::Buffer {
 
 #[test]
 fn a_state_in_a_buffer_with_another_argument() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = Rows::random(&mut Random::new(22), Logits::Normal, &[4, 3]);
     let op = rows.cross_entropy().keep_state(true);
     let forward = gpu.block_on(gpu.forward(&op, &rows.forward_args())).unwrap();
@@ -451,7 +453,7 @@ fn a_state_in_a_buffer_with_another_argument() {
 fn results_in_the_buffers_of_arguments() {
     // In buffers of their own, with the arguments, or with each other: the same bits, and nothing
     // else is written.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(23);
     let [input, target] = [(), ()].map(|()| random.normals(12, 2.0));
     let (op, pass) = (Mse::default().reduction(Reduction::None), Pass::ForwardBackward);
@@ -496,7 +498,7 @@ fn results_in_the_buffers_of_arguments() {
 
 #[test]
 fn buffers_shared_otherwise_than_said() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let shared = buffer(gpu, 4096, usage);
     let tensor =
@@ -540,7 +542,7 @@ fn buffers_shared_otherwise_than_said() {
 
 #[test]
 fn in_place_only_where_nothing_is_read_too_late() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let rows = || Args::new(f32(&[4, 3])).target(classes(&[4])).in_place();
     let plan = |op: &dyn wgloss::Op, pass, args: &Args<Layout>| {
         gpu.block_on(gpu.plan(op, pass, args)).map(|_| ())
@@ -566,7 +568,7 @@ fn in_place_only_where_nothing_is_read_too_late() {
 #[test]
 fn results_in_buffers_that_nothing_can_be_copied_to() {
     // Each row's logsumexp is copied to where it belongs.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = CrossEntropy::default().row_outputs(true);
     let args = Args::new(Array::new(&[0.5_f32; 12], &[4, 3]).unwrap());
     let args = args.target(Array::from(&[0, 1, 2, 0]));

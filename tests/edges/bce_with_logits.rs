@@ -36,7 +36,7 @@ fn element_counts_at_the_seams() {
 #[test]
 fn a_million_elements_with_gradients() {
     // An odd number: the last four are not whole. Each loss and gradient is looked at.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let elements = Elements::random(&mut Random::new(24), &[1_000_001]);
     check(gpu, &elements);
     check(gpu, &elements.reduced(Reduction::Mean));
@@ -103,7 +103,7 @@ fn no_elements_in_dimensions_that_no_memory_holds() {
             let got = wgloss::Cpu::default().run(&*op, pass, args).unwrap();
             assert!(same(&got), "{op:?}");
         }
-        if let Some(gpu) = gpu() {
+        if let Some(gpu) = &gpu() {
             let got = gpu.block_on(gpu.run(&*op, pass, args)).unwrap();
             assert!(same(&got), "{op:?}");
         }
@@ -161,7 +161,7 @@ fn weights_broadcast_to_the_elements() {
 #[test]
 fn a_weight_for_each_of_a_million_elements() {
     // Weights that repeat along the rows and along the columns of a long table.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(29);
     let weight = random.normals(70_001, 1.0);
     let pos_weight = random.uniforms(15, 0.0, 4.0);

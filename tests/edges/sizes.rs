@@ -83,7 +83,7 @@ fn more_rows_than_a_dispatch_is_wide() {
 
 #[test]
 fn a_million_rows() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(5);
     let rows = Rows::random(&mut random, Logits::Normal, &[1_000_000, 10]);
     check(gpu, &rows.reduced(Reduction::Mean));
@@ -112,7 +112,7 @@ fn as_many_classes_as_a_large_vocabulary() {
 fn two_million_classes() {
     // lavapipe 22.3 gives the loops of an invocation 65,535 iterations in all and stops there in
     // silence. No invocation may be given so many: eight lanes would each have 78,000 here.
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(7);
     let rows = Rows::random(&mut random, Logits::Normal, &[1, 2_000_000]);
     let rows = Rows { target: vec![1_999_999], ..rows };

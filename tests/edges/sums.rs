@@ -18,7 +18,7 @@ fn sums_of_equal_losses_do_not_drift() {
     let want = one * COUNT as f64;
     assert!((f64::from(naive) / want - 1.0).abs() > 1e-4, "{naive} would do");
 
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     check_pass(gpu, &rows.clone().reduced(Reduction::Sum), Pass::Forward);
     check_pass(gpu, &rows.reduced(Reduction::Mean), Pass::Forward);
     on_every_device(|gpu| {
@@ -32,7 +32,7 @@ fn sums_of_equal_losses_do_not_drift() {
 fn class_weights_are_summed_without_drift() {
     // The divisor of the mean: a hundred thousand weights that f32 does not hold exactly.
     const COUNT: usize = 100_000;
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(21);
     let rows = Rows::random(&mut random, Logits::Normal, &[COUNT, 2]).weight(&[0.1, 0.7]);
     check(gpu, &rows.reduced(Reduction::Mean));
@@ -45,7 +45,7 @@ fn twenty_million_elements() {
     // reference is enough, while no team sees the same elements as another.
     const COUNT: usize = 20_000_000;
     const TILE: usize = 10_007;
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut random = Random::new(22);
     let tile = Elements::random(&mut random, &[TILE]);
     let cycle = |values: &[f32]| values.iter().copied().cycle().take(COUNT).collect::<Vec<_>>();

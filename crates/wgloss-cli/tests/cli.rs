@@ -771,7 +771,7 @@ fn shapes_that_cannot_be_timed() {
 
 #[test]
 fn devices_are_listed() {
-    let Some(gpu) = wgloss_testing::devices::gpu() else { return };
+    let Some(gpu) = &wgloss_testing::devices::gpu() else { return };
     let folder = inputs();
     let text = wgloss(folder.path(), "devices", &[]).report();
     for part in [&gpu.info().name[..], "--device gpu   takes 0", "--device auto  takes"] {
@@ -797,7 +797,7 @@ fn devices_are_listed() {
 
 #[test]
 fn an_adapter_by_its_name() {
-    let Some(gpu) = wgloss_testing::devices::gpu() else { return };
+    let Some(gpu) = &wgloss_testing::devices::gpu() else { return };
     let folder = inputs();
     let name = gpu.info().name.split_whitespace().next().unwrap().to_uppercase();
     // an op by its other name, too

@@ -2,7 +2,7 @@
 //! forced on every shape.
 
 use std::io::{Write, stderr};
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, Once, PoisonError};
 
 use wgloss::{Error, Gpu, GpuOptions, Team, wgpu};
 
@@ -45,30 +45,60 @@ fn kinds() -> [(&'static str, GpuOptions); 4] {
     [("automatic", GpuOptions::default()), invocation, subgroup, workgroup]
 }
 
-/// Devices of the test's own, one after the other, for tests of hundreds of kernels: software drivers
-/// keep megabytes for each, and compile those of one device on one thread.
+/// Devices of the test's own, one after the other, for tests of hundreds of kernels.
 pub fn own_devices() -> impl Iterator<Item = Device> {
     kinds().into_iter().map_while(|(name, options)| Some(Device { name, gpu: open(&options)? }))
 }
 
+/// So many kernels a device has before the next test, or part of one, is given another: software drivers
+/// keep megabytes for each, and gigabytes for those of all tests.
+const MANY_KERNELS: isize = 150;
+
+impl Device {
+    /// In place of a device that has many kernels one that has none.
+    pub fn renew(&mut self) {
+        if has_many_kernels(&self.gpu) {
+            let options = kinds().into_iter().find(|(name, _)| *name == self.name);
+            let opened = options.and_then(|(_, options)| open(&options));
+            self.gpu = opened.expect("one was there before");
+        }
+    }
+}
+
+fn has_many_kernels(gpu: &Gpu) -> bool {
+    gpu.device().get_internal_counters().hal.compute_pipelines.read() > MANY_KERNELS
+}
+
+/// A device that tests share until it has many kernels.
+type Shared = Mutex<Option<Gpu>>;
+
+fn share(shared: &Shared, open: impl FnOnce() -> Option<Gpu>) -> Option<Gpu> {
+    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared.as_ref().is_none_or(has_many_kernels) {
+        // those who have the other one keep it
+        *shared = None;
+        *shared = open();
+    }
+    shared.clone()
+}
+
 /// Devices that the tests of a binary share. None where there is no adapter.
 pub fn devices() -> impl Iterator<Item = Device> {
-    static GPUS: [OnceLock<Option<Gpu>>; 4] = [const { OnceLock::new() }; 4];
-    kinds().into_iter().zip(&GPUS).map_while(|((name, options), cell)| {
-        let gpu = cell.get_or_init(|| open(&options)).clone()?;
+    static GPUS: [Shared; 4] = [const { Mutex::new(None) }; 4];
+    kinds().into_iter().zip(&GPUS).map_while(|((name, options), shared)| {
+        let gpu = share(shared, || open(&options))?;
         Some(Device { name, gpu })
     })
 }
 
 /// The automatic choice, shared. `None`, and once a line that says so, where there is no adapter.
-pub fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| Some(devices().next()?.gpu)).as_ref()
+pub fn gpu() -> Option<Gpu> {
+    Some(devices().next()?.gpu)
 }
 
 /// Workgroups forced on a device without subgroups.
 fn without_subgroups() -> Option<Device> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    static GPU: Shared = Mutex::new(None);
     let open = || {
         let features = gpu()?.device().features() - wgpu::Features::SUBGROUP;
         let adapters = pollster::block_on(wgloss::adapters());
@@ -82,8 +112,7 @@ fn without_subgroups() -> Option<Device> {
         let options = GpuOptions::default().team(Team::Workgroup);
         Some(pollster::block_on(Gpu::from_device(device, queue, &options)).unwrap())
     };
-    let gpu = GPU.get_or_init(open).clone()?;
-    Some(Device { name: "workgroup, no subgroups", gpu })
+    Some(Device { name: "workgroup, no subgroups", gpu: share(&GPU, open)? })
 }
 
 /// Runs a test on every device, and says before each which it is: a failure is the last one's.
