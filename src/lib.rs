@@ -85,7 +85,7 @@ mod session;
 mod call;
 mod stream;
 
-/// Losses of the caller's own: see [`Elementwise`](custom::Elementwise).
+/// Losses of the caller's own: see [`custom::Elementwise`] and `examples/custom_loss.rs`.
 pub mod custom {
     pub use crate::kernel::File as Shader;
     pub use crate::ops::elements::{Elementwise, Point};

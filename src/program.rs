@@ -82,7 +82,7 @@ impl Port {
 pub struct Binding {
     pub port: Port,
     pub slot: Slot,
-    /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of [`ALIGNMENT`].
+    /// Bytes from the tensor's aligned start (see [`Layout`]); a multiple of `ALIGNMENT`.
     pub start: u64,
     pub bytes: u64,
     /// What `shaders/shared/offsets.wgsl` says of it: elements from there to the first one to work
@@ -304,7 +304,7 @@ pub fn chunks(count: u64, most: u64) -> impl Iterator<Item = [u64; 2]> {
     (0..count.div_ceil(most)).map(move |i| [i * most, most.min(count - i * most)])
 }
 
-/// `first` of a dispatch's `Params`. The status names rows and elements up to [`LAST_INDEX`], which
+/// `first` of a dispatch's `Params`. The status names rows and elements up to `LAST_INDEX`, which
 /// stands for all that come after it.
 pub fn first_index(first: u64) -> u32 {
     first.min(LAST_INDEX.into()) as u32

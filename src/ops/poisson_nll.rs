@@ -167,7 +167,7 @@ impl Elementwise for PoissonNll {
         let rate = x + eps;
         // near 1 what the sum's rounding loses may be all of the logarithm
         let lost = min(x, eps) - (rate - max(x, eps));
-        let is_near_1 = (rate >= 0.5) & (rate <= 2.0);
+        let is_near_1 = (0.5..=2.0).contains(&rate);
         let ln_rate = ln(rate) + select(is_near_1, lost / rate, 0.0);
         let loss = x - zero_wins(t, ln_rate);
         let loss = select(x == f32::INFINITY, x, loss);
