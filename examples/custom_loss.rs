@@ -7,7 +7,7 @@
 
 use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::options::{Numbers, Others};
-use wgloss::reference::{self, Promise, Values, compare};
+use wgloss::reference::{self, Tolerance, Values, compare};
 use wgloss::{Args, Array, Cpu, DType, Error, Gpu, Pass, Reduction, Result, Role};
 
 /// Of logits with targets in `[0, 1]`, with `p = sigmoid(x)` and `m = max(p - clip, 0)`:
@@ -129,7 +129,7 @@ fn args(dtype: DType, reduction: Reduction) -> Result<Args<Array<'static>>> {
 }
 
 /// The worst error of a result in units of the error allowed: more than 1 is an error.
-fn held(got: Option<&Array<'_>>, want: Option<&Values>, promise: Promise) -> anyhow::Result<f64> {
+fn held(got: Option<&Array<'_>>, want: Option<&Values>, promise: Tolerance) -> anyhow::Result<f64> {
     let (Some(got), Some(want)) = (got, want) else { return Ok(0.0) };
     Ok(compare(&got.to_f32(), want, promise.stored_as(got.dtype()))?.units)
 }
@@ -151,8 +151,8 @@ fn main() -> anyhow::Result<()> {
             for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
                 let want = reference::run(&op, pass, &args)?;
                 let hold = |got: &wgloss::Output<Array<'_>>| -> anyhow::Result<f64> {
-                    let loss = Promise::LOSS.scaled(1.0 / divisor);
-                    let grad = Promise::GRAD.scaled(1.0 / divisor);
+                    let loss = Tolerance::LOSS.scaled(1.0 / divisor);
+                    let grad = Tolerance::GRAD.scaled(1.0 / divisor);
                     let loss = held(got.get(Role::Loss), want.get(Role::Loss), loss)?;
                     Ok(loss.max(held(got.get(Role::Grad), want.get(Role::Grad), grad)?))
                 };

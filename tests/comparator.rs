@@ -4,7 +4,7 @@
 use wgloss::Array;
 use wgloss::reference::Values;
 use wgloss_testing::compare::{
-    Mismatch, Promise, Worst, compare, compare_integers, compare_moderate, compare_relative,
+    Mismatch, Tolerance, Worst, compare, compare_integers, compare_moderate, compare_relative,
 };
 
 /// Values of which each is its own T, as for hard targets.
@@ -16,8 +16,8 @@ fn exact(values: &[f64]) -> Values {
 /// Runs every comparator over the same values.
 fn all(got: &[f32], want: &[f64]) -> [Result<Worst, Mismatch>; 4] {
     [
-        compare(got, &exact(want), Promise::LOSS),
-        compare(got, &exact(want), Promise::GRAD),
+        compare(got, &exact(want), Tolerance::LOSS),
+        compare(got, &exact(want), Tolerance::GRAD),
         compare_moderate(got, want, 10.0),
         compare_relative(got, want, 1e-5),
     ]
@@ -75,8 +75,8 @@ fn nan_meets_nan() {
 fn a_swapped_sign_is_rejected() {
     all_reject(&[1.0, -2.0], &[1.0, 2.0], 1);
     let want = exact(&[1.0, 2e-12]);
-    assert!(compare(&[1.0, -2e-12], &want, Promise::LOSS).is_err());
-    assert!(compare(&[1.0, -2e-12], &want, Promise::GRAD).is_err());
+    assert!(compare(&[1.0, -2e-12], &want, Tolerance::LOSS).is_err());
+    assert!(compare(&[1.0, -2e-12], &want, Tolerance::GRAD).is_err());
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn negative_zero_equals_zero() {
 #[test]
 fn the_promise_is_kept_to_its_edge() {
     let near = |want: f64, part: f64| [(want * (1.0 + part)) as f32, (want * (1.0 - part)) as f32];
-    for (bound, wide) in [(Promise::LOSS, 2e-6), (Promise::GRAD, 4e-6)] {
+    for (bound, wide) in [(Tolerance::LOSS, 2e-6), (Tolerance::GRAD, 4e-6)] {
         for (want, part) in [
             (1.0, wide),
             (-300.0, wide),
@@ -165,20 +165,20 @@ fn the_promise_is_kept_to_its_edge() {
 #[test]
 fn the_measure_is_t() {
     let want = Values { shape: vec![1], values: vec![0.01], magnitudes: vec![100.0] };
-    assert!(compare(&[0.010_19], &want, Promise::LOSS).is_ok());
-    assert!(compare(&[0.010_21], &want, Promise::LOSS).is_err());
-    assert!(compare(&[0.010_21], &want, Promise::GRAD).is_ok());
-    assert!(compare(&[0.010_41], &want, Promise::GRAD).is_err());
+    assert!(compare(&[0.010_19], &want, Tolerance::LOSS).is_ok());
+    assert!(compare(&[0.010_21], &want, Tolerance::LOSS).is_err());
+    assert!(compare(&[0.010_21], &want, Tolerance::GRAD).is_ok());
+    assert!(compare(&[0.010_41], &want, Tolerance::GRAD).is_err());
 }
 
 #[test]
 fn below_the_promise_results_must_still_be_tiny() {
     let want = exact(&[1e-33]);
-    assert!(compare(&[0.0], &want, Promise::LOSS).is_ok());
-    assert!(compare(&[2e-33], &want, Promise::LOSS).is_ok());
-    assert!(compare(&[1.1e-29], &want, Promise::LOSS).is_err());
-    assert!(compare(&[-1.1e-29], &want, Promise::LOSS).is_err());
-    assert!(compare(&[1e-20], &exact(&[0.0]), Promise::GRAD).is_err());
+    assert!(compare(&[0.0], &want, Tolerance::LOSS).is_ok());
+    assert!(compare(&[2e-33], &want, Tolerance::LOSS).is_ok());
+    assert!(compare(&[1.1e-29], &want, Tolerance::LOSS).is_err());
+    assert!(compare(&[-1.1e-29], &want, Tolerance::LOSS).is_err());
+    assert!(compare(&[1e-20], &exact(&[0.0]), Tolerance::GRAD).is_err());
 }
 
 /// A promise made for T = 0.1 holds for T = 1e-4 after a division by 1000, and is no narrower.
@@ -186,12 +186,12 @@ fn below_the_promise_results_must_still_be_tiny() {
 fn divisor_and_upstream_move_the_widths() {
     let got = [(1e-4 * (1.0 + 6e-6)) as f32];
     let want = exact(&[1e-4]);
-    assert!(compare(&got, &want, Promise::GRAD).is_ok());
-    assert!(compare(&got, &want, Promise::GRAD.scaled(1e-3)).is_err());
+    assert!(compare(&got, &want, Tolerance::GRAD).is_ok());
+    assert!(compare(&got, &want, Tolerance::GRAD.scaled(1e-3)).is_err());
     // T = 1e-4 times an upstream of 100 was promised to 1e-5.
     let (got, want) = ([(0.01 * (1.0 + 6e-6)) as f32], exact(&[0.01]));
-    assert!(compare(&got, &want, Promise::GRAD).is_err());
-    assert!(compare(&got, &want, Promise::GRAD.scaled(-100.0)).is_ok());
+    assert!(compare(&got, &want, Tolerance::GRAD).is_err());
+    assert!(compare(&got, &want, Tolerance::GRAD.scaled(-100.0)).is_ok());
 }
 
 #[test]
@@ -216,20 +216,20 @@ fn relative_bound_is_kept_to_its_edge() {
 fn a_broken_t_accepts_nothing() {
     for magnitude in [f64::NAN, INF_64] {
         let want = Values { shape: vec![1], values: vec![1.0], magnitudes: vec![magnitude] };
-        assert!(compare(&[2.0], &want, Promise::LOSS).is_err());
-        assert!(compare(&[INF], &want, Promise::LOSS).is_err());
-        assert!(compare(&[f32::NAN], &want, Promise::LOSS).is_err());
+        assert!(compare(&[2.0], &want, Tolerance::LOSS).is_err());
+        assert!(compare(&[INF], &want, Tolerance::LOSS).is_err());
+        assert!(compare(&[f32::NAN], &want, Tolerance::LOSS).is_err());
     }
 }
 
 #[test]
 fn the_worst_element_is_named() {
     let want = exact(&[1.0, 1.0, 1.0]);
-    let worst = compare(&[1.0, 1.000_001, 1.0], &want, Promise::LOSS).unwrap();
+    let worst = compare(&[1.0, 1.000_001, 1.0], &want, Tolerance::LOSS).unwrap();
     assert_eq!(worst.index, 1);
     assert!((0.4..0.6).contains(&worst.units), "{worst:?}");
 
-    let mismatch = compare(&[1.1, 1.0, 1.5], &want, Promise::LOSS).unwrap_err();
+    let mismatch = compare(&[1.1, 1.0, 1.5], &want, Tolerance::LOSS).unwrap_err();
     assert!(matches!(mismatch, Mismatch::Value { count: 2, index: 2, .. }), "{mismatch:?}");
     let text = mismatch.to_string();
     assert!(
@@ -243,7 +243,7 @@ fn storing_in_16_bits_rounds_once() {
     use wgloss::DType::{Bf16, F16};
     let hold = |got: f32, want: f64, dtype| {
         let want = Values { shape: vec![1], values: vec![want], magnitudes: vec![want.abs()] };
-        compare(&[got], &want, Promise::GRAD.stored_as(dtype)).map(|worst| worst.units)
+        compare(&[got], &want, Tolerance::GRAD.stored_as(dtype)).map(|worst| worst.units)
     };
     // half a unit in the last place of f16 at 1 is 2^-11, of bf16 2^-8
     let f16 = 1.0 + 2_f32.powi(-11);

@@ -4,7 +4,7 @@
 use wgloss::internals::{
     Binding, DeviceProfile, File, Kernel, Port, Program, RowOperands, RowTarget, Slot, View,
 };
-use wgloss::reference::{self, Promise, compare};
+use wgloss::reference::{self, Tolerance, compare};
 use wgloss::{Args, Array, CrossEntropy, DType, Layout, Op, Output, Pass, Reduction, Role};
 use wgloss_testing::devices::on_every_device;
 use wgloss_testing::random::{Logits, Random};
@@ -100,7 +100,9 @@ fn rows_work_in_place_over_scratch_memory_of_a_larger_program() {
                 plan.bind(&tensors, &output).unwrap().encode(&mut encoder);
                 gpu.queue().submit([encoder.finish()]);
                 let kept = if reduction == Reduction::Mean { shape[0] as f64 - 1.0 } else { 1.0 };
-                for (role, promise) in [(Role::Loss, Promise::LOSS), (Role::Grad, Promise::GRAD)] {
+                for (role, promise) in
+                    [(Role::Loss, Tolerance::LOSS), (Role::Grad, Tolerance::GRAD)]
+                {
                     let got = gpu.block_on(gpu.read(output.get(role).unwrap())).unwrap();
                     assert_eq!(got.dtype(), DType::F32);
                     let promise = promise.scaled(1.0 / kept);

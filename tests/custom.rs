@@ -1,7 +1,7 @@
 //! Losses of the caller's own.
 
 use wgloss::custom::{Elementwise, Point, Shader};
-use wgloss::reference::{self, Promise, compare};
+use wgloss::reference::{self, Tolerance, compare};
 use wgloss::{Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result, Role};
 use wgloss_testing::call::{PASSES, REDUCTIONS};
 use wgloss_testing::devices::gpu;
@@ -102,12 +102,12 @@ fn keep_the_promise_everywhere() {
                         (
                             got.get(Role::Loss),
                             want.get(Role::Loss),
-                            Promise::LOSS.scaled(1.0 / over),
+                            Tolerance::LOSS.scaled(1.0 / over),
                         ),
                         (
                             got.get(Role::Grad),
                             want.get(Role::Grad),
-                            Promise::GRAD.scaled(1.5 / over),
+                            Tolerance::GRAD.scaled(1.5 / over),
                         ),
                     ] {
                         assert_eq!(got.is_some(), want.is_some());

@@ -11,7 +11,7 @@ use wgloss::internals::{
     RowParams, Sealed, Slot, SumParams, Tile,
 };
 use wgloss::options::{Info, Key, Kind, Value};
-use wgloss::reference::{self, Promise, Values};
+use wgloss::reference::{self, Tolerance, Values};
 use wgloss::{
     Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LogSoftmax, Mse, Op, Output, Pass,
     Reduction, Result, Role, Softmax,
@@ -387,7 +387,7 @@ fn mean_of_equal_losses(run: Run<'_>) -> Outcome {
     let args = Args::new(of(0.3)).target(of(0.0));
     let want = reference::run(&op, Pass::Forward, &args).unwrap();
     let got = run(&op, Pass::Forward, &args);
-    reference::compare(&got.loss().unwrap().to_f32(), want.loss().unwrap(), Promise::LOSS)
+    reference::compare(&got.loss().unwrap().to_f32(), want.loss().unwrap(), Tolerance::LOSS)
         .map_err(|error| error.to_string())?;
     Ok(())
 }
@@ -423,8 +423,8 @@ fn rows_of_several_tiles(classes: usize, run: Run<'_>) -> Outcome {
             for (role, want) in want.iter() {
                 let promise = match role {
                     // upstream gradients have a deviation of 3, or are up to 3
-                    Role::Grad => Promise::GRAD.scaled(3.0),
-                    Role::Loss | Role::Output => Promise::LOSS,
+                    Role::Grad => Tolerance::GRAD.scaled(3.0),
+                    Role::Loss | Role::Output => Tolerance::LOSS,
                     role => panic!("nobody asked for {role}"),
                 };
                 let what = |error| format!("{}, {}, {role}: {error}", op.name(), pass.name());

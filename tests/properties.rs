@@ -14,7 +14,7 @@ use wgloss_testing::any::{self, AnyCall, shape};
 use wgloss_testing::call::{
     Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
 };
-use wgloss_testing::compare::{Promise, compare};
+use wgloss_testing::compare::{Tolerance, compare};
 use wgloss_testing::devices::{Device, devices, own_devices};
 use wgloss_testing::random::{Logits, Random};
 
@@ -265,7 +265,7 @@ fn losses_add_up_to_the_sum_and_the_mean(gpu: &Gpu, case: &AnyRows, passes: &Pas
         };
         // the sum's own error: far less than that of its terms
         let got = loss(reduction).to_f32();
-        let result = compare(&got, &want, Promise::LOSS.scaled(1.0 / over));
+        let result = compare(&got, &want, Tolerance::LOSS.scaled(1.0 / over));
         prop_assert!(result.is_ok(), "{reduction:?}: {result:?}");
     }
     Ok(())

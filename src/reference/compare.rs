@@ -9,7 +9,7 @@ use crate::DType;
 /// [`Values::magnitudes`]): `2e-6` for losses and `4e-6` for gradients where T is at least 1e-3,
 /// `1e-5` where it is at least 1e-30.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Promise {
+pub struct Tolerance {
     /// For T of at least 1e-3.
     wide: f64,
     /// The largest factor that upstream and divisor have put on T: the promise is made before them.
@@ -45,29 +45,29 @@ impl Storage {
     const BF16: Storage = Storage { rounding: 1.0 / (1 << 8) as f64, ..Self::F32 };
 }
 
-impl Promise {
+impl Tolerance {
     /// For losses: 2e-6 T.
-    pub const LOSS: Promise = Promise { wide: 2e-6, scale: 1.0, storage: Storage::F32 };
+    pub const LOSS: Tolerance = Tolerance { wide: 2e-6, scale: 1.0, storage: Storage::F32 };
     /// For gradients: 4e-6 T.
-    pub const GRAD: Promise = Promise { wide: 4e-6, scale: 1.0, storage: Storage::F32 };
+    pub const GRAD: Tolerance = Tolerance { wide: 4e-6, scale: 1.0, storage: Storage::F32 };
     /// For T from 1e-30 to 1e-3.
     const NARROW: f64 = 1e-5;
 
     /// The same promise for results that were multiplied by `factor` (the greatest upstream, over
     /// the divisor of a mean) at the end: 1e-3 and 1e-30 move along.
-    pub fn scaled(self, factor: f64) -> Promise {
-        Promise { scale: self.scale * factor.abs(), ..self }
+    pub fn scaled(self, factor: f64) -> Tolerance {
+        Tolerance { scale: self.scale * factor.abs(), ..self }
     }
 
     /// The same promise for results that are stored in this type: they are rounded to it once.
     /// Results are f32 where nothing is said.
-    pub fn stored_as(self, dtype: DType) -> Promise {
+    pub fn stored_as(self, dtype: DType) -> Tolerance {
         let storage = match dtype {
             DType::F16 => Storage::F16,
             DType::Bf16 => Storage::BF16,
             DType::F32 | DType::I32 | DType::I64 => Storage::F32,
         };
-        Promise { storage, ..self }
+        Tolerance { storage, ..self }
     }
 
     /// The error allowed before a result is stored.
@@ -158,11 +158,11 @@ impl std::error::Error for Mismatch {}
 /// hold may be the infinity of its sign.
 ///
 /// ```
-/// use wgloss::reference::{Promise, Values, compare};
+/// use wgloss::reference::{Tolerance, Values, compare};
 ///
 /// let want = Values { shape: vec![2], values: vec![0.1, 2.0], magnitudes: vec![0.1, 2.0] };
-/// assert!(compare(&[0.1, 2.000_001], &want, Promise::LOSS)?.units < 1.0);
-/// assert!(compare(&[0.1, f32::NAN], &want, Promise::LOSS).is_err());
+/// assert!(compare(&[0.1, 2.000_001], &want, Tolerance::LOSS)?.units < 1.0);
+/// assert!(compare(&[0.1, f32::NAN], &want, Tolerance::LOSS).is_err());
 /// # Ok::<_, wgloss::reference::Mismatch>(())
 /// ```
 ///
@@ -170,7 +170,7 @@ impl std::error::Error for Mismatch {}
 /// [`Mismatch::Length`] unless there is a result for every value, and [`Mismatch::Value`] naming
 /// the worst result where some error is larger than allowed. Nothing is right of a value without a
 /// finite T.
-pub fn compare(got: &[f32], want: &Values, bound: Promise) -> Result<Worst, Mismatch> {
+pub fn compare(got: &[f32], want: &Values, bound: Tolerance) -> Result<Worst, Mismatch> {
     let magnitude = |i: usize| want.magnitudes.get(i).copied().unwrap_or(f64::NAN);
     compare_all(got, &want.values, magnitude, |i| bound.allowed(want.values[i], magnitude(i)))
 }

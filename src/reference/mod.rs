@@ -11,7 +11,7 @@ mod elements;
 mod nll_loss;
 mod row_maps;
 
-pub use compare::{Mismatch, Promise, Worst, compare};
+pub use compare::{Mismatch, Tolerance, Worst, compare};
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
 pub(crate) use nll_loss::nll_loss;

@@ -1,6 +1,6 @@
 //! Rows that are masked, confident, tied, or not numbers.
 
-use wgloss::reference::{Promise, compare};
+use wgloss::reference::{Tolerance, compare};
 use wgloss::{Args, Array, CrossEntropy, Gpu, Op, Output, Pass, Role, Softmax};
 use wgloss_testing::call::{Rows, check};
 use wgloss_testing::devices::on_every_device;
@@ -143,8 +143,8 @@ fn check_everywhere(gpu: &Gpu, op: &dyn Op, args: &Args<Array<'_>>, scale: f64) 
         let want = wgloss::reference::run(op, pass, args).unwrap();
         let judge = |got: Output<Array<'static>>| {
             for (role, got) in got.iter() {
-                let grad = Promise::GRAD.scaled(scale);
-                let promise = if role == Role::Grad { grad } else { Promise::LOSS };
+                let grad = Tolerance::GRAD.scaled(scale);
+                let promise = if role == Role::Grad { grad } else { Tolerance::LOSS };
                 compare(&got.to_f32(), want.get(role).unwrap(), promise).unwrap();
             }
         };

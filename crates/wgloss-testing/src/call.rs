@@ -12,7 +12,7 @@ use wgloss::Role;
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Gpu, Op, Output, Pass, Reduction, Tensor};
 
-use crate::compare::{Mismatch, Promise, compare_part};
+use crate::compare::{Mismatch, Tolerance, compare_part};
 use crate::random::{Logits, Random};
 
 pub const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
@@ -435,10 +435,10 @@ pub fn judge(
     let upstream = call.upstream().map_or(1.0, |all| all.to_f64().into_iter().fold(0.0, finite));
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
         let bound = match role {
-            Role::Loss => Promise::LOSS.scaled(1.0 / over),
-            Role::Grad => Promise::GRAD.scaled(upstream / over),
-            Role::Entropy => Promise::GRAD,
-            _ => Promise::LOSS,
+            Role::Loss => Tolerance::LOSS.scaled(1.0 / over),
+            Role::Grad => Tolerance::GRAD.scaled(upstream / over),
+            Role::Entropy => Tolerance::GRAD,
+            _ => Tolerance::LOSS,
         };
         judge_part(call, role, got.get(role), want.get(role), bound)?;
     }
@@ -450,7 +450,7 @@ fn judge_part(
     role: Role,
     got: Option<&Array<'_>>,
     want: Option<&Values>,
-    bound: Promise,
+    bound: Tolerance,
 ) -> Result<(), String> {
     let (got, want) = match (got, want) {
         (None, None) => return Ok(()),

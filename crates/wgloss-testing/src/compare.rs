@@ -5,7 +5,7 @@ use wgloss::reference::Values;
 use wgloss::{Array, Role};
 
 pub use crate::conformance::{compare_moderate, compare_relative};
-pub use wgloss::reference::{Mismatch, Promise, Worst, compare};
+pub use wgloss::reference::{Mismatch, Tolerance, Worst, compare};
 
 /// Integers against the reference's: each must be the very same.
 ///
@@ -38,7 +38,7 @@ pub fn compare_part(
     role: Role,
     got: &Array<'_>,
     want: &Values,
-    promise: Promise,
+    promise: Tolerance,
 ) -> Result<Worst, Mismatch> {
     match role {
         Role::Argmax | Role::Correct => compare_integers(got, want),

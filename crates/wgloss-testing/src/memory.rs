@@ -8,7 +8,7 @@ use wgloss::{
     Role, Tensor, reference,
 };
 
-use crate::compare::{Promise, compare_part};
+use crate::compare::{Tolerance, compare_part};
 use crate::ops;
 use crate::random::Random;
 
@@ -166,9 +166,9 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
     });
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
         let bound = match role {
-            Role::Grad => Promise::GRAD.scaled(largest),
-            Role::Entropy => Promise::GRAD,
-            _ => Promise::LOSS,
+            Role::Grad => Tolerance::GRAD.scaled(largest),
+            Role::Entropy => Tolerance::GRAD,
+            _ => Tolerance::LOSS,
         };
         match (want.get(role), got.get(role)) {
             (None, None) => {}

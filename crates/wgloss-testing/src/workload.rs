@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use wgloss::options::{Numbers, Target};
-use wgloss::reference::{self, Promise, compare};
+use wgloss::reference::{self, Tolerance, compare};
 use wgloss::{Args, Array, DType, Op, Output, Pass, Role};
 
 use crate::ops;
@@ -80,8 +80,8 @@ impl Workload {
         let is_mean = want.get(Role::Loss).is_some_and(|loss| loss.shape.is_empty());
         // upstream gradients are normal: few of them exceed 5
         let bounds = match is_mean {
-            true => [Promise::LOSS.scaled(1.0 / losses), Promise::GRAD.scaled(1.0 / losses)],
-            false => [Promise::LOSS, Promise::GRAD.scaled(5.0)],
+            true => [Tolerance::LOSS.scaled(1.0 / losses), Tolerance::GRAD.scaled(1.0 / losses)],
+            false => [Tolerance::LOSS, Tolerance::GRAD.scaled(5.0)],
         };
         let mut worst = 0.0_f64;
         for (role, got) in got.iter() {

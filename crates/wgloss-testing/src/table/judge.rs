@@ -1,6 +1,6 @@
 //! A case under every pass, held to the reference.
 
-use wgloss::reference::{self, Mismatch, Promise, Values};
+use wgloss::reference::{self, Mismatch, Tolerance, Values};
 use wgloss::{Args, Array, Op, Output, Pass, Result, Role};
 
 use super::draw::Drawn;
@@ -32,7 +32,8 @@ impl Case<'_> {
         // the largest upstream gradient that scales a finite result
         let largest = upstream.to_f64().into_iter().filter(|g| g.is_finite());
         let largest = largest.fold(0.0, |most: f64, g| most.max(g.abs()));
-        let [loss, grad] = [Promise::LOSS.scaled(1.0 / over), Promise::GRAD.scaled(largest / over)];
+        let [loss, grad] =
+            [Tolerance::LOSS.scaled(1.0 / over), Tolerance::GRAD.scaled(largest / over)];
 
         let mut state = None;
         Ok(PASSES.map(|pass| {
@@ -53,9 +54,9 @@ impl Case<'_> {
                 let (is_asked, bound) = match role {
                     Role::Grad => (pass.has_grad(), grad),
                     Role::Loss | Role::Output => (pass.has_loss(), loss),
-                    Role::Entropy => (pass.has_loss(), Promise::GRAD),
+                    Role::Entropy => (pass.has_loss(), Tolerance::GRAD),
                     // a logsumexp's error is absolute
-                    _ => (pass.has_loss(), Promise::LOSS),
+                    _ => (pass.has_loss(), Tolerance::LOSS),
                 };
                 let want = want.get(role).filter(|_| is_asked);
                 let units =
@@ -72,7 +73,7 @@ fn hold(
     role: Role,
     got: Option<&Array<'static>>,
     want: Option<&Values>,
-    bound: Promise,
+    bound: Tolerance,
 ) -> std::result::Result<f64, String> {
     match (got, want) {
         (None, None) => Ok(0.0),
