@@ -118,11 +118,13 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
             Some(Target::Numbers(target, _)) => Some(of(target)),
             _ => None,
         };
+        let input = match kind.input {
+            Numbers::Probabilities => &units,
+            Numbers::Counts => &counts,
+            _ => &normals,
+        };
         let given = [
-            (
-                Role::Input,
-                Some(if kind.input == Numbers::Probabilities { &units } else { &normals }),
-            ),
+            (Role::Input, Some(input)),
             (Role::Target, target),
             (Role::Weight, weight.filter(|_| kind.weight.is_some())),
             (Role::PosWeight, broadcast.filter(|_| kind.pos_weight)),
