@@ -107,11 +107,12 @@ const ROW_OUTPUTS: [(&str, &str); 4] = [
 
 /// The subcommand of an op. Its alias is the name that the op has elsewhere.
 fn subcommand(op: &dyn Op) -> Command {
-    let mut command = Command::new(dashed(op.name())).about(op.about());
+    let mut command = Common::augment_args(Command::new(dashed(op.name())));
+    // in place of what the flags say of themselves
+    command = command.about(op.about());
     if dashed(op.name()) != op.name() {
         command = command.alias(op.name());
     }
-    command = Common::augment_args(command);
     let kind = op.kind();
     let file = |name: &'static str, help: &'static str| {
         let parser = clap::value_parser!(Place);
@@ -149,12 +150,13 @@ fn subcommand(op: &dyn Op) -> Command {
 /// An option as a flag.
 fn option(info: Info) -> Arg {
     let arg = Arg::new(info.name).long(dashed(info.name)).help(info.doc);
+    let arg = arg.value_name(info.name.to_uppercase());
     let default = info.value.to_string();
     match info.value {
         Value::Bool(false) => arg.action(ArgAction::SetTrue),
         Value::Bool(true) => {
             let parse = move |text: &str| info.parse(text);
-            arg.default_value(default).value_name("true or false").value_parser(parse)
+            arg.default_value(default).value_parser(parse)
         }
         Value::Reduction(_) => arg.default_value(default).value_parser(reductions(info)),
         Value::Optional(None) => {

@@ -282,6 +282,56 @@ fn every_op_takes_its_options() {
 }
 
 #[test]
+fn help_tells_of_every_op_and_option() {
+    let folder = TempDir::new().unwrap();
+    let help = wgloss(folder.path(), "run --help", &[]).report();
+    for op in wgloss::ops() {
+        let name = op.name().replace('_', "-");
+        assert!(help.contains(&format!("  {name} ")) && help.contains(op.about()), "{help}");
+        let help = wgloss(folder.path(), &format!("run {name} --help"), &[]).report();
+        assert!(help.starts_with(op.about()), "{help}");
+        for info in op.options() {
+            // rows' state is of no use in a file, and row outputs have a flag each
+            let flag = format!("--{}", info.name.replace('_', "-"));
+            let is_asked_for = ["keep_state", "row_outputs"].contains(&info.name);
+            assert_eq!(help.contains(&flag), !is_asked_for, "{help}");
+            assert!(is_asked_for || help.contains(info.doc), "{help}");
+        }
+    }
+    let help = wgloss(folder.path(), "run huber --help", &[]).report();
+    assert!(help.contains("--delta <DELTA>") && help.contains("[default: 1]"), "{help}");
+}
+
+#[test]
+fn options_take_numbers_of_every_form() {
+    let folder = inputs();
+    let run = |rest: &str| {
+        let command = "run cross-entropy --input logits.npy --target target.npy --device reference";
+        wgloss(folder.path(), &format!("{command} {rest}"), &[])
+    };
+    let loss = |rest: &str| run(rest).report();
+    let without: f64 = line(&loss(""), "loss").parse().unwrap();
+    for (z_loss, value) in [("-1e-1", -0.1), ("-.5", -0.5), ("=-2", -2.0), ("+3", 3.0)] {
+        let flag = if z_loss.starts_with('=') { "--z-loss" } else { "--z-loss " };
+        let with: f64 = line(&loss(&format!("{flag}{z_loss}")), "loss").parse().unwrap();
+        // both rows have the same logits, in another order
+        let logsumexp = [-1.5_f64, -0.5, 2.5].map(f64::exp).iter().sum::<f64>().ln();
+        let added = value * logsumexp.powi(2);
+        assert!((with - without - added).abs() < 1e-9, "{z_loss}: {with}, {without}");
+    }
+    loss("--empty-mean -inf --ignore-index -7");
+    for (rest, message) in [
+        ("--z-loss much", "invalid value 'much' for '--z-loss <Z_LOSS>': expected a finite number"),
+        ("--z-loss -inf", "--z-loss: expected a finite number, got -inf"),
+        ("--logit-scale -.5", "--logit-scale: expected a finite number above 0, got -0.5"),
+        ("--label-smoothing", "a value is required for '--label-smoothing <LABEL_SMOOTHING>'"),
+    ] {
+        let run = run(rest);
+        assert!(run.code != Some(0) && run.stderr.contains(message), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn files_of_every_kind_mean_the_same() {
     let folder = inputs();
     let path = |name: &str| folder.path().join(name);
