@@ -3,6 +3,7 @@
 
 use wgloss::reference::{self, Values};
 use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction, Role};
+use wgloss_testing::call::result;
 use wgloss_testing::compare::compare_relative;
 use wgloss_testing::conformance::{self, Folder};
 use wgloss_testing::random::{Logits, Random};
@@ -11,11 +12,11 @@ const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 
-/// Loss and gradient.
+/// The loss, or a map's output, and the gradient.
 #[track_caller]
 fn run(op: &dyn Op, args: &Args<Array<'_>>) -> (Values, Values) {
     let out = reference::run(op, Pass::ForwardBackward, args).unwrap();
-    (out.get(Role::Loss).cloned().unwrap(), out.get(Role::Grad).cloned().unwrap())
+    (result(&out).clone(), out.grad().unwrap().clone())
 }
 
 fn array<'a>(values: &'a [f32], shape: &[usize]) -> Array<'a> {
@@ -465,7 +466,7 @@ fn onnx_examples_agree() {
     for case in &cases {
         let (op, args) = (case.op().unwrap(), case.args(Pass::Forward).unwrap());
         let out = reference::run(&*op, Pass::Forward, &args).unwrap();
-        let got = out.get(Role::Loss).cloned().unwrap().to_array().unwrap().to_f32();
+        let got = result(&out).to_array().unwrap().to_f32();
         // Their values are f32 from numpy.
         let want = conformance::values(case, "out_ref");
         compare_relative(&got, &want, 1e-6).unwrap_or_else(|e| panic!("{}: {e}", case.name));
