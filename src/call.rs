@@ -60,6 +60,10 @@ impl Operand for Tensor {
             Ok(())
         };
         gpu.guarded(submit).await??;
+        // nobody waits for the results, so that a lost device would not show
+        if let Some(lost) = gpu.lost(true) {
+            return Err(lost);
+        }
         Ok(match args.in_place {
             true => output.with(Role::Grad, args.input().clone()),
             false => output,

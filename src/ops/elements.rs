@@ -134,8 +134,8 @@ pub(crate) const SETTINGS: usize = 8;
 ///
 /// let args = Args::new(Array::from(&[1.0_f32, 3.0])).target(Array::from(&[2.0_f32, 1.0]));
 /// let out = reference::run(&Lopsided { below: 3.0 }, Pass::ForwardBackward, &args)?;
-/// assert_eq!(out.loss.unwrap().values, [(3.0 + 4.0) / 2.0]);
-/// assert_eq!(out.grad.unwrap().values, [-3.0, 2.0]);
+/// assert_eq!(out.loss()?.values, [(3.0 + 4.0) / 2.0]);
+/// assert_eq!(out.grad()?.values, [-3.0, 2.0]);
 /// # Ok::<_, wgloss::Error>(())
 /// ```
 ///
