@@ -176,3 +176,29 @@ fn padding_of_a_gradient_of_its_own_is_zeroed() {
     assert_eq!([got[3], got[4], got[8], got[9]], [0.0; 4]);
     assert!(got[..3].iter().chain(&got[5..8]).all(|g| *g != 0.0 && *g != 1.0), "{got:?}");
 }
+
+/// What lies in the last row's padding would be overwritten with zeros.
+#[test]
+fn padding_that_is_zeroed_overlaps_nothing() {
+    let Some(gpu) = &gpu() else { return };
+    let buffer = gpu.device().create_buffer(&wgloss::wgpu::BufferDescriptor {
+        label: None,
+        size: 40,
+        usage: wgloss::wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    });
+    let of = |layout: Layout| Tensor::from_buffer(buffer.clone(), layout).unwrap();
+    // two rows of three at 0 and 5: the padding of the last is at 8 and 9, where the classes are
+    let logits = of(Layout::new(&[2, 3], DType::F32).with_row_stride(5));
+    let target = of(Layout::new(&[2], DType::I32).with_offset(8));
+    let args = Args::new(logits).target(target).in_place();
+    let bind = |args: &Args<Tensor>| {
+        let op = CrossEntropy::default();
+        let plan = gpu.block_on(gpu.plan(&op, Pass::Backward, &args.layouts())).unwrap();
+        plan.bind(args, &Output::default()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(bind(&args), Ok(()));
+    let text = "grad: expected memory apart from target, which is at bytes 32..40, \
+                got bytes 0..40 of the same buffer";
+    assert_eq!(bind(&args.zero_padding()), Err(text.into()));
+}

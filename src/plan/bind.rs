@@ -37,7 +37,7 @@ impl Plan {
     /// Arguments and results may be ranges of one buffer, as frameworks hand them out that allocate
     /// from large buffers; a kernel then declares as writable what lies in a buffer that it writes
     /// to. Results overlap nothing else, from their first element to their last, what lies between
-    /// rows included. In place, the gradient is the input, and need be no part of the output.
+    /// rows included, and the last row's padding where zeros are written to it. In place, the gradient is the input, and need be no part of the output.
     ///
     /// # Errors
     /// - [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
@@ -189,6 +189,13 @@ impl Plan {
         }
         let in_place = args.in_place.then(|| (Role::Grad, args.input()));
         let results = output.iter().filter(|(role, _)| !args.in_place || *role != Role::Grad);
+        // from the first element to behind the last one, or behind the last row's padding where zeros
+        // are written to it
+        let bytes_of = |role: Role, layout: &Layout| {
+            let is_padded = role == Role::Grad && args.zero_padding;
+            let end = if is_padded { layout.padded_bytes() } else { layout.buffer_bytes() };
+            (layout.offset() * layout.dtype().size()) as u64..end
+        };
         let mut before: Vec<(Role, &Tensor)> = args.iter().collect();
         for (role, tensor) in results.chain(in_place) {
             let is_input = |other: Role| role == Role::Grad && other == Role::Input;
@@ -196,7 +203,7 @@ impl Plan {
                 if other.buffer() != tensor.buffer() || args.in_place && is_input(name) {
                     continue;
                 }
-                let (a, b) = (bytes_of(other.layout()), bytes_of(tensor.layout()));
+                let (a, b) = (bytes_of(name, other.layout()), bytes_of(role, tensor.layout()));
                 if a.start.max(b.start) < a.end.min(b.end) {
                     return Err(Error::Value {
                         argument: role.name(),
@@ -297,9 +304,4 @@ impl BoundPlan {
             }
         }
     }
-}
-
-/// The bytes of a buffer from a tensor's first element to behind its last one.
-fn bytes_of(layout: &Layout) -> std::ops::Range<u64> {
-    (layout.offset() * layout.dtype().size()) as u64..layout.buffer_bytes()
 }
