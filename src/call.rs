@@ -52,14 +52,7 @@ impl Operand for Tensor {
     ) -> Result<Output<Tensor>> {
         let plan = gpu.kept_plan(op, pass, &args.layouts(), None).await?;
         let output = plan.allocate().await?;
-        let submit = || -> Result<()> {
-            let bound = plan.bind(args, &output)?;
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            bound.encode(&mut encoder);
-            gpu.queue().submit([encoder.finish()]);
-            Ok(())
-        };
-        gpu.guarded(submit).await??;
+        gpu.guarded(|| plan.submit(args, &output)).await??;
         // nobody waits for the results, so that a lost device would not show
         if let Some(lost) = gpu.lost(true) {
             return Err(lost);
@@ -185,13 +178,6 @@ impl Gpu {
         let layouts = args.layouts();
         let plan = self.kept_plan(op, pass, &layouts, Some(&results));
         let plan = pollster::block_on(plan)?;
-        let submit = || -> Result<()> {
-            let bound = plan.bind(args, output)?;
-            let mut encoder = self.device().create_command_encoder(&Default::default());
-            bound.encode(&mut encoder);
-            self.queue().submit([encoder.finish()]);
-            Ok(())
-        };
-        pollster::block_on(self.guarded(submit))?
+        pollster::block_on(self.guarded(|| plan.submit(args, output)))?
     }
 }

@@ -91,6 +91,15 @@ impl Plan {
         Ok(BoundPlan { commands, control: planned.control.clone() })
     }
 
+    /// Binds, encodes and submits, without a wait.
+    pub(crate) fn submit(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
+        let bound = self.bind(args, output)?;
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        bound.encode(&mut encoder);
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
     /// The buffer in a slot, and where in it the slot's aligned start is. Programs name only what
     /// their arguments and outputs have, which `bind` has seen.
     fn buffer<'a>(
