@@ -180,6 +180,39 @@ fn masked_classes_of_softmax_have_no_gradient() {
 }
 
 #[test]
+fn what_is_told_of_rows_at_the_edges() {
+    let sets: [&[f32]; 5] = [
+        &[-INF, 0.5, 2.0],
+        &[-INF, INF, NAN, 1.0],
+        &[0.0, -25.0, -80.0],
+        &[1e4, -1e4, 0.0],
+        &[f32::MIN, -INF, -1e38],
+    ];
+    // ties, one class open, the smaller of two classes nearly gone, and no distribution at all
+    let exact = [
+        ([1.5, 1.5, 1.5, 1.5], 4_f64.ln()),
+        ([-INF, 7.0, -INF, 7.0], 2_f64.ln()),
+        ([-INF, -INF, -3.0, -INF], 0.0),
+        ([0.0, -20.0, -INF, -INF], 4.328_422_598_4e-8), // by 40 digits
+        ([-INF; 4], f64::NAN),
+        ([0.0, NAN, 0.0, 0.0], f64::NAN),
+    ];
+    on_every_device(|gpu| {
+        for values in sets {
+            let rows = all_rows_of(values).row_outputs();
+            check(gpu, &rows);
+            check(gpu, &rows.smoothing(0.2));
+        }
+        for (logits, want) in exact {
+            let out = check(gpu, &Rows::new(&logits, &[1]).row_outputs());
+            let got = f64::from(out.rows().unwrap().entropy.to_f32()[0]);
+            let is_near = (got - want).abs() <= 4e-6 * want || got.is_nan() && want.is_nan();
+            assert!(is_near, "{logits:?}: got {got:e}, want {want:e}");
+        }
+    });
+}
+
+#[test]
 fn tiny_logits() {
     // Subnormals may be flushed to 0, which changes no result that f32 can show.
     let rows = all_rows_of(&[0.0, -0.0, 1e-40, -1e-40, 1e-7]);

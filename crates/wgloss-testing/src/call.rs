@@ -57,6 +57,7 @@ pub struct Rows {
     pub reduction: Reduction,
     pub ignore_index: i32,
     pub smoothing: f64,
+    pub row_outputs: bool,
 }
 
 /// BCE with logits. Weights come with their shapes.
@@ -90,6 +91,7 @@ impl Rows {
             reduction: Reduction::None,
             ignore_index: -100,
             smoothing: 0.0,
+            row_outputs: false,
         }
     }
 
@@ -137,6 +139,10 @@ impl Rows {
         Rows { reduction, ..self }
     }
 
+    pub fn row_outputs(self) -> Self {
+        Rows { row_outputs: true, ..self }
+    }
+
     pub fn smoothing(self, smoothing: f64) -> Self {
         Rows { smoothing, ..self }
     }
@@ -155,6 +161,7 @@ impl Rows {
             .reduction(self.reduction)
             .ignore_index(self.ignore_index.into())
             .label_smoothing(self.smoothing)
+            .row_outputs(self.row_outputs)
     }
 
     /// The shape of the targets and of unreduced losses.
