@@ -1,5 +1,6 @@
 //! Plans: everything about a pass that depends on shapes alone, settled once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::guard::lock;
@@ -187,23 +188,33 @@ impl Gpu {
             limits.expect_allocatable("workspace", layout.bytes())?;
         }
         let reports = program.reports();
+        // dispatches over chunks or pieces share a kernel, which is compiled once
+        let mut pipelines = HashMap::new();
         let create = || CompiledPlan {
             args,
             outputs,
             reports,
-            commands: program.commands.into_iter().map(|command| self.compiled(command)).collect(),
+            commands: program
+                .commands
+                .into_iter()
+                .map(|command| self.compiled(command, &mut pipelines))
+                .collect(),
             scratch: program.scratch.iter().map(|layout| self.workspace(layout.bytes())).collect(),
             control: self.workspace(BLOCK_BYTES),
         };
         let compiled = self.guarded(create).await?;
         // they are good: nothing has failed
-        for step in compiled.steps() {
-            self.keep_pipeline(step.kernel.clone(), step.pipeline.clone());
+        for (kernel, pipeline) in pipelines {
+            self.keep_pipeline(kernel, pipeline);
         }
         Ok(Plan { gpu: self.clone(), compiled: Arc::new(compiled) })
     }
 
-    fn compiled(&self, command: Command) -> Compiled {
+    fn compiled(
+        &self,
+        command: Command,
+        pipelines: &mut HashMap<Kernel, wgpu::ComputePipeline>,
+    ) -> Compiled {
         match command {
             Command::Copy(copy) => Compiled::Copy(copy),
             Command::Dispatch(Step { kernel, params, bindings, workgroups }) => {
@@ -217,7 +228,10 @@ impl Gpu {
                     self.queue().write_buffer(&buffer, 0, &params);
                     buffer
                 });
-                let pipeline = self.pipeline(&kernel);
+                let pipeline = pipelines
+                    .entry(kernel.clone())
+                    .or_insert_with(|| self.pipeline(&kernel))
+                    .clone();
                 Compiled::Dispatch(CompiledStep { kernel, pipeline, params, bindings, workgroups })
             }
         }

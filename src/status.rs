@@ -27,12 +27,14 @@ impl Gpu {
                 | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         };
-        let buffer = self.guarded(|| self.device().create_buffer(&descriptor)).await?;
+        let create = || self.device().create_buffer(&descriptor);
+        let buffer = self.guarded_trimming(create).await?;
         Ok(Status { buffer })
     }
 
     /// Waits for the device to be done with what was submitted, and turns the first fault since the
-    /// last check into an error. The status is clear then.
+    /// last check into an error. The status is clear then, also where the future is dropped before
+    /// it is done: its fault is lost.
     ///
     /// # Errors
     /// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`

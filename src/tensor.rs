@@ -91,7 +91,7 @@ impl Gpu {
         bytes: u64,
     ) -> Result<Tensor> {
         self.profile().limits.expect_allocatable(argument, bytes)?;
-        self.guarded(|| self.create_tensor(argument, layout, bytes)).await
+        self.guarded_trimming(|| self.create_tensor(argument, layout, bytes)).await
     }
 
     /// [`Gpu::allocate`] for those who watch the device's errors themselves.

@@ -202,3 +202,15 @@ fn padding_that_is_zeroed_overlaps_nothing() {
                 got bytes 0..40 of the same buffer";
     assert_eq!(bind(&args.zero_padding()), Err(text.into()));
 }
+
+/// Pieces of one tensor share their kernel.
+#[test]
+fn a_kernel_of_several_dispatches_is_compiled_once() {
+    let Some(small) = small_bindings(1 << 16) else { return };
+    let pipelines = || small.device().get_internal_counters().hal.compute_pipelines.read() as usize;
+    let before = pipelines();
+    let args = Args::new(Layout::new(&[200, 1000], DType::F32));
+    let plan = small.block_on(small.plan(&Softmax::default(), Pass::Forward, &args)).unwrap();
+    assert!(plan.kernels().count() > 10, "{:?}", plan.kernels().collect::<Vec<_>>());
+    assert_eq!(pipelines() - before, 1);
+}

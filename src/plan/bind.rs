@@ -245,17 +245,19 @@ impl Plan {
 
 impl Gpu {
     /// A pipeline that is known to be good: a kept one, or one compiled now. Error scopes answer at
-    /// once where there is no browser; a browser's are the caller's to watch.
+    /// once where there is no browser; a browser's are the caller's to watch, so that nothing is kept.
     fn good_pipeline(&self, kernel: Kernel) -> Result<wgpu::ComputePipeline> {
         if let Some(pipeline) = self.kept_pipeline(&kernel) {
             return Ok(pipeline);
         }
-        #[cfg(not(target_arch = "wasm32"))]
-        let pipeline = pollster::block_on(self.guarded(|| self.pipeline(&kernel)))?;
         #[cfg(target_arch = "wasm32")]
-        let pipeline = self.pipeline(&kernel);
-        self.keep_pipeline(kernel, pipeline.clone());
-        Ok(pipeline)
+        return Ok(self.pipeline(&kernel));
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let pipeline = pollster::block_on(self.guarded(|| self.pipeline(&kernel)))?;
+            self.keep_pipeline(kernel, pipeline.clone());
+            Ok(pipeline)
+        }
     }
 }
 
