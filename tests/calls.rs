@@ -103,7 +103,7 @@ fn plans_are_kept_by_all_that_they_depend_on() {
     assert_eq!(bits_of(&tail), bits_of(&loss(&none))[1..]);
 }
 
-/// Any number of options and shapes leaves a bounded number of kernels and plans.
+/// Any number of shapes leaves a bounded number of plans, and one kernel for all of them.
 #[test]
 fn what_is_kept_is_bounded() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
