@@ -1,12 +1,13 @@
 //! The device: found, handed over or taken over; what it can do, and what is kept for it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::adapter::{GpuOptions, useful_features, useful_limits};
 use crate::cache::Cache;
 use crate::guard::{Faults, first_of, lock, scoped};
-use crate::limits::Limits;
+use crate::limits::{Limits, expect_capable, max_workgroup_size};
 use crate::pipelines::Pipelines;
 use crate::plan::{CompiledPlan, PlanKey};
 use crate::poll::Poller;
@@ -24,7 +25,20 @@ pub struct Gpu {
     inner: Arc<Inner>,
 }
 
+/// Which `Gpu` something is of. wgpu numbers devices and buffers anew in every instance, so that
+/// those of two instances may be equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuId(u64);
+
+impl GpuId {
+    fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        GpuId(COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 struct Inner {
+    id: GpuId,
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
@@ -115,17 +129,20 @@ impl Gpu {
     /// what it says of adapters is not looked at.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the device is lost already.
+    /// [`Error::Value`] when its limits are too small for kernels: with fewer than eight storage
+    /// buffers for a stage, say, or without compute. [`Error::DeviceLost`] when the device is lost
+    /// already.
     pub async fn from_device(
         device: wgpu::Device,
         queue: wgpu::Queue,
         options: &GpuOptions,
     ) -> Result<Self> {
+        let info = device.adapter_info();
+        expect_capable(&device.limits(), &info.name)?;
         let faults = Arc::new(Faults::default());
         if options.own_lost_callback {
             faults.listen(&device);
         }
-        let info = device.adapter_info();
         let profile = profile(&device, &info, options);
         let small = |label| wgpu::BufferDescriptor {
             label: Some(label),
@@ -142,6 +159,7 @@ impl Gpu {
         let error = first_of(scopes).await;
         let gpu = Gpu {
             inner: Arc::new(Inner {
+                id: GpuId::new(),
                 device,
                 queue,
                 info,
@@ -207,6 +225,22 @@ impl Gpu {
         self.inner.pool.clear();
         lock(&self.inner.plans).clear();
         self.inner.pipelines.clear();
+    }
+
+    pub(crate) fn id(&self) -> GpuId {
+        self.inner.id
+    }
+
+    /// Refuses what is known to be another `Gpu`'s.
+    pub(crate) fn expect_own(&self, argument: &'static str, owner: Option<GpuId>) -> Result<()> {
+        if owner.is_none_or(|owner| owner == self.id()) {
+            return Ok(());
+        }
+        Err(Error::Value {
+            argument,
+            expected: "one of this Gpu".into(),
+            actual: "one of another".into(),
+        })
     }
 
     pub(crate) fn faults(&self) -> &Arc<Faults> {
@@ -275,9 +309,7 @@ fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => DeviceClass::Integrated,
         },
         subgroup: has_subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
-        max_workgroup_size: limits
-            .max_compute_invocations_per_workgroup
-            .min(limits.max_compute_workgroup_size_x),
+        max_workgroup_size: max_workgroup_size(&limits),
         team_override: options.team.or(in_browser.then_some(Team::Invocation)),
         limits: Limits {
             max_workgroups: limits.max_compute_workgroups_per_dimension,

@@ -38,9 +38,13 @@ impl Faults {
 }
 
 impl Gpu {
-    /// Runs `work`, and waits for the errors that wgpu found in it. An error that the caller's own use
-    /// of the device has left is reported instead.
-    pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> T) -> impl Future<Output = Result<T>> {
+    /// Runs `work`, and waits for the errors that wgpu found in it. What fails on a device that is
+    /// lost fails for that reason, whatever it says. An error that the caller's own use of the device
+    /// has left is reported instead.
+    pub(crate) fn guarded<T>(
+        &self,
+        work: impl FnOnce() -> Result<T>,
+    ) -> impl Future<Output = Result<T>> {
         let earlier = lock(&self.faults().uncaptured).take();
         let scoped = match earlier {
             Some(error) => Err(Error::Uncaptured(Box::new(error))),
@@ -48,18 +52,18 @@ impl Gpu {
             None => Ok(scoped(self.device(), work)),
         };
         async {
-            let (value, scopes) = scoped?;
+            let (result, scopes) = scoped?;
             let error = first_of(scopes).await;
-            match self.lost(error.is_some()).or(error) {
+            match self.lost(error.is_some() || result.is_err()).or(error) {
                 Some(error) => Err(error),
-                None => Ok(value),
+                None => result,
             }
         }
     }
 
     /// [`Gpu::guarded`] for work that allocates: where memory is short, once more without what is
     /// kept.
-    pub(crate) async fn guarded_trimming<T>(&self, work: impl Fn() -> T) -> Result<T> {
+    pub(crate) async fn guarded_trimming<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
         match self.guarded(&work).await {
             Err(Error::OutOfMemory(_)) => {
                 self.trim();

@@ -1,6 +1,6 @@
 //! What a device can do at most, and how work is cut to that: pure functions, tested without a GPU.
 
-use crate::program::chunks;
+use crate::program::{BINDINGS, chunks};
 use crate::shape::{ALIGNMENT, Layout};
 use crate::{Error, Result};
 
@@ -15,6 +15,69 @@ pub struct Limits {
     pub max_buffer: u64,
     /// The device's name, for messages.
     pub device: String,
+}
+
+/// The bytes of workgroup memory that a member of a team of a workgroup takes (`shaders/team`).
+const WORKGROUP_BYTES_PER_MEMBER: u32 = 20;
+
+/// Refuses devices on which kernels cannot run, or programs would have no end: the caller may have
+/// asked for less than the adapter has, or for none of its compute.
+pub fn expect_capable(limits: &wgpu::Limits, device: &str) -> Result<()> {
+    let least = [
+        ("max_bind_groups", 1, limits.max_bind_groups.into()),
+        ("max_bindings_per_bind_group", BINDINGS as u64, limits.max_bindings_per_bind_group.into()),
+        (
+            "max_storage_buffers_per_shader_stage",
+            // one of the bindings is the uniform buffer
+            BINDINGS as u64 - 1,
+            limits.max_storage_buffers_per_shader_stage.into(),
+        ),
+        (
+            "max_uniform_buffers_per_shader_stage",
+            1,
+            limits.max_uniform_buffers_per_shader_stage.into(),
+        ),
+        ("max_uniform_buffer_binding_size", 1024, limits.max_uniform_buffer_binding_size),
+        // less leaves sums no fewer terms after a dispatch than before it
+        ("max_storage_buffer_binding_size", 4096, limits.max_storage_buffer_binding_size),
+        ("max_buffer_size", 4096, limits.max_buffer_size),
+        (
+            "max_compute_invocations_per_workgroup",
+            1,
+            limits.max_compute_invocations_per_workgroup.into(),
+        ),
+        ("max_compute_workgroup_size_x", 1, limits.max_compute_workgroup_size_x.into()),
+        (
+            "max_compute_workgroup_storage_size",
+            WORKGROUP_BYTES_PER_MEMBER.into(),
+            limits.max_compute_workgroup_storage_size.into(),
+        ),
+        (
+            "max_compute_workgroups_per_dimension",
+            1,
+            limits.max_compute_workgroups_per_dimension.into(),
+        ),
+    ];
+    let short: Vec<_> = least.into_iter().filter(|(_, least, actual)| actual < least).collect();
+    if short.is_empty() {
+        return Ok(());
+    }
+    let list = |describe: &dyn Fn(&(&str, u64, u64)) -> String| {
+        short.iter().map(describe).collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::Value {
+        argument: "device",
+        expected: list(&|(name, least, _)| format!("{name} of at least {least}")),
+        actual: format!("{} on {device}", list(&|(.., actual)| actual.to_string())),
+    })
+}
+
+/// The most invocations of a workgroup, whose team has its memory.
+pub fn max_workgroup_size(limits: &wgpu::Limits) -> u32 {
+    limits
+        .max_compute_invocations_per_workgroup
+        .min(limits.max_compute_workgroup_size_x)
+        .min(limits.max_compute_workgroup_storage_size / WORKGROUP_BYTES_PER_MEMBER)
 }
 
 impl Limits {

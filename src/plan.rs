@@ -190,17 +190,23 @@ impl Gpu {
         let reports = program.reports();
         // dispatches over chunks or pieces share a kernel, which is compiled once
         let mut pipelines = HashMap::new();
-        let create = || CompiledPlan {
-            args,
-            outputs,
-            reports,
-            commands: program
-                .commands
-                .into_iter()
-                .map(|command| self.compiled(command, &mut pipelines))
-                .collect(),
-            scratch: program.scratch.iter().map(|layout| self.workspace(layout.bytes())).collect(),
-            control: self.workspace(BLOCK_BYTES),
+        let create = || {
+            Ok(CompiledPlan {
+                args,
+                outputs,
+                reports,
+                commands: program
+                    .commands
+                    .into_iter()
+                    .map(|command| self.compiled(command, &mut pipelines))
+                    .collect(),
+                scratch: program
+                    .scratch
+                    .iter()
+                    .map(|layout| self.workspace(layout.bytes()))
+                    .collect(),
+                control: self.workspace(BLOCK_BYTES),
+            })
         };
         let compiled = self.guarded(create).await?;
         // they are good: nothing has failed

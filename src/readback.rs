@@ -18,14 +18,15 @@ impl Gpu {
     /// The tensor's elements.
     ///
     /// # Errors
-    /// [`Error::Validation`] when the tensor's buffer lacks `COPY_SRC`; [`Error::OutOfMemory`];
-    /// [`Error::DeviceLost`].
+    /// [`Error::Validation`] when the tensor's buffer lacks `COPY_SRC`; [`Error::Value`] when it is
+    /// another `Gpu`'s; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub async fn read(&self, tensor: &Tensor) -> Result<Array<'static>> {
+        self.expect_own("tensor", tensor.gpu())?;
         let submit = || {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             let staging = Readback::encode_tensor(self, &mut encoder, tensor);
             let submission = self.queue().submit([encoder.finish()]);
-            Readback::map(staging, &submission)
+            Ok(Readback::map(staging, &submission))
         };
         let readback = self.guarded_trimming(submit).await?;
         readback.arrived(self).await?;

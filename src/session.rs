@@ -36,9 +36,9 @@ impl Session {
             for (role, layout) in plan.allocated() {
                 output = output.with(role, tensor(gpu, role, layout)?);
             }
-            Ok((plan.bind(&args, &output)?, args, output))
+            Ok((plan.bind_unguarded(&args, &output)?, args, output))
         };
-        let (bound, args, output) = gpu.guarded_trimming(allocate).await??;
+        let (bound, args, output) = gpu.guarded_trimming(allocate).await?;
         Ok(Session { gpu: gpu.clone(), bound, args, output })
     }
 
@@ -65,7 +65,7 @@ impl Session {
             let map = |(role, staging, layout)| (role, Readback::map(staging, &submission), layout);
             Ok(copies.into_iter().map(map).collect())
         };
-        let results = gpu.guarded_trimming(submit).await??;
+        let results = gpu.guarded_trimming(submit).await?;
         Ok(PendingCall { gpu: gpu.clone(), results })
     }
 }

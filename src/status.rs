@@ -1,5 +1,6 @@
 //! The status: what only the device can see of the arguments, kept until the host asks.
 
+use crate::gpu::GpuId;
 use crate::program::{BLOCK_BYTES, fault};
 use crate::readback::Readback;
 use crate::{Error, Gpu, Result};
@@ -11,6 +12,7 @@ use crate::{Error, Gpu, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     buffer: wgpu::Buffer,
+    gpu: GpuId,
 }
 
 impl Gpu {
@@ -27,9 +29,9 @@ impl Gpu {
                 | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         };
-        let create = || self.device().create_buffer(&descriptor);
+        let create = || Ok(self.device().create_buffer(&descriptor));
         let buffer = self.guarded_trimming(create).await?;
-        Ok(Status { buffer })
+        Ok(Status { buffer, gpu: self.id() })
     }
 
     /// Waits for the device to be done with what was submitted, and turns the first fault since the
@@ -39,14 +41,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`
     /// ([`Bce`](crate::Bce)); the row or element is the first such one of its call, and 2^32 - 2
-    /// stands for itself and all that come after it. [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// stands for itself and all that come after it. [`Error::Value`] also for a status of another
+    /// `Gpu`; [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn check(&self, status: &Status) -> Result<()> {
+        self.expect_own("status", Some(status.gpu))?;
         let submit = || {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             let staging = Readback::encode(self, &mut encoder, &status.buffer, 0..BLOCK_BYTES);
             encoder.clear_buffer(&status.buffer, 0, None);
             let submission = self.queue().submit([encoder.finish()]);
-            Readback::map(staging, &submission)
+            Ok(Readback::map(staging, &submission))
         };
         let readback = self.guarded_trimming(submit).await?;
         readback.arrived(self).await?;
@@ -56,6 +60,10 @@ impl Gpu {
 }
 
 impl Status {
+    pub(crate) fn gpu(&self) -> GpuId {
+        self.gpu
+    }
+
     /// The words of the status, for those who read them back by themselves: eight of 32 bits, to be
     /// [decoded](Self::decode), and to be cleared after that.
     pub fn buffer(&self) -> &wgpu::Buffer {

@@ -1,15 +1,24 @@
 //! Arrays on the device.
 
+use crate::gpu::GpuId;
 use crate::shape::Layout;
 use crate::{DType, Error, Gpu, Result};
 
 /// An array in a device's buffer.
 ///
 /// Cloning is cheap: clones share the buffer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Tensor {
     buffer: wgpu::Buffer,
     layout: Layout,
+    /// Whose device the buffer is known to be of.
+    gpu: Option<GpuId>,
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.buffer, &self.layout) == (&other.buffer, &other.layout)
+    }
 }
 
 /// What kernels and copies ask of a buffer.
@@ -27,7 +36,9 @@ impl Tensor {
     /// a 16-bit tensor shares with something else, the other half is left alone.
     ///
     /// wgpu recognises a buffer of another device only where both come from one
-    /// [`wgpu::Instance`]; keep the buffers of several instances apart.
+    /// [`wgpu::Instance`]; to another instance it is whatever has the same number there, so that
+    /// results are wrong without an error. Where there are several instances, let
+    /// [`on`](Self::on) say whose the buffer is.
     ///
     /// # Errors
     /// [`Error::Value`] when the buffer lacks `STORAGE` or ends before the tensor does, when rows
@@ -43,13 +54,25 @@ impl Tensor {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return refuse("usage STORAGE".into(), format!("{:?}", buffer.usage()));
         }
-        let tensor = Tensor { buffer, layout };
+        let tensor = Tensor { buffer, layout, gpu: None };
         let needed = tensor.byte_range().end;
         if tensor.buffer.size() < needed {
             let expected = format!("at least {needed} bytes for {}", tensor.layout);
             return refuse(expected, format!("{} bytes", tensor.buffer.size()));
         }
         Ok(tensor)
+    }
+
+    /// Says that the buffer is of this `Gpu`'s device: any other `Gpu` then refuses the tensor with an
+    /// [`Error::Value`], one that was made of the same device included. Tensors of
+    /// [`Gpu::upload`], [`Plan::allocate`](crate::Plan::allocate) and calls are their `Gpu`'s.
+    pub fn on(mut self, gpu: &Gpu) -> Self {
+        self.gpu = Some(gpu.id());
+        self
+    }
+
+    pub(crate) fn gpu(&self) -> Option<GpuId> {
+        self.gpu
     }
 
     /// The bytes that its elements lie in, in whole words of four: none where there are no elements,
@@ -91,7 +114,7 @@ impl Gpu {
         bytes: u64,
     ) -> Result<Tensor> {
         self.profile().limits.expect_allocatable(argument, bytes)?;
-        self.guarded_trimming(|| self.create_tensor(argument, layout, bytes)).await
+        self.guarded_trimming(|| Ok(self.create_tensor(argument, layout, bytes))).await
     }
 
     /// [`Gpu::allocate`] for those who watch the device's errors themselves.
@@ -102,6 +125,6 @@ impl Gpu {
             usage: USAGES,
             mapped_at_creation: false,
         });
-        Tensor { buffer, layout: layout.clone() }
+        Tensor { buffer, layout: layout.clone(), gpu: Some(self.id()) }
     }
 }

@@ -249,6 +249,8 @@ impl DeviceProfile {
                 let size = 1 << most.ilog2();
                 self.sized(team, size, smallest.min(size))
             }
+            // barriers cost more there than members that idle
+            (Team::Subgroup, None) if self.is_software() => self.launch(Team::Invocation),
             (Team::Invocation, _) => {
                 let size = tuning.invocation_workgroup.min(self.max_workgroup_size);
                 self.sized(team, size, 1)

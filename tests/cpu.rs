@@ -28,6 +28,37 @@ fn every_op_keeps_the_promise() {
     }
 }
 
+/// Set where this test runs in a process of its own, whose threads would need too much memory.
+const WITHOUT_THREADS: &str = "WGLOSS_TEST_WITHOUT_THREADS";
+
+#[test]
+fn without_threads_the_callers_works_alone() {
+    if std::env::var_os(WITHOUT_THREADS).is_some() {
+        assert!(std::thread::Builder::new().spawn(|| ()).is_err(), "there are threads after all");
+        let values = vec![1.0_f32; 100_000];
+        let args = Args::new(Array::from(&values)).target(Array::from(&values));
+        for _ in 0..2 {
+            let cpu = Cpu::default();
+            assert_eq!(cpu.threads(), 1);
+            let out = cpu.forward_backward(&Mse::default(), &args).unwrap();
+            assert_eq!(out.loss().unwrap().item().unwrap(), 0.0);
+        }
+        assert!(Cpu::with_threads(2).is_err());
+        return;
+    }
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("{module}::without_threads_the_callers_works_alone")])
+        // the test itself then runs on the first thread
+        .arg("--test-threads=1")
+        .env(WITHOUT_THREADS, "1")
+        .env("RUST_MIN_STACK", (1_u64 << 46).to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}");
+}
+
 #[test]
 fn batch_means_of_no_elements() {
     let op = KlDiv::default().reduction(Reduction::BatchMean);

@@ -185,31 +185,66 @@ fn a_buffer_of_another_device() {
         let device = adapters[0].request_device(&Default::default());
         take_over(pollster::block_on(device).unwrap(), &GpuOptions::default()).unwrap()
     });
+    // the caller's own buffers, of which only wgpu knows where they are from
+    let unknown = |tensor: &Tensor| {
+        Tensor::from_buffer(tensor.buffer().clone(), tensor.layout().clone()).unwrap()
+    };
     let rows = some_rows();
     for pass in PASSES {
-        let args = upload(&first, &rows, pass);
+        let known = upload(&first, &rows, pass);
+        let mut args =
+            Args::new(unknown(known.input())).target(unknown(known.get(Role::Target).unwrap()));
+        args = match known.get(Role::Upstream) {
+            Some(upstream) => args.upstream(unknown(upstream)),
+            None => args,
+        };
         assert_refused(second.block_on(second.run(&*rows.op(), pass, &args)));
+        let plan = second.block_on(second.plan(&*rows.op(), pass, &args.layouts())).unwrap();
+        let output = second.block_on(plan.allocate()).unwrap();
+        assert_refused(plan.bind(&args, &output));
+        assert_refused(second.run_into(&*rows.op(), pass, &args, &output));
+        assert_refused(second.block_on(second.read(args.input())));
     }
-    let tensor = first.block_on(first.upload(&Array::from(&rows.logits))).unwrap();
-    assert_refused(second.block_on(second.read(&tensor)));
     check(&second, &rows);
     check(gpu, &rows);
 }
 
 #[test]
 fn a_tensor_of_another_gpu() {
-    // Two that were opened one by one, each with tensors of the same layouts: what belongs to one
-    // must not pass for what belongs to the other.
+    // Two that were opened one by one, each with tensors of the same layouts: in each instance wgpu
+    // numbers devices and buffers from zero, so that those of one pass for those of the other.
     let open = || open(&GpuOptions::default());
     let (Some(first), Some(second)) = (open(), open()) else { return };
+    #[track_caller]
+    fn assert_foreign<T: std::fmt::Debug>(result: Result<T, Error>, name: &str) {
+        let error = result.unwrap_err().to_string();
+        assert_eq!(error, format!("{name}: expected one of this Gpu, got one of another"));
+    }
     let (rows, others) = (some_rows(), some_rows().upstream(&[1.0; 20]));
     for pass in PASSES {
         let foreign = upload(&first, &rows, pass);
         let own = upload(&second, &others, pass);
-        let result = second.block_on(second.run(&*rows.op(), pass, &foreign));
-        assert!(result.is_err(), "{pass:?} took the tensors of another device");
-        assert!(second.block_on(second.run(&*rows.op(), pass, &own)).is_ok());
+        let op = rows.op();
+        assert_foreign(second.block_on(second.run(&*op, pass, &foreign)), "input");
+        let plan = second.block_on(second.plan(&*op, pass, &own.layouts())).unwrap();
+        let output = second.block_on(plan.allocate()).unwrap();
+        assert_foreign(plan.bind(&foreign, &output), "input");
+        assert_foreign(second.run_into(&*op, pass, &foreign, &output), "input");
+        let elsewhere = first.block_on(first.run(&*op, pass, &foreign)).unwrap();
+        let (role, result) = elsewhere.iter().next().unwrap();
+        assert_foreign(plan.bind(&own, &elsewhere), role.name());
+        assert_foreign(second.block_on(second.read(result)), "tensor");
+        let status = elsewhere.status().unwrap();
+        assert_foreign(plan.bind(&own, &output.clone().with_status(status.clone())), "status");
+        assert_foreign(second.block_on(second.check(status)), "status");
+        assert!(second.run_into(&*op, pass, &own, &output).is_ok());
     }
+    // the caller's own buffer, once it is said whose it is
+    let tensor = first.block_on(first.upload(&Array::from(&rows.logits))).unwrap();
+    let tensor = Tensor::from_buffer(tensor.buffer().clone(), tensor.layout().clone()).unwrap();
+    let tensor = tensor.on(&first);
+    assert!(first.block_on(first.read(&tensor)).is_ok());
+    assert_foreign(second.block_on(second.read(&tensor)), "tensor");
 }
 
 #[test]
@@ -233,9 +268,10 @@ fn a_callers_mistake_on_the_shared_device_is_not_its_loss() {
     let args = upload(&gpu, &rows, Pass::Forward);
     let plan = gpu.block_on(gpu.plan(&*rows.op(), Pass::Forward, &args.layouts())).unwrap();
     let output = gpu.block_on(plan.allocate()).unwrap();
+    let bound = plan.bind(&args, &output).unwrap();
     args.input().buffer().destroy();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    plan.bind(&args, &output).unwrap().encode(&mut encoder);
+    bound.encode(&mut encoder);
     gpu.queue().submit([encoder.finish()]);
     // the next call says so, and the ones after it are not concerned
     let next = gpu.block_on(gpu.run(&*rows.op(), Pass::Forward, &rows.args(Pass::Forward)));
@@ -309,6 +345,63 @@ fn dispatches_fold_where_one_dimension_does_not_hold_them() {
             check(&gpu, &rows);
         }
         assert!(most >= 9, "nine workgroups, at least a row each: {most}");
+    }
+}
+
+/// Limits with as little as kernels can do with.
+fn least_limits() -> wgpu::Limits {
+    wgpu::Limits {
+        max_bind_groups: 1,
+        max_bindings_per_bind_group: 9,
+        max_storage_buffers_per_shader_stage: 8,
+        max_uniform_buffers_per_shader_stage: 1,
+        max_uniform_buffer_binding_size: 1024,
+        max_storage_buffer_binding_size: 4096,
+        max_compute_invocations_per_workgroup: 1,
+        max_compute_workgroup_size_x: 1,
+        max_compute_workgroup_storage_size: 20,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_device_with_the_least_limits() {
+    for team in [None, Some(Team::Invocation), Some(Team::Subgroup), Some(Team::Workgroup)] {
+        let options = team.map_or_else(GpuOptions::default, |t| GpuOptions::default().team(t));
+        let Some(gpu) = gpu_with_limits(least_limits(), &options) else { return };
+        check(&gpu, &some_rows());
+        check(&gpu, &some_mean());
+        check(&gpu, &Elements::random(&mut Random::new(5), &[7001]).reduced(Reduction::Mean));
+    }
+}
+
+#[test]
+fn devices_that_cannot_run_kernels() {
+    type Take = fn(&mut wgpu::Limits);
+    let takes: [(Take, &str); 9] = [
+        (|l| *l = wgpu::Limits::downlevel_webgl2_defaults(), "max_compute_workgroup_size_x of at"),
+        (
+            |l| *l = wgpu::Limits::downlevel_defaults(),
+            "max_storage_buffers_per_shader_stage of at least 8, got 4 on",
+        ),
+        (|l| l.max_storage_buffers_per_shader_stage = 7, "at least 8, got 7 on"),
+        (|l| l.max_storage_buffer_binding_size = 252, "at least 4096, got 252 on"),
+        (|l| l.max_buffer_size = 0, "max_buffer_size of at least 4096, got 0 on"),
+        (|l| l.max_compute_invocations_per_workgroup = 0, "at least 1, got 0 on"),
+        (|l| l.max_compute_workgroup_size_x = 0, "at least 1, got 0 on"),
+        (|l| l.max_compute_workgroup_storage_size = 0, "at least 20, got 0 on"),
+        (|l| l.max_compute_workgroups_per_dimension = 0, "at least 1, got 0 on"),
+    ];
+    for (take, text) in takes {
+        let mut limits = least_limits();
+        take(&mut limits);
+        let Some(device) = own_device(wgpu::Features::empty(), limits) else { return };
+        match take_over(device, &GpuOptions::default()) {
+            Err(error @ Error::Value { argument: "device", .. }) => {
+                assert!(error.to_string().contains(text), "{error}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
     }
 }
 
@@ -447,6 +540,7 @@ fn a_device_that_is_lost() {
             assert_lost(gpu.block_on(gpu.run(&op, pass, &rows.args(pass))));
         }
         assert_lost(gpu.block_on(gpu.run(&op, pass, &args)));
+        assert_lost(gpu.run_into(&op, pass, &args, &out));
         assert_lost(gpu.block_on(gpu.status()));
         assert_lost(gpu.block_on(gpu.plan(&op, pass, &args.layouts())));
         assert_lost(gpu.block_on(plan.allocate()));
@@ -479,6 +573,28 @@ fn a_device_that_is_lost_at_work() {
 }
 
 #[test]
+fn a_device_that_is_lost_during_uploads() {
+    // Wherever it is lost, also between a staging buffer and its mapping.
+    for round in 0..20 {
+        let Some(gpu) = open(&GpuOptions::default()) else { return };
+        let values = [0.5_f32; 4096];
+        std::thread::scope(|scope| {
+            let upload = || loop {
+                if let Err(error) = gpu.block_on(gpu.upload(&Array::from(&values))) {
+                    break error;
+                }
+            };
+            let workers: Vec<_> = (0..6).map(|_| scope.spawn(upload)).collect();
+            std::thread::sleep(std::time::Duration::from_micros(500 * round));
+            gpu.device().destroy();
+            for worker in workers {
+                assert_lost(Err::<(), _>(worker.join().unwrap()));
+            }
+        });
+    }
+}
+
+#[test]
 fn a_device_that_is_lost_while_others_use_it() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
     let rows = some_mean();
@@ -506,6 +622,33 @@ fn a_device_that_is_lost_while_others_use_it() {
 }
 
 // ---- waiting ----
+
+#[test]
+fn a_mistake_is_told_while_the_queue_is_busy() {
+    // Asynchronous functions do not hold their thread until the device is idle.
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let much = Elements::new(&vec![0.5; 4_000_000], &vec![1.0; 4_000_000]);
+    let args = upload(&gpu, &much, Pass::ForwardBackward);
+    let (op, pass) = (much.op(), Pass::ForwardBackward);
+    let plan = gpu.block_on(gpu.plan(&*op, pass, &args.layouts())).unwrap();
+    let bound = plan.bind(&args, &gpu.block_on(plan.allocate()).unwrap()).unwrap();
+    let mapped = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 16,
+        usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    });
+    let wrong = Tensor::from_buffer(mapped, Layout::new(&[4], DType::F32)).unwrap();
+
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    (0..50).for_each(|_| bound.encode(&mut encoder));
+    gpu.queue().submit([encoder.finish()]);
+    let is_idle = std::sync::Arc::new(AtomicBool::new(false));
+    let told = is_idle.clone();
+    gpu.queue().on_submitted_work_done(move || told.store(true, Ordering::Release));
+    assert_refused(pollster::block_on(gpu.read(&wrong)));
+    assert!(!is_idle.load(Ordering::Acquire), "the error came after the work");
+}
 
 #[test]
 fn awaited_while_another_thread_polls() {

@@ -470,6 +470,19 @@ fn forced_teams_keep_to_what_lavapipe_iterates() {
 }
 
 #[test]
+fn software_without_subgroups_does_without_barriers() {
+    let profile = DeviceProfile { subgroup: None, ..lavapipe() };
+    for classes in [8, 32, 1000, 20_000] {
+        let args = Args::new(f32(&[512, classes])).target(self::classes(&[512]));
+        let op = CrossEntropy::default().reduction(Reduction::Mean);
+        let planned = plan(&op, Pass::ForwardBackward, args, &profile);
+        let labels = planned.program.steps().map(|step| &step.kernel.label[..]);
+        let by_teams: Vec<_> = labels.filter(|label| *label != "status").collect();
+        assert!(by_teams.iter().all(|label| label.ends_with(".invocation")), "{by_teams:?}");
+    }
+}
+
+#[test]
 fn few_long_rows_are_shared() {
     let long = || Args::new(f32(&[2, 70_001])).target(classes(&[2]));
     let state = f32(&[2, 4]);

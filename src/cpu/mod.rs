@@ -60,7 +60,8 @@ pub struct Cpu {
 
 impl Cpu {
     /// With so many threads of its own. [`Cpu::default`] shares rayon's global pool: one a core, or
-    /// as many as `RAYON_NUM_THREADS` says.
+    /// as many as `RAYON_NUM_THREADS` says; where the system gives none, it works on the caller's
+    /// thread.
     ///
     /// # Errors
     /// [`Error::Value`] for no threads, [`Error::Internal`] when the system does not give them.
@@ -79,7 +80,7 @@ impl Cpu {
 
     /// How many threads there are.
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+        self.pool.as_ref().map_or_else(threads::count, |p| p.current_num_threads())
     }
 
     /// Computes the loss.

@@ -1,7 +1,28 @@
 //! Divides tasks among threads.
 
+use std::error::Error;
 use std::iter::{from_fn, once};
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
+
+use rayon::ThreadPoolBuilder;
+
+/// How many threads [`run`] may take here.
+///
+/// rayon starts its global pool at first use, and panics then and ever after where the system gives
+/// no threads. There, the caller's thread becomes a pool of one.
+pub(super) fn count() -> usize {
+    static HAS_GLOBAL_POOL: LazyLock<bool> = LazyLock::new(|| {
+        let started = ThreadPoolBuilder::new().build_global();
+        // an error without a source says that it was there before
+        started.map_or_else(|error| error.source().is_none(), |()| true)
+    });
+    let is_in_pool = rayon::current_thread_index().is_some();
+    if !is_in_pool && !*HAS_GLOBAL_POOL {
+        // it stays one when this handle is dropped
+        let _ = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    }
+    rayon::current_num_threads()
+}
 
 /// Runs tasks on as many of rayon's threads, and returns their results in order.
 pub(super) fn run<T: Send, R: Send>(
@@ -21,7 +42,7 @@ pub(super) fn run_with<T: Send, M, R: Send>(
     run: impl Fn(&mut M, T) -> R + Sync,
 ) -> Vec<R> {
     let tasks = tasks.into_iter();
-    let threads = rayon::current_num_threads().min(tasks.len());
+    let threads = count().min(tasks.len());
     let tasks = Mutex::new(tasks.enumerate());
     let results = Mutex::new(Vec::new());
     let next = || tasks.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();

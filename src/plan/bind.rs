@@ -1,9 +1,11 @@
 //! Plans bound to buffers.
 
 use super::{Compare, Compiled, CompiledStep, Plan, expect_same};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::guard::{first_of, scoped};
 use crate::kernel::Kernel;
 use crate::program::{BLOCK_BYTES, Slot};
-use crate::{Args, Error, Gpu, Layout, Output, Result, Role, Tensor};
+use crate::{Args, Error, Gpu, Layout, Output, Result, Role, Status, Tensor};
 
 /// A [`Plan`] over fixed buffers: encoding it creates nothing and allocates nothing.
 #[derive(Debug, Clone)]
@@ -45,8 +47,34 @@ impl Plan {
     /// - [`Error::Value`] when one lies otherwise in its buffer (an offset may differ by multiples of
     ///   256 bytes), when they overlap, or when a buffer that is copied from or to lacks `COPY_SRC`
     ///   or `COPY_DST`.
-    /// - What wgpu finds wrong with the buffers themselves comes through the device's error scopes.
+    /// - [`Error::Value`] also when one is another [`Gpu`]'s.
+    /// - [`Error::Validation`] for what wgpu finds wrong with the buffers themselves, such as that
+    ///   they are another device's; in browsers, which answer later, that comes through the
+    ///   device's error scopes.
     pub fn bind(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<BoundPlan> {
+        #[cfg(target_arch = "wasm32")]
+        return self.bind_unguarded(args, output);
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let bind = || self.bind_unguarded(args, output);
+            let (bound, scopes) = scoped(self.gpu.device(), bind);
+            match pollster::block_on(first_of(scopes)) {
+                Some(error) => Err(self.gpu.lost(true).unwrap_or(error)),
+                None => bound,
+            }
+        }
+    }
+
+    /// [`Plan::bind`] for those who watch the device's errors themselves.
+    pub(crate) fn bind_unguarded(
+        &self,
+        args: &Args<Tensor>,
+        output: &Output<Tensor>,
+    ) -> Result<BoundPlan> {
+        for (role, tensor) in args.iter().chain(output.iter()) {
+            self.gpu.expect_own(role.name(), tensor.gpu())?;
+        }
+        self.gpu.expect_own("status", output.status().map(Status::gpu))?;
         let planned = &self.compiled;
         for (argument, planned, given) in [
             ("in_place", planned.args.in_place, args.in_place),
@@ -93,7 +121,7 @@ impl Plan {
 
     /// Binds, encodes and submits, without a wait.
     pub(crate) fn submit(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
-        let bound = self.bind(args, output)?;
+        let bound = self.bind_unguarded(args, output)?;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         bound.encode(&mut encoder);
         self.gpu.queue().submit([encoder.finish()]);
@@ -254,7 +282,7 @@ impl Gpu {
         return Ok(self.pipeline(&kernel));
         #[cfg(not(target_arch = "wasm32"))]
         {
-            let pipeline = pollster::block_on(self.guarded(|| self.pipeline(&kernel)))?;
+            let pipeline = pollster::block_on(self.guarded(|| Ok(self.pipeline(&kernel))))?;
             self.keep_pipeline(kernel, pipeline.clone());
             Ok(pipeline)
         }
