@@ -35,8 +35,9 @@ impl Gpu {
     }
 
     /// Waits for the device to be done with what was submitted, and turns the first fault since the
-    /// last check into an error. The status is clear then, also where the future is dropped before
-    /// it is done: its fault is lost.
+    /// last check into an error. The status is clear then: of calls that are submitted while a check
+    /// that finds a fault is under way, no fault is kept. A check whose future is dropped has cleared
+    /// nothing.
     ///
     /// # Errors
     /// [`Error::Class`] for a class out of range, [`Error::Value`] for a number outside `[0, 1]`
@@ -48,14 +49,23 @@ impl Gpu {
         let submit = || {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             let staging = Readback::encode(self, &mut encoder, &status.buffer, 0..BLOCK_BYTES);
-            encoder.clear_buffer(&status.buffer, 0, None);
             let submission = self.queue().submit([encoder.finish()]);
             Ok(Readback::map(staging, &submission))
         };
         let readback = self.guarded_trimming(submit).await?;
         readback.arrived(self).await?;
         let words: Vec<u32> = readback.take(self, bytemuck::pod_collect_to_vec)?;
-        Status::decode(&words)
+        let fault = Status::decode(&words);
+        if fault.is_err() {
+            let clear = || {
+                let mut encoder = self.device().create_command_encoder(&Default::default());
+                encoder.clear_buffer(&status.buffer, 0, None);
+                self.queue().submit([encoder.finish()]);
+                Ok(())
+            };
+            self.guarded(clear).await?;
+        }
+        fault
     }
 }
 

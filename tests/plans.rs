@@ -2,6 +2,7 @@
 //! allocated; with what they hold on the device stated; from several threads.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
 
 use allocation_counter::measure;
 use wgloss::wgpu::{self, BufferUsages};
@@ -359,6 +360,16 @@ fn a_status_keeps_the_first_fault_of_what_is_bound_to_it() {
         assert_eq!(Status::decode(&words(status)), Err(fault.clone()));
     }
     assert_eq!(gpu.block_on(gpu.check(&first)), Ok(()));
+    // a check that is begun and given up takes nothing with it
+    let mut given_up = Box::pin(gpu.check(&second));
+    let begun = given_up.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    drop(given_up);
+    if begun.is_ready() {
+        // the device was faster: the fault has been told, and comes again
+        let mut encoder = new_encoder(&gpu);
+        bind(&bad, Some(&second)).encode(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+    }
     for status in [&second, &third] {
         assert_eq!(gpu.block_on(gpu.check(status)), Err(fault.clone()));
         // clear, and ready for the next fault

@@ -11,7 +11,8 @@ use crate::{Args, Error, Gpu, Layout, Output, Result, Role, Status, Tensor};
 #[derive(Debug, Clone)]
 pub struct BoundPlan {
     commands: Vec<BoundCommand>,
-    control: wgpu::Buffer,
+    /// The control block, where a dispatch has to find it clear.
+    control: Option<wgpu::Buffer>,
 }
 
 #[derive(Debug, Clone)]
@@ -116,7 +117,12 @@ impl Plan {
                 }
             }
         }
-        Ok(BoundPlan { commands, control: planned.control.clone() })
+        let has_control = planned
+            .steps()
+            .flat_map(|step| &step.bindings)
+            .any(|binding| binding.slot == Slot::Control);
+        let control = has_control.then(|| planned.control.clone());
+        Ok(BoundPlan { commands, control })
     }
 
     /// Binds, encodes and submits, without a wait.
@@ -301,7 +307,9 @@ impl BoundPlan {
         encoder: &mut wgpu::CommandEncoder,
         timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
     ) {
-        encoder.clear_buffer(&self.control, 0, Some(BLOCK_BYTES));
+        if let Some(control) = &self.control {
+            encoder.clear_buffer(control, 0, Some(BLOCK_BYTES));
+        }
         // dispatches that follow one another share a pass; copies come between passes
         let is_dispatch = |command: &BoundCommand| matches!(command, BoundCommand::Dispatch { .. });
         let runs = || self.commands.chunk_by(|a, b| is_dispatch(a) && is_dispatch(b));
