@@ -1,11 +1,11 @@
 //! burn, its losses and its automatic differentiation: with `wgpu` on the adapter that burn prefers
 //! (hardware first, as wgloss does), with `flex` on the CPU. It is built twice, since burn chooses
-//! between SPIR-V and WGSL when it is built.
+//! between SPIR-V and WGSL when it is built; flex is in one of the programs.
 
 use burn::nn::loss::{BinaryCrossEntropyLossConfig, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 
-use crate::{Data, Op, Peer, Result, serve, threads, version};
+use crate::{Data, Op, Peer, Result, serve, version};
 
 struct Burn {
     name: &'static str,
@@ -32,8 +32,9 @@ impl Burn {
         Ok(Burn { name, on, device })
     }
 
+    #[cfg(feature = "burn-spirv")]
     fn flex() -> Burn {
-        Burn { name: "burn flex", on: threads(), device: Device::flex() }
+        Burn { name: "burn flex", on: crate::threads(), device: Device::flex() }
     }
 }
 
@@ -107,6 +108,7 @@ impl Peer for Burn {
 pub fn main(name: &'static str) -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("wgpu") => serve(Burn::wgpu(name)?),
+        #[cfg(feature = "burn-spirv")]
         Some("flex") => serve(Burn::flex()),
         other => Err(format!("{other:?}: expected wgpu or flex").into()),
     }
