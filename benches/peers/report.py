@@ -10,6 +10,7 @@ run.py prints the same when it ends. `--fill` puts it into files, between the li
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -100,6 +101,12 @@ def interval(low, high):
     return low if low == high else f"{low} to {high}"
 
 
+def outwards(value, whole):
+    """Two digits, so rounded that a range holds what was measured."""
+    step = 10 ** (math.floor(math.log10(value)) - 1)
+    return number(whole(value / step) * step)
+
+
 def names(words):
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
 
@@ -178,14 +185,15 @@ def sentences(report):
                 continue
             version = report["programs"][found[0]["settings"][0]]["version"].split("+")[0]
             ran = [setting for setting in settings if setting in report["programs"]]
-            notes = []
+            best = ""
             if len(ran) > 1:
-                notes.append(f"the faster of {names([setting.split()[-1] for setting in ran])}")
+                best = f" (the faster of {names([setting.split()[-1] for setting in ran])})"
+            but = ""
             if len(found) < total:
-                notes.append(f"{len(found)} of {total} workloads, the rest fail or are wrong there")
-            notes = f" ({'; '.join(notes)})" if notes else ""
-            span = interval(min(r["range"][0] for r in found), max(r["range"][1] for r in found))
-            parts.append(f"{peer} {version} takes {span}{notes}")
+                but = f" (in {len(found)} of {total} workloads; in the others it fails or is wrong)"
+            low = outwards(min(r["range"][0] for r in found), math.floor)
+            high = outwards(max(r["range"][1] for r in found), math.ceil)
+            parts.append(f"{peer} {version}{best} takes {low} to {high}{but}")
         if parts:
             clauses.append(f"{names(parts)} times as long as {name}")
     device = report["programs"].get("wgloss GPU", {}).get("device", "").split(" (")[0]
@@ -202,7 +210,8 @@ def lines(report):
         f"cores; {report['system']}",
         "",
         f"`{report['command']}`: {len(runs)} runs of {report['turns']} turns of "
-        f"{report['rounds']} rounds of {report['calls']} calls; {report['seconds']} s",
+        f"{report['rounds']} rounds, calls timed together: {report['calls']}; "
+        f"{report['seconds']} s",
         "",
     ]
     for i, run in enumerate(runs, 1):
@@ -238,8 +247,10 @@ def fill(file, parts):
     """Puts each part where the file has a place for it."""
     text = file.read_text()
     for name, lines in parts.items():
-        body = "\n".join(line if line.startswith("|") else textwrap.fill(line, 118)
-                         for line in lines)
+        body = "\n".join(
+            line if line.startswith("|")
+            else textwrap.fill(line, 118, subsequent_indent="  " * line.startswith("-"))
+            for line in lines)
         place = rf"(<!-- peers: {name} -->\n).*?(<!-- /peers -->)"
         text = re.sub(place, lambda found: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)
     file.write_text(text)

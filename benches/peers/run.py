@@ -363,7 +363,7 @@ def main():
     parser.add_argument("--no-build", action="store_true", help="what is built is current")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write results")
     parser.add_argument("--record", metavar="DEVICE",
-                        help="write results to benches/record/DEVICE/<date>-peers.json, and a picture")
+                        help="write results to benches/record/DEVICE/<date>-peers.json, and .svg")
     parser.add_argument("--draw", type=pathlib.Path, metavar="RECORD",
                         help="only draw the picture of this record, beside it")
     flags = parser.parse_args()
