@@ -178,7 +178,7 @@ def sentences(report):
     clauses = []
     total = len(set(map(workload_of, report["records"])))
     for own, name in [("wgloss GPU", "wgloss"), ("wgloss CPU", "wgloss's CPU form")]:
-        parts = []
+        parts, fewer = [], ""
         for peer, settings, beside in RATIOS:
             found = [r for r in report["ratios"] if (r["peer"], r["own"]) == (peer, own)]
             if beside != own or not found:
@@ -188,14 +188,14 @@ def sentences(report):
             best = ""
             if len(ran) > 1:
                 best = f" (the faster of {names([setting.split()[-1] for setting in ran])})"
-            but = ""
             if len(found) < total:
-                but = f" (in {len(found)} of {total} workloads; in the others it fails or is wrong)"
+                fewer += (f" ({peer} in {len(found)} of {total} workloads: in the others it fails "
+                          "or is wrong)")
             low = outwards(min(r["range"][0] for r in found), math.floor)
             high = outwards(max(r["range"][1] for r in found), math.ceil)
-            parts.append(f"{peer} {version}{best} takes {low} to {high}{but}")
+            parts.append(f"{peer} {version}{best} takes {low} to {high}")
         if parts:
-            clauses.append(f"{names(parts)} times as long as {name}")
+            clauses.append(f"{names(parts)} times as long as {name}{fewer}")
     device = report["programs"].get("wgloss GPU", {}).get("device", "").split(" (")[0]
     what = f"Loss and gradient in f32 on {device or 'the CPU'}, {report['cores']} cores, "
     runs = len(report["runs"])
