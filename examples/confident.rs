@@ -5,6 +5,8 @@
 //! cargo run --release --features cpu --example confident -- out/confident
 //! ```
 //!
+//! A second argument is a file by `benches/peers/torch_confident.py`: what PyTorch computes.
+//!
 //! It writes `out/confident.json`, every number, and `out/confident.svg`, the picture. The larger the
 //! margin, the surer the model is; the true loss is `ln(1 + e^-margin)`.
 
@@ -14,6 +16,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use plotters::prelude::*;
+use serde_json::Value;
 use wgloss::{Args, Array, Cpu, CrossEntropy, Gpu, Pass, Reduction, Role, reference};
 
 /// Margins are multiples of 1/4, which f32 has exactly.
@@ -29,10 +32,14 @@ struct Contender {
     /// With respect to the logit of the target.
     grads: Vec<f32>,
     color: RGBColor,
+    /// Pixels. Of two that lie on each other the first is wide and pale, so that both are seen.
+    width: u32,
 }
 
 fn main() -> Result<()> {
-    let to = std::env::args().nth(1).unwrap_or_else(|| "out/confident".into());
+    let mut paths = std::env::args().skip(1);
+    let to = paths.next().unwrap_or_else(|| "out/confident".into());
+    let torch = paths.next().map(|path| fs::read_to_string(&path).context(path)).transpose()?;
     let margins: Vec<f32> = (0..MARGINS).map(|i| i as f32 / 4.0).collect();
     let logits: Vec<f32> = margins.iter().flat_map(|&margin| [margin, 0.0]).collect();
     let target = vec![0; MARGINS];
@@ -45,18 +52,28 @@ fn main() -> Result<()> {
     let gpu = Gpu::blocking()?;
     let (name, driver) = (&gpu.info().name, &gpu.info().driver_info);
     let ran = [
-        ("wgloss, CPU".to_string(), Cpu::default().run(&op, Pass::ForwardBackward, &args)?, BLUE),
+        (
+            "wgloss, CPU".to_string(),
+            Cpu::default().run(&op, Pass::ForwardBackward, &args)?,
+            RGBColor(140, 190, 250),
+            5,
+        ),
         (
             format!("wgloss, {name}"),
             gpu.block_on(gpu.run(&op, Pass::ForwardBackward, &args))?,
-            RGBColor(0, 140, 60),
+            RGBColor(0, 70, 160),
+            2,
         ),
     ];
     let mut contenders = vec![textbook(&margins)];
-    for (name, output, color) in ran {
+    if let Some(text) = torch {
+        contenders.extend(torch_of(&text, &margins)?);
+    }
+    let own = contenders.len();
+    for (name, output, color, width) in ran {
         let part = |role| output.get(role).map(Array::to_f32).context("a result is missing");
         let grads = part(Role::Grad)?.chunks(2).map(|row| row[0]).collect();
-        contenders.push(Contender { name, losses: part(Role::Loss)?, grads, color });
+        contenders.push(Contender { name, losses: part(Role::Loss)?, grads, color, width });
     }
 
     let error = |loss: f32, exact: f64| (f64::from(loss) - exact).abs() / exact;
@@ -74,7 +91,7 @@ fn main() -> Result<()> {
             lost.unwrap_or_default()
         );
     }
-    for (contender, errors) in contenders[1..].iter().zip(&errors[1..]) {
+    for (contender, errors) in contenders[own..].iter().zip(&errors[own..]) {
         // what is promised: 1e-5 from a loss of 1e-30, which is a margin of 69
         let promised = errors.iter().zip(truth).filter(|&(_, &exact)| exact >= 1e-30);
         let worst = promised.map(|(&error, _)| error).fold(0.0, f64::max);
@@ -99,7 +116,27 @@ fn textbook(margins: &[f32]) -> Contender {
         losses: margins.iter().map(|&margin| (margin + sum(margin).ln()) - margin).collect(),
         grads: margins.iter().map(|&margin| 1.0 / sum(margin) - 1.0).collect(),
         color: RED,
+        width: 2,
     }
+}
+
+/// PyTorch's losses and gradients: eager, and compiled.
+fn torch_of(text: &str, margins: &[f32]) -> Result<Vec<Contender>> {
+    let report: Value = serde_json::from_str(text)?;
+    let numbers = |value: &Value| -> Result<Vec<f32>> {
+        let list = value.as_array().context("PyTorch's file: a list is missing")?;
+        let number = |value: &Value| value.as_f64().context("PyTorch's file: expected a number");
+        list.iter().map(|value| Ok(number(value)? as f32)).collect()
+    };
+    ensure!(numbers(&report["margins"])? == margins, "PyTorch's file has other margins");
+    let version = report["version"].as_str().context("PyTorch's file: no version")?;
+    let styles = [("eager", RGBColor(250, 190, 100), 6), ("compile", RGBColor(150, 80, 0), 2)];
+    let contenders = styles.map(|(how, color, width)| {
+        let losses = numbers(&report[how]["losses"])?;
+        let grads = numbers(&report[how]["grads"])?;
+        Ok(Contender { name: format!("PyTorch {version}, {how}"), losses, grads, color, width })
+    });
+    contenders.into_iter().collect()
 }
 
 fn json(device: &str, margins: &[f32], truth: &[f64], contenders: &[Contender]) -> String {
@@ -136,7 +173,7 @@ fn draw(path: &str, margins: &[f32], contenders: &[Contender], errors: &[Vec<f64
         .light_line_style(TRANSPARENT)
         .draw()?;
     for (contender, errors) in contenders.iter().zip(errors) {
-        let style = contender.color.stroke_width(2);
+        let style = contender.color.stroke_width(contender.width);
         let points = margins.iter().zip(errors).map(|(&margin, &error)| (margin, error.max(FLOOR)));
         chart
             .draw_series(LineSeries::new(points, style))?

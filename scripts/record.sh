@@ -30,14 +30,24 @@ classes() {
 # Where one kernel becomes faster than another.
 sweep() { "$wgloss" bench --sweep | tee "$to-sweep.txt"; }
 
-# README's pictures: the examples draw two, the third is drawn anew from the newest record.
+# README's pictures: the examples draw two, the others are drawn anew from the newest records.
+# PyTorch's curve is there where the step `peers` has installed PyTorch.
 pictures() {
-    cargo run --locked --release --features cpu --example confident -- "$to-confident"
+    local torch=
+    if [ -x target/peers/venv/bin/python ]; then
+        mkdir -p out
+        torch=out/torch.json
+        target/peers/venv/bin/python benches/peers/torch_confident.py "$torch"
+    fi
+    cargo run --locked --release --features cpu --example confident -- \
+        "$to-confident" ${torch:+"$torch"}
     cargo run --locked --release --example digits | sed "/^loss curves:/d" | tee "$to-digits.txt"
     cp out/digits.svg "$to-digits.svg"
     local record
     for record in "benches/record/$device"/*-classes.json; do :; done
     [ ! -e "$record" ] || "$wgloss" bench --from "$record" --plot "${record%.json}.svg"
+    for record in "benches/record/$device"/*-peers.json; do :; done
+    [ ! -e "$record" ] || benches/peers/run.py --draw "$record"
 }
 
 # A gigabyte of logits, for GPUs whose caches hold less: 24 GiB of the host's memory, and a minute a
@@ -54,8 +64,8 @@ large() {
         --shape $((1 << 28)) --json "$to-large-bce.json"
 }
 
-# burn, candle and PyTorch beside it: builds them first.
-peers() { benches/peers/run.py --record "$device"; }
+# burn, candle and PyTorch beside it, in three runs: builds them first.
+peers() { benches/peers/run.py --runs 3 --record "$device"; }
 
 # Sets `shapes` to the flags for 2^$1 logits in rows of $2, $3, ... classes.
 shapes() {

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Peers measured side by side with wgloss: builds them, gives them turns, prints one table.
+"""Peers measured side by side with wgloss: builds them, gives them turns, prints tables.
 
-    benches/peers/run.py                    # everything: about four minutes once it is built
+    benches/peers/run.py                    # one run: about five minutes once all is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
-    benches/peers/run.py --record lavapipe-22.3.6-2-cores
-                        # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json too
+    benches/peers/run.py --runs 3 --record lavapipe-22.3.6-2-cores
+                        # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json and .svg
 
 Needs Rust, Python and pip; README.md says what is measured, and what is not.
 """
@@ -23,6 +23,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+
+import report
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -56,15 +59,16 @@ def peers():
     torch = [VENV / "bin" / "python", HERE / "torch_peer.py"]
     return {
         "wgloss GPU": [own, "gpu"],
-        "wgloss CPU": [own, "cpu"],
-        "burn wgpu": [native / "burn", "wgpu"],
-        "burn flex": [native / "burn", "flex"],
-        "candle CPU": [native / "candle"],
-        "PyTorch CPU eager": [*torch, "cpu", "eager"],
-        "PyTorch CPU compile": [*torch, "cpu", "compile"],
+        "burn SPIR-V": [native / "burn-spirv", "wgpu"],
+        "burn WGSL": [native / "burn-wgsl", "wgpu"],
         "PyTorch CUDA eager": [*torch, "cuda", "eager"],
         "PyTorch CUDA compile": [*torch, "cuda", "compile"],
         "Liger CUDA": [*torch, "cuda", "liger"],
+        "wgloss CPU": [own, "cpu"],
+        "PyTorch CPU eager": [*torch, "cpu", "eager"],
+        "PyTorch CPU compile": [*torch, "cpu", "compile"],
+        "candle CPU": [native / "candle"],
+        "burn flex": [native / "burn-spirv", "flex"],
     }
 
 
@@ -107,8 +111,10 @@ def build(names):
     native = {"RUSTFLAGS": "-C target-cpu=native"}
     attempt(["wgloss GPU", "wgloss CPU"], "wgloss", [cargo("portable", "wgloss")])
     # together: apart, each would have their dependencies built with other features
-    attempt(["burn wgpu", "burn flex", "candle CPU"], "burn and candle (ten minutes)",
-            [cargo("native", "burn", "candle")], native)
+    attempt(["burn SPIR-V", "burn flex", "candle CPU"], "burn and candle (ten minutes)",
+            [cargo("native", "burn-spirv", "candle")], native)
+    attempt(["burn WGSL"], "burn again, for WGSL (five minutes)",
+            [cargo("native", "burn-wgsl")], native)
 
     torch = [name for name in names if name.startswith(("PyTorch", "Liger"))]
     wanted = ["numpy", "torch"] + (["liger-kernel"] if "Liger CUDA" in names else [])
@@ -120,6 +126,15 @@ def build(names):
         if torch and torch[0] not in missing:
             stamp.write_text(" ".join(wanted))
     return missing
+
+
+def draw(record):
+    """The record's picture, beside it."""
+    command = ["cargo", "run", "--quiet", "--locked", "--release", "--target-dir",
+               BUILD / "portable", "--features", "plot", "--bin", "plot", "--",
+               record, record.with_suffix(".svg")]
+    subprocess.run(command, cwd=HERE, check=True)
+    print(f"drawn in {record.with_suffix('.svg')}")
 
 
 class Program:
@@ -137,7 +152,15 @@ class Program:
         )
 
     def ask(self, line):
-        """The answer, or an answer that says why there is none."""
+        """The answer, or an answer that says why there is none; and what the CPUs did meanwhile."""
+        before = cpu_times(self.process.pid)
+        answer = self.answer(line)
+        after = cpu_times(self.process.pid)
+        if before and after and "error" not in answer:
+            answer["cpu"] = [b - a for a, b in zip(before, after)]
+        return answer
+
+    def answer(self, line):
         late = threading.Event()
 
         def stop():
@@ -177,6 +200,38 @@ class Program:
         self.errors.close()
 
 
+def cpu_times(pid):
+    """Seconds of all CPUs so far: in total, busy, taken by the host, and busy for process `pid`.
+    None where the system does not tell."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, idle, waiting, hard, soft, stolen = map(
+                int, file.readline().split()[1:9])
+        with open(f"/proc/{pid}/stat") as file:
+            # after the name, which may have spaces: its own times and those of its children
+            own = sum(map(int, file.read().rpartition(")")[2].split()[11:15]))
+    except (OSError, ValueError):
+        return None
+    busy = user + nice + system + hard + soft
+    hertz = os.sysconf("SC_CLK_TCK")
+    return [t / hertz for t in (busy + idle + waiting + stolen, busy, stolen, own)]
+
+
+def load():
+    """The averages of how many processes ran or waited, over 1, 5 and 15 minutes."""
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except OSError:
+        return None
+
+
+def shares(cpu):
+    """Of all CPUs' time: what other processes took, and the host."""
+    total, busy, stolen, own = (sum(column) for column in zip(*cpu))
+    # the system counts in hundredths of a second: a little below 0 is 0
+    return max(busy - own, 0) / total, stolen / total
+
+
 def measure(commands, workloads, turns, rounds, calls, environment):
     """Every program's answers to each workload, each taking its turn after the other."""
     programs, answers = {}, {}
@@ -187,8 +242,7 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                 if got and "error" in got[-1] or (name, op) == ("Liger CUDA", "bce_with_logits"):
                     # it has failed once, or has no such loss
                     continue
-                print(f"\r\033[K{op} {shape}, turn {turn + 1} of {turns}: {name}", end="",
-                      file=sys.stderr, flush=True)
+                progress(f"{op} {shape}, turn {turn + 1} of {turns}: {name}")
                 if name not in programs:
                     malloc = MALLOC if any(word in name for word in ON_CPU) else {}
                     try:
@@ -201,8 +255,14 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                     programs.pop(name).stop()
     for program in programs.values():
         program.stop()
-    print("\r\033[K", end="", file=sys.stderr)
+    progress("")
     return answers
+
+
+def progress(text):
+    """On terminals only: a log would fill with control characters."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def quantile(values, part):
@@ -210,89 +270,68 @@ def quantile(values, part):
     return values[int((len(values) - 1) * part)]
 
 
-def summarise(answers):
-    """One record a workload and program."""
+def records_of(answers):
+    """One record a workload and program, of one run."""
     records = []
     for (op, shape, name), turns in answers.items():
-        record = {"peer": name, "op": op, "shape": shape, "dtype": "f32"}
-        record["pass"] = "forward_backward"
+        record = {"peer": name, "op": op, "shape": shape}
         failed = [turn["error"] for turn in turns if "error" in turn]
         if failed:
             records.append({**record, "error": failed[0], "is_right": False})
             continue
-        times = [time for turn in turns for time in turn["times_ms"]]
+        if not turns:
+            # it has no such loss
+            continue
+        times = [ms for turn in turns for ms in turn["times_ms"]]
 
         def worst(key):
             # null is not a number, or infinite: worse than any
             values = [turn[key] for turn in turns]
             return None if None in values else max(values)
 
-        records.append({
+        record = {
             **record,
-            "version": turns[0]["version"],
-            "device": turns[0]["device"],
-            "median_ms": statistics.median(times),
-            "p10_ms": quantile(times, 0.1),
-            "p90_ms": quantile(times, 0.9),
+            "median_ms": round(statistics.median(times), 4),
+            "p10_ms": round(quantile(times, 0.1), 4),
+            "p90_ms": round(quantile(times, 0.9), 4),
             "rounds": len(times),
             "loss": turns[-1]["loss"],
             "expected_loss": turns[-1]["expected_loss"],
             "loss_error": worst("loss_error"),
             "grad_error": worst("grad_error"),
             "is_right": all(turn["is_right"] for turn in turns),
-        })
+        }
+        if all("cpu" in turn for turn in turns):
+            record["others_cpu"] = round(shares([turn["cpu"] for turn in turns])[0], 3)
+        records.append(record)
     for op, shape in {(r["op"], r["shape"]) for r in records}:
         # by two implementations, in Rust and in Python, each of the inputs and of the loss
         expected = [r["expected_loss"] for r in records
                     if (r["op"], r["shape"]) == (op, shape) and "expected_loss" in r]
         if expected and max(expected) - min(expected) > 1e-9:
             sys.exit(f"{op} {shape}: the programs do not agree on what is right: {expected}")
-    by_key = {(r["op"], r["shape"], r["peer"]): r for r in records}
-    for record in records:
-        for own, key in [("wgloss GPU", "times_of_gpu"), ("wgloss CPU", "times_of_cpu")]:
-            base = by_key.get((record["op"], record["shape"], own), {}).get("median_ms")
-            if base and "median_ms" in record:
-                record[key] = record["median_ms"] / base
     return records
 
 
-def table(records):
-    """Markdown: a line a workload and program."""
-    def number(value, format_):
-        return "-" if value is None else format(value, format_)
-
-    def verdict(record):
-        if record["is_right"]:
-            return "right"
-        if record["loss_error"] is None or record["loss_error"] > 1e-4:
-            loss = "not finite" if record["loss"] is None else f"{record['loss']:.4g}"
-            return f"**wrong**: loss {loss}, expected {record['expected_loss']:.4g}"
-        return "**wrong**: gradient"
-
-    lines = [
-        "| workload | program | ms | p10 to p90 | / wgloss GPU | / wgloss CPU "
-        "| loss error | gradient error | result |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: | --- |",
-    ]
-    last = None
-    for record in records:
-        workload = f"{record['op']} {record['shape']}"
-        cells = ["" if workload == last else workload, record["peer"]]
-        last = workload
-        if "error" in record:
-            cells += ["-"] * 6 + [f"**failed**: {record['error'].replace('|', '/')}"]
-        else:
-            cells += [
-                f"{record['median_ms']:.3g}",
-                f"{record['p10_ms']:.3g} to {record['p90_ms']:.3g}",
-                number(record.get("times_of_gpu"), ".2f"),
-                number(record.get("times_of_cpu"), ".2f"),
-                number(record["loss_error"], ".0e"),
-                number(record["grad_error"], ".0e"),
-                verdict(record),
-            ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+def run_once(commands, workloads, turns, rounds, calls, environment):
+    """A whole run, every program started anew: its record, and what the programs are."""
+    load_before, start = load(), time.monotonic()
+    answers = measure(commands, workloads, turns, rounds, calls, environment)
+    run = {
+        "seconds": round(time.monotonic() - start),
+        "load_before": load_before,
+        "load_after": load(),
+    }
+    cpu = [turn["cpu"] for turns in answers.values() for turn in turns if "cpu" in turn]
+    others, stolen = shares(cpu) if cpu else (None, None)
+    run["others_cpu"] = None if others is None else round(others, 4)
+    run["stolen_cpu"] = None if stolen is None else round(stolen, 4)
+    run["records"] = records_of(answers)
+    programs = {
+        name: {"version": turn["version"], "device": turn["device"]}
+        for (_, _, name), turns in answers.items() for turn in turns if "version" in turn
+    }
+    return run, programs
 
 
 def cpu_model():
@@ -313,6 +352,8 @@ def revision():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 turns of 3 rounds")
+    parser.add_argument("--runs", type=int, default=1,
+                        help="whole ones, in which every program is started anew")
     parser.add_argument("--turns", type=int, default=7, help="of each program and workload")
     parser.add_argument("--rounds", type=int, default=3, help="in a turn")
     parser.add_argument("--calls", type=int, default=1,
@@ -322,8 +363,13 @@ def main():
     parser.add_argument("--no-build", action="store_true", help="what is built is current")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write results")
     parser.add_argument("--record", metavar="DEVICE",
-                        help="write results to benches/record/DEVICE/<date>-peers.json")
+                        help="write results to benches/record/DEVICE/<date>-peers.json, and .svg")
+    parser.add_argument("--draw", type=pathlib.Path, metavar="RECORD",
+                        help="only draw the picture of this record, beside it")
     flags = parser.parse_args()
+    if flags.draw:
+        draw(flags.draw.resolve())
+        return
     turns = 2 if flags.quick else flags.turns
 
     commands, workloads = peers(), WORKLOADS
@@ -355,44 +401,44 @@ def main():
         # Mesa complains without
         runtime = environment["XDG_RUNTIME_DIR"] = tempfile.mkdtemp()
     started, measured = datetime.datetime.now(datetime.timezone.utc), revision()
+    runs, programs = [], {}
     try:
-        answers = measure(commands, workloads, turns, flags.rounds, flags.calls, environment)
+        for number in range(flags.runs):
+            print(f"run {number + 1} of {flags.runs}", file=sys.stderr)
+            run, found = run_once(commands, workloads, turns, flags.rounds, flags.calls,
+                                  environment)
+            runs.append(run)
+            programs.update(found)
     finally:
         if runtime:
             shutil.rmtree(runtime)
-    seconds = (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds()
-
-    records = summarise(answers)
-    versions = {r["peer"]: [r["version"], r["device"]] for r in records if "version" in r}
-    report = {
+    of_runs = [run["records"] for run in runs]
+    summaries = report.summarise(of_runs)
+    device = programs.get("wgloss GPU", {}).get("device", "")
+    record = {
         "date": started.isoformat(timespec="seconds"),
         "revision": measured,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "command": " ".join(["benches/peers/run.py", *sys.argv[1:]]),
+        "dtype": "f32",
+        "pass": "forward_backward",
         "turns": turns,
         "rounds": flags.rounds,
         "calls": flags.calls,
-        "seconds": round(seconds),
-        "programs": {name: {"version": v, "device": d} for name, (v, d) in versions.items()},
+        "seconds": sum(run["seconds"] for run in runs),
+        "programs": programs,
         "skipped": skipped,
-        "records": records,
+        "records": summaries,
+        "ratios": report.ratios(of_runs, summaries, device),
+        "runs": runs,
     }
-    print(f"{report['date']}, wgloss at {report['revision']}; {report['cpu']}, "
-          f"{report['cores']} cores; {report['system']}\n")
-    print(f"`{report['command']}`: {turns} turns of {flags.rounds} rounds of {flags.calls} call"
-          f"{'s' if flags.calls > 1 else ''}; {report['seconds']} s\n")
-    for name, (version, device) in versions.items():
-        print(f"- {name} {version}: {device}")
-    for name, reason in skipped.items():
-        print(f"- {name}: skipped, {reason}")
-    print("\nForward and backward, f32, mean. ms: median, from inputs on the device to loss and\n"
-          "gradient complete. / wgloss: how many times as long as wgloss takes. Errors: relative\n"
-          "to the loss, and to the largest gradient.\n")
-    print("\n".join(table(records)))
+    print("\n".join(report.lines(record)))
 
-    text = json.dumps(report, indent=1) + "\n"
+    # a line each for what holds no other objects
+    text = re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()),
+                  json.dumps(record, indent=1)) + "\n"
     if flags.json:
         flags.json.write_text(text)
     if flags.record:
@@ -400,6 +446,7 @@ def main():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         print(f"\nrecorded in {file.relative_to(ROOT)}")
+        draw(file)
 
 
 if __name__ == "__main__":

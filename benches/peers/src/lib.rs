@@ -11,6 +11,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+#[cfg(any(feature = "burn-spirv", feature = "burn-wgsl"))]
+pub mod burn;
+
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A program under test, on one device.

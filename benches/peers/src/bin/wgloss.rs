@@ -1,7 +1,7 @@
-//! wgloss: `wgloss gpu` by a plan bound to buffers, `wgloss cpu` by the CPU twin.
+//! wgloss: `wgloss gpu` by a plan bound to buffers, `wgloss cpu` by the CPU form.
 
 use wgloss::{
-    Args, Array, BceWithLogits, Bound, Cpu, CrossEntropy, Gpu, Output, Pass, Tensor, wgpu,
+    Args, Array, BceWithLogits, BoundPlan, Cpu, CrossEntropy, Gpu, Output, Pass, Tensor, wgpu,
 };
 use wgloss_peers::{Data, Op, Peer, Result, serve, threads, version};
 
@@ -25,17 +25,13 @@ fn args(data: &Data) -> Result<Args<Array<'static>>> {
     Ok(Args::new(Array::from_vec(data.input.clone(), &data.shape)?).target(target))
 }
 
-fn parts<T>(output: &Output<T>) -> Result<(&T, &T)> {
-    Ok(output.loss.as_ref().zip(output.grad.as_ref()).ok_or("no result")?)
-}
-
 struct OnGpu {
     gpu: Gpu,
 }
 
 /// Each copy bound to the same results, as a training loop's would be.
 struct Buffers {
-    copies: Vec<Bound>,
+    copies: Vec<BoundPlan>,
     output: Output<Tensor>,
 }
 
@@ -64,7 +60,7 @@ impl Peer for OnGpu {
 
     fn run(&mut self, inputs: &mut Buffers, copy: usize) -> Result<()> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        inputs.copies[copy].encode(&mut encoder, inputs.output.status.as_ref())?;
+        inputs.copies[copy].encode(&mut encoder);
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
@@ -75,9 +71,9 @@ impl Peer for OnGpu {
     }
 
     fn read(&mut self, inputs: &mut Buffers, (): ()) -> Result<(f32, Vec<f32>)> {
-        let (loss, grad) = parts(&inputs.output)?;
         let read = |tensor| self.gpu.block_on(self.gpu.read(tensor));
-        Ok((read(loss)?.item()?, read(grad)?.to_f32()))
+        let output = &inputs.output;
+        Ok((read(output.loss()?)?.item()?, read(output.grad()?)?.to_f32()))
     }
 }
 
@@ -115,8 +111,7 @@ impl Peer for OnCpu {
     }
 
     fn read(&mut self, inputs: &mut Arrays, (): ()) -> Result<(f32, Vec<f32>)> {
-        let (loss, grad) = parts(&inputs.output)?;
-        Ok((loss.item()?, grad.to_f32()))
+        Ok((inputs.output.loss()?.item()?, inputs.output.grad()?.to_f32()))
     }
 }
 

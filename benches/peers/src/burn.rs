@@ -1,9 +1,11 @@
-//! burn, its losses and its automatic differentiation: `burn wgpu` on the adapter that burn prefers
-//! (hardware first, as wgloss does), `burn flex` on the CPU.
+//! burn, its losses and its automatic differentiation: with `wgpu` on the adapter that burn prefers
+//! (hardware first, as wgloss does), with `flex` on the CPU. It is built twice, since burn chooses
+//! between SPIR-V and WGSL when it is built; flex is in one of the programs.
 
 use burn::nn::loss::{BinaryCrossEntropyLossConfig, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
-use wgloss_peers::{Data, Op, Peer, Result, serve, threads, version};
+
+use crate::{Data, Op, Peer, Result, serve, version};
 
 struct Burn {
     name: &'static str,
@@ -23,15 +25,16 @@ enum Output {
 }
 
 impl Burn {
-    fn wgpu() -> Result<Burn> {
+    fn wgpu(name: &'static str) -> Result<Burn> {
         let device = Device::wgpu(DeviceKind::DefaultDevice);
         let identity = device.identity().ok_or("no device")?;
         let on = format!("{}, {}", identity.name, identity.fingerprint);
-        Ok(Burn { name: "burn wgpu", on, device })
+        Ok(Burn { name, on, device })
     }
 
+    #[cfg(feature = "burn-spirv")]
     fn flex() -> Burn {
-        Burn { name: "burn flex", on: threads(), device: Device::flex() }
+        Burn { name: "burn flex", on: crate::threads(), device: Device::flex() }
     }
 }
 
@@ -101,9 +104,11 @@ impl Peer for Burn {
     }
 }
 
-fn main() -> Result<()> {
+/// The program, whose wgpu backend is called `name`.
+pub fn main(name: &'static str) -> Result<()> {
     match std::env::args().nth(1).as_deref() {
-        Some("wgpu") => serve(Burn::wgpu()?),
+        Some("wgpu") => serve(Burn::wgpu(name)?),
+        #[cfg(feature = "burn-spirv")]
         Some("flex") => serve(Burn::flex()),
         other => Err(format!("{other:?}: expected wgpu or flex").into()),
     }
