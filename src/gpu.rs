@@ -279,6 +279,8 @@ fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions
             .max_compute_invocations_per_workgroup
             .min(limits.max_compute_workgroup_size_x),
         team_override: options.team.or(in_browser.then_some(Team::Invocation)),
+        // a browser's own
+        runtime_checks: options.runtime_checks || in_browser,
         limits: Limits {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             // kernels count elements in 32 bits

@@ -21,6 +21,7 @@ pub fn devices() -> Vec<DeviceProfile> {
         subgroup: Some((8, 8)),
         max_workgroup_size: 1024,
         team_override: None,
+        runtime_checks: false,
         limits: Limits {
             max_workgroups: 65_535,
             max_binding: 1 << 27,
