@@ -46,10 +46,3 @@ fn element_index(binding: u32, outer_row: u32, column: u32) -> u32 {
     let offset = offsets[binding];
     return offset.x + outer_row * offset.y + column;
 }
-
-// The same from the uniform buffer itself, which compilers know to be uniform: for what decides, once
-// a row, whether a team comes to a barrier.
-fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
-    let offset = params.offsets[binding];
-    return offset.x + outer_row * offset.y + column;
-}

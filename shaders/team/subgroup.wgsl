@@ -15,6 +15,10 @@ fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
     return Team(workgroup_index(workgroup) * teams + index / CLUSTER_SIZE, CLUSTER_SIZE);
 }
 
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    return element_index(binding, outer_row, column);
+}
+
 fn team_max(team: Team, value: f32) -> f32 {
     return cluster_max(value);
 }

@@ -33,6 +33,11 @@ fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
     return Team(workgroup.id.x + workgroup.id.y * workgroup.count.x, WORKGROUP_SIZE);
 }
 
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    let offset = params.offsets[binding];
+    return offset.x + outer_row * offset.y + column;
+}
+
 fn team_max(team: Team, value: f32) -> f32 {
     workgroupBarrier();
     shared_values[member] = vec4(value);

@@ -24,6 +24,11 @@ fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
     return Team(workgroup_index(workgroup), WORKGROUP_SIZE);
 }
 
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    let offset = params.offsets[binding];
+    return offset.x + outer_row * offset.y + column;
+}
+
 // Makes each cluster's value readable by every member of the team.
 fn publish(team: Team, of_cluster: vec4<f32>) {
     workgroupBarrier();
