@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-drivers bench-peers record lint clean
+.PHONY: help setup demo test test-drivers test-tint bench-peers record lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -20,6 +20,9 @@ test: setup ## run every test and doc test; a missing GPU is a failure
 
 test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="lavapipe swiftshader")
 	@scripts/test-drivers.sh $(DRIVERS)
+
+test-tint: setup ## compile every kernel with Tint, Chrome's WGSL compiler (needs Node.js)
+	@scripts/test-tint.sh
 
 bench-peers: setup ## measure wgloss beside burn, candle and PyTorch (downloads gigabytes)
 	@benches/peers/run.py

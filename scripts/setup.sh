@@ -2,7 +2,7 @@
 # Makes sure that the crate can be built and run here: cargo, a C linker, a Vulkan loader and a
 # Vulkan driver (Mesa's software driver will do). Installs with apt-get where that is possible,
 # says what to install where it is not, and prints nothing when nothing is missing.
-# WGLOSS_SKIP_SETUP=1 skips it all.
+# `scripts/setup.sh node` looks for Node.js and its npm instead. WGLOSS_SKIP_SETUP=1 skips it all.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -74,6 +74,11 @@ has_driver() {
 # Sets `missing` (in words) and `packages` (Debian's names).
 look() {
     missing=() packages=()
+    if [ "${1:-}" = node ]; then
+        command -v node >/dev/null || { missing+=(node) && packages+=(nodejs); }
+        command -v npm >/dev/null || { missing+=(npm) && packages+=(npm); }
+        return
+    fi
     has_linker || { missing+=("a C linker (cc)") && packages+=(gcc libc6-dev); }
     has_library libvulkan.so.1 || { missing+=("the Vulkan loader") && packages+=(libvulkan1); }
     has_driver || { missing+=("a Vulkan driver") && packages+=(mesa-vulkan-drivers); }
@@ -99,6 +104,10 @@ advise() {
     local list
     printf -v list ', %s' "${missing[@]}"
     say "missing and not installed: ${list#, }"
+    if [ "${1:-}" = node ]; then
+        say "Install Node.js from https://nodejs.org, or nodejs and npm of the system's packages."
+        return
+    fi
     cat >&2 <<'TEXT'
 Install by hand:
   Debian, Ubuntu   apt-get install gcc libc6-dev libvulkan1 mesa-vulkan-drivers
@@ -114,20 +123,20 @@ TEXT
 
 main() {
     if [ "${WGLOSS_SKIP_SETUP:-}" = 1 ]; then return 0; fi
-    if ! command -v cargo >/dev/null; then
+    if [ $# = 0 ] && ! command -v cargo >/dev/null; then
         say "cargo not found. Install Rust from https://rustup.rs, then open a new shell."
         return 1
     fi
     # elsewhere the graphics API comes with the system
     if [ "$(uname -s)" != Linux ]; then return 0; fi
 
-    look
+    look "$@"
     if [ ${#missing[@]} = 0 ]; then return 0; fi
-    if install; then look; fi
+    if install; then look "$@"; fi
     if [ ${#missing[@]} != 0 ]; then
-        advise
+        advise "$@"
         return 1
     fi
 }
 
-main
+main "$@"

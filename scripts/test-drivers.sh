@@ -166,7 +166,7 @@ gpu_tests() {
     local file
     for file in {,crates/wgloss-cli/}tests/*.rs; do
         file=$(basename "$file" .rs)
-        case " main command comparator cpu drivers kernels programs readme reference ${SKIP:-} " in
+        case " main command comparator cpu drivers kernels programs readme reference tint ${SKIP:-} " in
             *" $file "*) ;;
             *) echo "$file" ;;
         esac

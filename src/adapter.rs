@@ -33,8 +33,10 @@ impl GpuOptions {
         self
     }
 
-    /// Use this team for every kernel, where the device has it: for tests and experiments.
-    /// Default: chosen by shape and device.
+    /// Use this team for every kernel, where the device has it: for tests and experiments. On software
+    /// devices, whose drivers may cut long loops short, rows that are too long for it (of more than
+    /// 30,000 classes a member) may be split among several, or refused with
+    /// [`Error::Value`](crate::Error::Value). Default: chosen by shape and device.
     pub fn team(mut self, team: Team) -> Self {
         self.team = Some(team);
         self

@@ -14,7 +14,7 @@ use crate::poll::Poller;
 use crate::pool::Pool;
 use crate::program::BINDINGS;
 use crate::shape::ALIGNMENT;
-use crate::tuning::{DeviceClass, DeviceProfile, Team};
+use crate::tuning::{DeviceClass, DeviceProfile};
 use crate::{Error, Result};
 
 /// A device and its queue, with the kernels compiled and the plans made for it so far.
@@ -298,9 +298,6 @@ impl fmt::Debug for Gpu {
 /// What the choice of kernels depends on, of a device.
 fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions) -> DeviceProfile {
     let limits = device.limits();
-    // Browsers' compilers refuse barriers and shuffles unless they can prove that all members come to
-    // them.
-    let in_browser = info.backend == wgpu::Backend::BrowserWebGpu;
     let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
     DeviceProfile {
         class: match info.device_type {
@@ -310,7 +307,9 @@ fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions
         },
         subgroup: has_subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
         max_workgroup_size: max_workgroup_size(&limits),
-        team_override: options.team.or(in_browser.then_some(Team::Invocation)),
+        team_override: options.team,
+        // browsers have their own
+        runtime_checks: options.runtime_checks || info.backend == wgpu::Backend::BrowserWebGpu,
         limits: Limits {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             // kernels count elements in 32 bits

@@ -79,17 +79,21 @@ pub(crate) const STATUS: File = shader!("family/status.wgsl");
 pub(crate) const PADDING: File = shader!("family/padding.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
 pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl");
+/// How compilers know that class targets are the same for a whole team: by where they lie, which may
+/// turn out otherwise ([`Kernel::with_read_write`]).
+pub(crate) const UNIFORM: File = shader!("uniform/read_only.wgsl");
+
+const CLUSTER: File = shader!("shared/cluster.wgsl");
+const WORKGROUP: File = shader!("team/workgroup.wgsl");
+const WORKGROUP_OF_SUBGROUPS: File = shader!("team/workgroup_of_subgroups.wgsl");
 
 /// The shaders of a team, whose members reduce by shuffles in clusters of a subgroup, or not.
 pub(crate) fn team(team: Team, has_cluster: bool) -> Vec<File> {
-    const CLUSTER: File = shader!("shared/cluster.wgsl");
     match team {
         Team::Invocation => vec![shader!("team/invocation.wgsl")],
         Team::Subgroup => vec![shader!("team/subgroup.wgsl"), CLUSTER],
-        Team::Workgroup if has_cluster => {
-            vec![shader!("team/workgroup_of_subgroups.wgsl"), CLUSTER]
-        }
-        Team::Workgroup => vec![shader!("team/workgroup.wgsl")],
+        Team::Workgroup if has_cluster => vec![WORKGROUP_OF_SUBGROUPS, CLUSTER],
+        Team::Workgroup => vec![WORKGROUP],
     }
 }
 
@@ -164,14 +168,41 @@ pub struct Kernel {
     /// Constants that stand in the text.
     pub defines: Vec<(&'static str, Define)>,
     /// A bit for each binding that is only read, but lies in a buffer that the dispatch writes to:
-    /// it is declared `read_write`, since a dispatch may use a buffer in one way only.
+    /// it is declared `read_write`, since a dispatch may use a buffer in one way only. Set by
+    /// [`Kernel::with_read_write`].
     pub read_write: u16,
 }
 
 impl Kernel {
+    /// The bindings of class targets and class weights, as bits.
+    const TARGETS: u16 = 1 << 2 | 1 << 3;
+
+    /// The kernel for these [`Kernel::read_write`] bindings. Where class targets are among them, a
+    /// workgroup's compiler must be told that they are the same for all members.
+    pub fn with_read_write(&self, read_write: u16) -> Kernel {
+        let mut files = self.files.clone();
+        let has_barriers = |file: &File| *file == WORKGROUP || *file == WORKGROUP_OF_SUBGROUPS;
+        if read_write & Self::TARGETS != 0 && files.iter().any(has_barriers) {
+            for file in files.iter_mut().filter(|file| **file == UNIFORM) {
+                *file = shader!("uniform/broadcast.wgsl");
+            }
+        }
+        Kernel { files, read_write, ..self.clone() }
+    }
+
     /// Whether all of its text is the crate's own, whose bounds are known to hold.
     pub fn is_trusted(&self) -> bool {
         self.files.iter().all(|file| file.is_trusted)
+    }
+
+    /// The joined text for browsers. WGSL asks for a line that enables subgroups, which naga does not
+    /// take yet; so natively they are enabled by the device's features alone. The other line takes
+    /// shuffles out of the proof that all invocations come to them, since what control flow depends on
+    /// is the same for a cluster, but not for a subgroup of several.
+    pub fn source_for_browsers(&self) -> String {
+        const SUBGROUPS: &str = "enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n";
+        let directives = if self.files.contains(&CLUSTER) { SUBGROUPS } else { "" };
+        [directives, &self.source()].concat()
     }
 
     /// The joined text. Each part's start is marked, so that a compiler's line can be found.

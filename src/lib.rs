@@ -80,6 +80,7 @@ mod tensor;
 mod upload;
 mod readback;
 mod status;
+// one function of it too
 mod plan;
 mod session;
 mod call;
@@ -130,6 +131,7 @@ pub mod internals {
     pub use crate::kernel::{Define, File, Kernel};
     pub use crate::limits::Limits;
     pub use crate::ops::internals::*;
+    pub use crate::plan::program;
     pub use crate::program::{
         Binding, Command, Copy, Offsets, Port, Program, Slot, Step, View, first_index,
     };

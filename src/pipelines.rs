@@ -50,7 +50,7 @@ impl Gpu {
         if let Some(pipeline) = self.kept_pipeline(kernel) {
             return pipeline;
         }
-        let module = module(self.device(), kernel, self.has_runtime_checks());
+        let module = self.module(kernel);
         let constants: Vec<_> = kernel.constants.iter().map(|&(k, v)| (k, v.into())).collect();
         let driver_cache = lock(&self.pipelines().driver_cache).clone();
         self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -67,6 +67,34 @@ impl Gpu {
         })
     }
 
+    /// A shader, usually without checks of its own: they cost up to nearly half of a kernel's time, and
+    /// keep compilers from unrolling its loops.
+    #[allow(unsafe_code)]
+    fn module(&self, kernel: &Kernel) -> wgpu::ShaderModule {
+        let source = match self.info().backend {
+            wgpu::Backend::BrowserWebGpu => kernel.source_for_browsers(),
+            _ => kernel.source(),
+        };
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(&kernel.label),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        };
+        if self.has_runtime_checks() || !kernel.is_trusted() {
+            return self.device().create_shader_module(descriptor);
+        }
+        let checks = wgpu::ShaderRuntimeChecks::unchecked();
+        // SAFETY: Unchecked shaders must not access memory out of bounds, loop without end, or divide
+        // integers by zero. In the kernels of this crate, which alone are trusted:
+        // - Every index into a storage buffer lies inside a layout that was checked against its buffer.
+        // - Class indices that are read from memory are compared with the class count before their use.
+        // - Every index into an array of the shader's own is a constant, or a loop counter below the
+        //   array's length, or the invocation's index in its workgroup, divided by what the array is
+        //   shorter than the workgroup.
+        // - Every loop counts up to a bound that the host has set.
+        // - Integer divisors are constants or sizes of at least 1, and unsigned.
+        unsafe { self.device().create_shader_module_trusted(descriptor, checks) }
+    }
+
     /// A pipeline that is kept.
     pub(crate) fn kept_pipeline(&self, kernel: &Kernel) -> Option<wgpu::ComputePipeline> {
         lock(&self.pipelines().known).get(kernel)
@@ -75,30 +103,5 @@ impl Gpu {
     /// Keeps a pipeline that is known to be good.
     pub(crate) fn keep_pipeline(&self, kernel: Kernel, pipeline: wgpu::ComputePipeline) {
         lock(&self.pipelines().known).insert(kernel, pipeline, 0);
-    }
-}
-
-/// A shader, usually without checks of its own: they cost up to nearly half of a kernel's time, and keep
-/// compilers from unrolling its loops.
-#[allow(unsafe_code)]
-fn module(device: &wgpu::Device, kernel: &Kernel, runtime_checks: bool) -> wgpu::ShaderModule {
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(&kernel.label),
-        source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
-    };
-    if runtime_checks || !kernel.is_trusted() {
-        return device.create_shader_module(descriptor);
-    }
-    // SAFETY: Unchecked shaders must not access memory out of bounds, loop without end, or divide
-    // integers by zero. In the kernels of this crate, which alone are trusted:
-    // - Every index into a storage buffer lies inside a layout that was checked against its buffer.
-    // - Class indices that are read from memory are compared with the class count before their use.
-    // - Every index into an array of the shader's own is a constant, or a loop counter below the
-    //   array's length, or the invocation's index in its workgroup, divided by what the array is
-    //   shorter than the workgroup.
-    // - Every loop counts up to a bound that the host has set.
-    // - Integer divisors are constants or sizes of at least 1, and unsigned.
-    unsafe {
-        device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
     }
 }

@@ -8,6 +8,7 @@ use crate::kernel::Kernel;
 use crate::ops::options::Key;
 use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Step, View};
 use crate::shape::{ALIGNMENT, Layout};
+use crate::tuning::DeviceProfile;
 use crate::upload::device_layout;
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Role, Tensor};
 
@@ -164,11 +165,7 @@ impl Gpu {
         outputs: Output<Layout>,
     ) -> Result<Plan> {
         let args = args.map(device_layout);
-        let mut program = op.program(pass, &args, &outputs, self.profile())?;
-        if let Some(grad) = outputs.get(Role::Grad).filter(|_| args.zero_padding) {
-            let role = if args.in_place { Role::Input } else { Role::Grad };
-            program.zero_padding(&View::of(role, grad))?;
-        }
+        let program = program(op, pass, &args, &outputs, self.profile())?;
         self.compile(program, args, outputs).await
     }
 
@@ -313,6 +310,22 @@ impl Plan {
             false => layout.buffer_bytes(),
         }
     }
+}
+
+/// What a plan of a pass is made of: the op's program, and the zeros that the arguments ask for.
+pub fn program(
+    op: &dyn Op,
+    pass: Pass,
+    args: &Args<Layout>,
+    outputs: &Output<Layout>,
+    profile: &DeviceProfile,
+) -> Result<Program> {
+    let mut program = op.program(pass, args, outputs, profile)?;
+    if let Some(grad) = outputs.get(Role::Grad).filter(|_| args.zero_padding) {
+        let role = if args.in_place { Role::Input } else { Role::Grad };
+        program.zero_padding(&View::of(role, grad))?;
+    }
+    Ok(program)
 }
 
 /// Checks the layouts of all arguments, and returns those of the results.

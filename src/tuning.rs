@@ -6,6 +6,7 @@
 
 use crate::limits::Limits;
 use crate::shape::ClassShape;
+use crate::{Error, Result};
 
 /// Who shares one row, or one chunk of elements (`shaders/team`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,6 +148,8 @@ pub struct DeviceProfile {
     pub max_workgroup_size: u32,
     /// Use this team wherever it is possible, whatever would be faster: for tests and experiments.
     pub team_override: Option<Team>,
+    /// Whether kernels keep run-time checks, whose counters keep compilers from unrolling loops.
+    pub runtime_checks: bool,
     /// What programs are cut to.
     pub limits: Limits,
 }
@@ -217,6 +220,17 @@ impl DeviceProfile {
     /// iterations.
     const MAX_ROWS_PER_TEAM: u64 = 256;
 
+    /// The most classes that a member of a forced team can take. Where loops over four elements are
+    /// unrolled, sixteen classes are up to eleven iterations: one of the statistics, one of an output or
+    /// a gradient, and two times four for what reads the row again; where not, two each.
+    fn max_classes_per_member(&self) -> u64 {
+        match (self.class, self.runtime_checks) {
+            (DeviceClass::Software, true) => Self::SOFTWARE_ITERATIONS / 2,
+            (DeviceClass::Software, false) => Self::SOFTWARE_ITERATIONS * 3 / 2,
+            _ => u64::MAX,
+        }
+    }
+
     fn tuning(&self) -> &'static Tuning {
         match self.class {
             DeviceClass::Discrete => &DISCRETE,
@@ -279,11 +293,23 @@ impl DeviceProfile {
     }
 
     /// Rows, each by one team.
-    pub fn for_rows(&self, shape: ClassShape) -> RowLaunch {
+    ///
+    /// # Errors
+    /// [`Error::Value`] where rows are too long for a team that is forced.
+    pub fn for_rows(&self, shape: ClassShape) -> Result<RowLaunch> {
         // so many teams at least, before any takes several rows
         const TEAMS: u64 = 256;
         let classes = shape.classes as u64;
         let launch = self.team_for_rows(classes, shape.positions as u64);
+        let most = self.max_classes_per_member().saturating_mul(launch.team_size.into());
+        if classes > most {
+            let (team, device) = (launch.team.name(), &self.limits.device);
+            return Err(Error::Value {
+                argument: "input",
+                expected: format!("at most {most} classes for team {team} on {device}"),
+                actual: classes.to_string(),
+            });
+        }
         let elements = self.tuning().row_elements_per_member * u64::from(launch.team_size);
         let rows_per_team = match shape.positions {
             0 | 1 => {
@@ -293,21 +319,26 @@ impl DeviceProfile {
             // neighbouring positions are left to neighbouring invocations
             _ => 1,
         };
-        RowLaunch {
+        Ok(RowLaunch {
             launch,
             tile: self.tile_of_row(classes, launch.team_size),
             rows_per_team: rows_per_team as u32,
             splits: 1,
             classes_per_split: shape.classes as u32,
-        }
+        })
     }
 
-    /// Rows that are too few and too long for that, each split among several teams.
+    /// Rows that are too few and too long for that, or too long for a team that is forced, each split
+    /// among several teams.
     pub fn for_split_rows(&self, shape: ClassShape) -> Option<RowLaunch> {
         let tuning = self.tuning();
         let classes = shape.classes as u64;
         let wanted = tuning.busy_teams / (shape.rows() as u64).max(1);
-        let splits = wanted.min(classes / tuning.min_classes_per_split);
+        let least = self.team_override.map_or(1, |team| {
+            let members = u64::from(self.launch(team).team_size);
+            classes.div_ceil(self.max_classes_per_member().saturating_mul(members))
+        });
+        let splits = wanted.min(classes / tuning.min_classes_per_split).max(least);
         if shape.positions > 1 || splits < 2 {
             return None;
         }
@@ -357,10 +388,12 @@ impl DeviceProfile {
             _ => Team::Workgroup,
         };
         let launch = self.launch(self.team_override.unwrap_or(preferred));
+        // what is forced is only made larger
+        let is_free = self.team_override.is_none_or(|team| team == Team::Workgroup);
         // Where no compiler unrolls them, loops over four elements count too: four of the statistics,
         // and as many for an output and a gradient.
         let most = Self::SOFTWARE_ITERATIONS / 2;
-        if self.is_software() && classes > most * u64::from(launch.team_size) {
+        if is_free && self.is_software() && classes > most * u64::from(launch.team_size) {
             let members = classes.div_ceil(most).next_power_of_two().min(1 << 31) as u32;
             let least = self.launch(Team::Workgroup).team_size;
             let size = members.clamp(least, 1 << self.max_workgroup_size.ilog2());

@@ -4,61 +4,8 @@ use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::reference::{self, Tolerance, compare};
 use wgloss::{Args, Array, Cpu, DType, Error, Op, Pass, Reduction, Result, Role};
 use wgloss_testing::call::{PASSES, REDUCTIONS};
+use wgloss_testing::custom::Polynomial;
 use wgloss_testing::devices::gpu;
-
-/// `sum over k of settings[k] d^k`, with all eight settings, of `d = x - t`.
-#[derive(Debug, Clone)]
-struct Polynomial {
-    coefficients: Vec<f64>,
-    reduction: Reduction,
-}
-
-impl Elementwise for Polynomial {
-    const NAME: &'static str = "polynomial";
-    const SHADER: Shader = Shader::new(
-        "
-        fn loss(e: Elements) -> vec4<f32> {
-            let d = e.x - e.t;
-            var sum = vec4(0.0);
-            for (var k = 8u; k > 0u; k -= 1u) {
-                sum = fma(sum, d, vec4(params.settings[(k - 1u) / 4u][(k - 1u) % 4u]));
-            }
-            return sum;
-        }
-
-        fn gradient(e: Elements) -> vec4<f32> {
-            let d = e.x - e.t;
-            var sum = vec4(0.0);
-            for (var k = 7u; k > 0u; k -= 1u) {
-                sum = fma(sum, d, vec4(f32(k) * params.settings[k / 4u][k % 4u]));
-            }
-            return sum;
-        }",
-    );
-    const OF_DIFFERENCE: bool = true;
-    const WEIGHTS: &'static [Role] = &[Role::Weight];
-
-    fn reduction(&self) -> Reduction {
-        self.reduction
-    }
-
-    fn settings(&self) -> Vec<f64> {
-        self.coefficients.clone()
-    }
-
-    fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
-        let d = x - t;
-        let of = |k: usize| self.coefficients[k] * d.powi(k as i32);
-        let slope = |k: usize| k as f64 * self.coefficients[k] * d.powi(k as i32 - 1);
-        let all = [0, 1, 2, 3, 4, 5, 6, 7];
-        Point::new(all.map(of), all.map(|k| if k == 0 { 0.0 } else { slope(k) }))
-    }
-}
-
-fn polynomial(reduction: Reduction) -> Polynomial {
-    let coefficients = vec![0.5, -1.0, 2.0, 0.25, -0.125, 3.0, 0.0625, -0.75];
-    Polynomial { coefficients, reduction }
-}
 
 fn args(dtype: DType) -> Args<Array<'static>> {
     let numbers =
@@ -75,7 +22,7 @@ fn args(dtype: DType) -> Args<Array<'static>> {
 fn keep_the_promise_everywhere() {
     let gpu = gpu();
     for reduction in REDUCTIONS.into_iter().chain([Reduction::BatchMean]) {
-        let op = polynomial(reduction);
+        let op = Polynomial::new(reduction);
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             for pass in PASSES {
                 let args = args(dtype);

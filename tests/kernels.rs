@@ -1,7 +1,9 @@
 //! Every variant of every kernel, linked and checked without a GPU.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::mem::offset_of;
 use std::path::Path;
 
@@ -10,203 +12,12 @@ use naga::valid::{
     Capabilities, GlobalUse, ModuleInfo, ShaderStages, SubgroupOperationSet, Validator,
 };
 
+use wgloss::custom::Elementwise;
 use wgloss::internals::{
-    Binding, DeviceClass, DeviceProfile, ElementParams, File, Kernel, Limits, Offsets, RowParams,
-    Slot, Step, SumParams,
+    DeviceProfile, ElementParams, Kernel, Offsets, PaddingParams, RowParams, SumParams,
 };
-use wgloss::options::{Family, Value};
-use wgloss::{
-    Args, BceWithLogits, CrossEntropy, DType, Layout, NllLoss, Op, Pass, Reduction, Role, Team,
-};
-use wgloss_testing::ops;
-
-/// Devices that differ in what the choice of kernels looks at.
-fn devices() -> Vec<DeviceProfile> {
-    let lavapipe = DeviceProfile {
-        class: DeviceClass::Software,
-        subgroup: Some((8, 8)),
-        max_workgroup_size: 1024,
-        team_override: None,
-        limits: Limits {
-            max_workgroups: 65_535,
-            max_binding: 1 << 27,
-            max_buffer: (1 << 31) - 1,
-            device: "test".into(),
-        },
-    };
-    let subgroup = Some((32, 32));
-    let discrete = DeviceProfile { class: DeviceClass::Discrete, subgroup, ..lavapipe.clone() };
-    let simple = DeviceProfile { subgroup: None, max_workgroup_size: 256, ..discrete.clone() };
-    let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
-    let forced = forced.map(|team| DeviceProfile { team_override: Some(team), ..lavapipe.clone() });
-    [lavapipe, discrete, simple].into_iter().chain(forced).collect()
-}
-
-/// The dispatches of every combination of arguments and options that leads to a kernel of its own.
-fn steps(profile: &DeviceProfile) -> Vec<Step> {
-    let all = [
-        (DType::F32, Memory::Apart),
-        (DType::F16, Memory::Apart),
-        (DType::Bf16, Memory::Apart),
-        (DType::F32, Memory::OneBuffer),
-        (DType::F16, Memory::OneBuffer),
-        (DType::F32, Memory::InPlace),
-        (DType::F16, Memory::InPlace),
-    ];
-    all.into_iter().flat_map(|(dtype, memory)| steps_in(profile, dtype, memory)).collect()
-}
-
-/// How arguments and results share buffers.
-#[derive(Clone, Copy, PartialEq)]
-enum Memory {
-    Apart,
-    OneBuffer,
-    InPlace,
-}
-
-/// The step as it is when it is bound: what is only read is declared `read_write` where it shares a
-/// buffer with what is written.
-fn bound(step: &Step, memory: Memory) -> Step {
-    // which buffer it is: of placeholders, those that are written to have one of their own
-    let buffer = |binding: &Binding| match binding.slot {
-        Slot::Tensor(_) if memory == Memory::OneBuffer => (Slot::Tensor(Role::Input), false),
-        Slot::Placeholder => (Slot::Placeholder, binding.port.writes),
-        slot => (slot, false),
-    };
-    let written: Vec<_> = step.bindings.iter().filter(|b| b.port.writes).map(buffer).collect();
-    let read_only = step.bindings.iter().filter(|b| !b.port.writes);
-    let shared = read_only.filter(|b| written.contains(&buffer(b)));
-    let read_write = shared.fold(0, |bits, b| bits | 1 << b.port.binding);
-    Step { kernel: Kernel { read_write, ..step.kernel.clone() }, ..step.clone() }
-}
-
-fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut add = |op: &dyn Op, pass, args: &Args<Layout>| {
-        let args = &match memory {
-            Memory::Apart | Memory::OneBuffer => args.clone(),
-            Memory::InPlace => args.clone().in_place(),
-        };
-        if memory == Memory::InPlace
-            && (pass == Pass::Forward || (!op.kind().fused_in_place && pass != Pass::Backward))
-        {
-            return;
-        }
-        let outputs = op.outputs(pass, args);
-        let outputs = outputs.unwrap_or_else(|error| panic!("{op:?} {args:?}: {error}"));
-        let program = op.program(pass, args, &outputs, profile).unwrap();
-        steps.extend(program.steps().map(|step| bound(step, memory)));
-    };
-    let f32 = |shape: &[usize]| Layout::new(shape, DType::F32);
-    let float = |shape: &[usize]| Layout::new(shape, dtype);
-    let upstream_of = |reduction, shape: &[usize]| match reduction {
-        Reduction::None => float(shape),
-        _ => f32(&[]),
-    };
-    for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
-        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
-            for bits in 0..64_u32 {
-                let bit = |i: u32| bits >> i & 1 == 1;
-                let shape = match (bit(0), bit(5)) {
-                    (true, false) => vec![6, 8],
-                    // a row by several teams
-                    (true, true) => vec![2, 40_000],
-                    (false, true) => vec![70_000, 1001],
-                    (false, false) => vec![2, 8, 3],
-                };
-                let mut args = Args::new(float(&shape));
-                if bit(1) {
-                    args = args.weight(f32(&shape[1..2]));
-                }
-                let rows = [&shape[..1], &shape[2..]].concat();
-                if bit(2) && pass.has_grad() {
-                    args = args.upstream(upstream_of(reduction, &rows));
-                }
-                if bit(3) && pass == Pass::Backward {
-                    args = args.state(f32(&[rows.iter().product(), 4]));
-                }
-                let op = CrossEntropy::default()
-                    .reduction(reduction)
-                    .label_smoothing(if bit(4) { 0.1 } else { 0.0 })
-                    .keep_state(bit(3))
-                    .row_outputs(bit(2))
-                    .logit_scale(if bit(1) { 0.5 } else { 1.0 })
-                    .z_loss(if bit(0) { 1e-4 } else { 0.0 });
-                let op = if bit(5) { op.softcap(30.0).empty_mean(0.0) } else { op };
-                add(&op, pass, &args.clone().target(float(&shape)));
-                let args = args.target(Layout::new(&rows, DType::I32));
-                add(&op, pass, &args);
-                if args.get(Role::State).is_none() {
-                    add(&NllLoss::default().reduction(reduction), pass, &args);
-                }
-            }
-            for bits in 0..16_u32 {
-                let bit = |i: u32| bits >> i & 1 == 1;
-                let shape = if bit(0) { [40_000, 8] } else { [3, 5] };
-                let mut args = Args::new(float(&shape)).target(float(&shape));
-                if bit(1) {
-                    args = args.weight(f32(&shape[1..]));
-                }
-                if bit(2) {
-                    args = args.pos_weight(f32(&[shape[0], 1]));
-                }
-                if bit(3) && pass.has_grad() {
-                    args = args.upstream(upstream_of(reduction, &shape));
-                }
-                add(&BceWithLogits::default().reduction(reduction), pass, &args);
-            }
-            for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
-                for op in ops::of(|kind| kind.family != Family::RowLoss) {
-                    for op in ends(op) {
-                        let kind = op.kind();
-                        let reductions = ops::reductions(&*op);
-                        let of_maps =
-                            if reductions.is_empty() { Some(Reduction::None) } else { None };
-                        // each time another of those that most losses have, and once its own
-                        let own = reductions.into_iter().filter(|&own| match own {
-                            Reduction::BatchMean => reduction == Reduction::None,
-                            own => own == reduction,
-                        });
-                        for reduction in own.chain(of_maps) {
-                            let op = ops::reduced(op.clone(), reduction);
-                            let mut args = Args::new(float(shape));
-                            if kind.target.is_some() {
-                                args = args.target(float(shape));
-                            }
-                            add(&*op, pass, &args);
-                            if pass.has_grad() {
-                                args = args.upstream(upstream_of(reduction, shape));
-                            }
-                            add(&*op, pass, &args);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    steps
-}
-
-/// An op with every combination of its options that are yes or no, and with each other one at an end
-/// of what it accepts: where kernels may differ.
-fn ends(op: Box<dyn Op>) -> Vec<Box<dyn Op>> {
-    let mut all = ops::variants(op);
-    for info in all[0].options() {
-        let ends = match info.value {
-            Value::Number(_) | Value::Optional(_) => {
-                [info.samples.first(), info.samples.last()].into_iter().flatten().copied().collect()
-            }
-            Value::Integer(_) => vec![Value::Integer(0)],
-            _ => vec![],
-        };
-        for end in ends {
-            let mut op = all[0].clone();
-            op.set(info.name, end).unwrap();
-            all.push(op);
-        }
-    }
-    all
-}
+use wgloss_testing::custom::Polynomial;
+use wgloss_testing::kernels::{self, Asked, devices, steps};
 
 fn parse(source: &str, label: &str) -> (naga::Module, ModuleInfo) {
     // unpack2x16float, which WebGPU always has
@@ -324,6 +135,7 @@ fn offsets_of(kernel: &Kernel) -> Option<(Vec<u32>, u32)> {
         Some("family/elements.wgsl") => layout!(
             ElementParams: vec4s, per_team, teams, row_elements, dims, scale, own, settings, first, dim
         ),
+        Some("family/padding.wgsl") => layout!(PaddingParams: rows, padding, unused[2]),
         Some("family/status.wgsl") => None,
         other => panic!("no params known for {other:?}"),
     }
@@ -338,28 +150,9 @@ fn shaders() -> BTreeSet<String> {
     files.map(|file| name(&file.unwrap().path())).collect()
 }
 
-/// What a step asks of its kernel: its bindings, and the bytes of the parameters.
-type Asked = (Kernel, Vec<(u32, bool)>, usize);
-
-/// Every kernel once for all that differs in what is asked of it, by its text.
-fn distinct_kernels() -> HashMap<String, Vec<Asked>> {
-    let mut all = HashSet::new();
-    for profile in devices() {
-        all.extend(steps(&profile).into_iter().map(|Step { kernel, bindings, params, .. }| {
-            let ports = bindings.iter().map(|b| (b.port.binding, b.port.writes)).collect();
-            (kernel, ports, params.len())
-        }));
-    }
-    let mut by_text: HashMap<_, Vec<Asked>> = HashMap::new();
-    for asked in all {
-        by_text.entry(asked.0.source()).or_default().push(asked);
-    }
-    by_text
-}
-
 /// Holds the bindings that a kernel declares to those that it is given.
 fn check_bindings(module: &naga::Module, info: &ModuleInfo, asked: &Asked) {
-    let (kernel, ports, params) = asked;
+    let Asked { kernel, ports, params } = asked;
     let used = used_bindings(module, info, kernel);
     let shares = |binding: u32| kernel.read_write >> binding & 1 == 1;
     let mut declared = BTreeMap::new();
@@ -389,16 +182,16 @@ fn check_bindings(module: &naga::Module, info: &ModuleInfo, asked: &Asked) {
 fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
     let mut linked = BTreeSet::new();
     let mut has_shared = false;
-    for (source, kernels) in distinct_kernels() {
-        let (module, info) = parse(&source, &kernels[0].0.label);
+    for (source, kernels) in kernels::by_text(Kernel::source) {
+        let (module, info) = parse(&source, &kernels[0].kernel.label);
         let params = params_layout(&module);
         let (mut translated, mut entries) = (BTreeSet::new(), BTreeSet::new());
         for asked in &kernels {
             check_bindings(&module, &info, asked);
-            let (kernel, _, bytes) = asked;
+            let kernel = &asked.kernel;
             assert_eq!(params, offsets_of(kernel), "{}", kernel.label);
             let size = params.as_ref().map_or(0, |(_, size)| *size as usize);
-            assert_eq!(*bytes, size, "{}", kernel.label);
+            assert_eq!(asked.params, size, "{}", kernel.label);
 
             // constants mean the same whatever the storage: all of them once, with f32
             let is_half = [".f16", ".bf16"].iter().any(|t| kernel.label.contains(t));
@@ -413,47 +206,9 @@ fn every_variant_links_validates_and_matches_its_bindings_and_parameters() {
         }
     }
     assert!(has_shared, "bindings that share a buffer");
-    // no program of an op's has it: see below
-    linked.insert("family/padding.wgsl".into());
+    // a loss of the caller's own
+    assert!(linked.remove(Polynomial::SHADER.path()));
     assert_eq!(linked, shaders(), "what is linked, and what there is");
-}
-
-/// Plans add it to the programs of ops, in private: so it is linked here as they do.
-#[test]
-fn zeros_between_rows_link_validate_and_match_their_bindings() {
-    let [lavapipe, ..] = &devices()[..] else { panic!() };
-    let steps = [DType::F32, DType::F16, DType::Bf16]
-        .into_iter()
-        .flat_map(|dtype| steps_in(lavapipe, dtype, Memory::Apart));
-    let files: HashMap<_, File> =
-        steps.flat_map(|step| step.kernel.files).map(|file| (file.path(), file)).collect();
-    let padding = fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders/family/padding.wgsl"),
-    );
-    let padding = File::new(padding.unwrap().leak());
-    for (dtype, storage) in [
-        (DType::F32, &["storage/f32.wgsl"][..]),
-        (DType::F16, &["storage/half.wgsl", "encoding/f16.wgsl"]),
-        (DType::Bf16, &["storage/half.wgsl", "encoding/bf16.wgsl"]),
-    ] {
-        let shared = ["shared/math.wgsl", "shared/offsets.wgsl", "access/apart.wgsl"];
-        let linked = shared.iter().chain(storage).map(|path| files[path]);
-        let kernel = Kernel {
-            label: format!("zero_padding.{dtype}"),
-            files: [padding].into_iter().chain(linked).collect(),
-            entry_point: "zero_padding",
-            constants: vec![],
-            defines: vec![],
-            read_write: 0,
-        };
-        let (module, info) = parse(&kernel.source(), &kernel.label);
-        let size = size_of::<Offsets>() + 16;
-        check_bindings(&module, &info, &(kernel.clone(), vec![(5, true)], size));
-        let members = [0, 4, 8, 12].map(|at| (size_of::<Offsets>() + at) as u32);
-        let members = [0].into_iter().chain(members).collect();
-        assert_eq!(params_layout(&module), Some((members, size as u32)));
-        translate(&module, &info, &kernel, true);
-    }
 }
 
 #[test]
@@ -465,4 +220,25 @@ fn no_barrier_is_chosen_on_software_devices() {
     };
     assert!(!has_workgroup_team(lavapipe));
     assert!(has_workgroup_team(discrete));
+}
+
+/// Browsers' compilers take shuffles only after a line that naga refuses.
+#[test]
+fn texts_for_browsers_enable_subgroups_where_they_use_them() {
+    for (text, kernels) in kernels::by_text(Kernel::source_for_browsers) {
+        let label = &kernels[0].kernel.label;
+        let rest = text.strip_prefix("enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n");
+        assert_eq!(rest.is_some(), text.contains("subgroupShuffle"), "{label}");
+        assert_eq!(rest.unwrap_or(&text), kernels[0].kernel.source(), "{label}");
+    }
+}
+
+/// For `make test-tint`: see `scripts/test-tint.sh`.
+#[test]
+#[ignore = "writes a hundred megabytes to the file that WGLOSS_KERNELS names"]
+fn export() {
+    let path = env::var_os("WGLOSS_KERNELS").expect("WGLOSS_KERNELS, a path");
+    let mut file = BufWriter::new(File::create(path).unwrap());
+    kernels::export(&mut file).unwrap();
+    file.into_inner().unwrap();
 }

@@ -27,6 +27,7 @@ fn large_gpu() -> DeviceProfile {
         subgroup: Some((32, 32)),
         max_workgroup_size: 1024,
         team_override: None,
+        runtime_checks: false,
         limits: Limits {
             max_workgroups: 65_535,
             max_binding: u32::MAX.into(),
@@ -456,17 +457,56 @@ fn sums_take_as_many_levels_as_they_need() {
 }
 
 #[test]
+fn forced_teams_take_long_rows_too() {
+    let rows = || Args::new(f32(&[3, 70_000])).target(classes(&[3]));
+    let cases: [(Box<dyn Op>, Args<Layout>); 5] = [
+        (Box::new(CrossEntropy::default()), rows()),
+        (Box::new(CrossEntropy::default().row_outputs(true)), rows()),
+        (Box::new(NllLoss::default()), rows()),
+        (Box::new(Softmax::default()), Args::new(f32(&[3, 70_000])).upstream(f32(&[3, 70_000]))),
+        (Box::new(Mse::default()), Args::new(f32(&[70_000])).target(f32(&[70_000]))),
+    ];
+    for (op, args) in cases {
+        for team in [Team::Invocation, Team::Subgroup, Team::Workgroup] {
+            let profile = DeviceProfile { team_override: Some(team), ..lavapipe() };
+            let planned = plan(&*op, Pass::ForwardBackward, args.clone(), &profile);
+            let labels = planned.program.steps().map(|step| &step.kernel.label[..]);
+            let labels: Vec<_> = labels.filter(|&label| label != "status").collect();
+            let is_forced = |label: &&str| label.ends_with(team.name());
+            assert!(!labels.is_empty() && labels.iter().all(is_forced), "{team:?}: {labels:?}");
+        }
+    }
+}
+
+#[test]
 fn forced_teams_keep_to_what_lavapipe_iterates() {
-    let profile = DeviceProfile { team_override: Some(Team::Invocation), ..lavapipe() };
-    let members = |classes| {
-        let args = Args::new(f32(&[50, classes])).target(self::classes(&[50]));
-        let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, &profile);
-        let rows = planned.steps_of("family/rows.wgsl");
-        assert_eq!(rows.len(), 1);
-        rows[0].kernel.constants.iter().find(|(name, _)| *name == "WORKGROUP_SIZE").unwrap().1
+    let forced = |team, runtime_checks| DeviceProfile {
+        team_override: Some(team),
+        runtime_checks,
+        ..lavapipe()
     };
-    // an invocation a row in workgroups of 8, and a workgroup a row
-    assert_eq!([members(30_000), members(70_000)], [8, 64]);
+    let invocation = forced(Team::Invocation, false);
+    let splits = |classes, profile: &DeviceProfile| {
+        let args = Args::new(f32(&[50, classes])).target(self::classes(&[50]));
+        let planned = plan(&CrossEntropy::default(), Pass::ForwardBackward, args, profile);
+        planned.check();
+        params::<RowParams>(planned.steps_of("family/rows.wgsl")[0]).splits
+    };
+    // where a row can be split, it is
+    assert_eq!([90_000, 90_001, 2_000_000].map(|c| splits(c, &invocation)), [1, 2, 23]);
+    assert_eq!([30_000, 30_001].map(|c| splits(c, &forced(Team::Invocation, true))), [1, 2]);
+    assert_eq!(splits(2_000_000, &forced(Team::Subgroup, false)), 3);
+    assert_eq!(splits(2_000_000, &forced(Team::Workgroup, false)), 1);
+    // elsewhere nothing is right but to refuse it
+    let error = |classes| {
+        let args = Args::new(f32(&[3, classes]));
+        let outputs = Softmax::default().outputs(Pass::Forward, &args).unwrap();
+        let program = Softmax::default().program(Pass::Forward, &args, &outputs, &invocation);
+        program.err().map(|error| error.to_string())
+    };
+    assert_eq!(error(90_000), None);
+    let expected = "input: expected at most 90000 classes for team invocation on large, got 90001";
+    assert_eq!(error(90_001).unwrap(), expected);
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn chunk_of(team: Team) -> Chunk {
 
 // A member's k-th vec4 of the tile that begins with the vec4 `start`.
 fn tile_vec4(team: Team, start: u32, k: u32) -> u32 {
-    return start + (k / CONTIGUOUS_VEC4S * team.size + team.member) * CONTIGUOUS_VEC4S
+    return start + (k / CONTIGUOUS_VEC4S * team.size + member) * CONTIGUOUS_VEC4S
         + k % CONTIGUOUS_VEC4S;
 }
 
@@ -193,7 +193,7 @@ fn take_loss(at: Vec4Index, value: vec4<f32>) -> vec4<f32> {
 
 fn store_team_sum(team: Team, total: vec4<f32>) {
     let sum = team_sum(team, vec4(add_up(total))).x;
-    if team.member == 0u {
+    if member == 0u {
         store_sum(element_index(RESULTS, 0u, team.index), sum);
     }
 }
@@ -201,9 +201,9 @@ fn store_team_sum(team: Team, total: vec4<f32>) {
 // Each pass has a loop of its own, because every pass would have to bind whatever a shared loop
 // uses.
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward(builtins: Builtins) {
+fn forward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     if team.index >= params.teams {
         return;
     }
@@ -228,9 +228,9 @@ fn forward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn backward(builtins: Builtins) {
+fn backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     if team.index >= params.teams {
         return;
     }
@@ -248,9 +248,9 @@ fn backward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward_backward(builtins: Builtins) {
+fn forward_backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     if team.index >= params.teams {
         return;
     }

@@ -33,9 +33,9 @@ fn load_row_upstream(row: Row, c: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward(builtins: Builtins) {
+fn forward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);
@@ -48,9 +48,9 @@ fn forward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn backward(builtins: Builtins) {
+fn backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);
@@ -64,9 +64,9 @@ fn backward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward_backward(builtins: Builtins) {
+fn forward_backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = row_at(index, UPSTREAM);

@@ -50,7 +50,7 @@
 // Reads `input` [rows, classes], and what the op's file and the upstream's do. Writes `grad`
 // [rows, classes], `row_outputs` [1 or 5, rows] and `row_state` [rows or splits], each element by
 // one member of one team; rows of 16 bits may share words (storage/half.wgsl). No barriers but
-// those of team/.
+// those of team/ and uniform/.
 //
 // Hooks, from the op's file, beside that of shared/row_tiles.wgsl:
 //     fn row_of(index: u32) -> Row               the row, and what its target says
@@ -143,7 +143,7 @@ fn store_loss(team: Team, row: Row, stats: RowStats) {
     if ROW_OUTPUTS {
         argmax = i32(first_at_max(team, row, stats));
     }
-    if team.member != 0u || row.begin != 0u {
+    if member != 0u || row.begin != 0u {
         return;
     }
     var loss = loss_of(stats);
@@ -212,9 +212,9 @@ fn store_gradient(team: Team, row: Row, stats: RowStats) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward(builtins: Builtins) {
+fn forward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
@@ -223,9 +223,9 @@ fn forward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn backward(builtins: Builtins) {
+fn backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
@@ -234,9 +234,9 @@ fn backward(builtins: Builtins) {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn forward_backward(builtins: Builtins) {
+fn forward_backward(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
@@ -248,9 +248,9 @@ fn forward_backward(builtins: Builtins) {
 
 // The partial of each split, for the dispatch of the pass.
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn partials(builtins: Builtins) {
+fn partials(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
@@ -258,7 +258,7 @@ fn partials(builtins: Builtins) {
             continue;
         }
         let packed = pack_partial(row_partial(team, row));
-        if team.member == 0u {
+        if member == 0u {
             let i = partial_index(row, row.begin / params.classes_per_split);
             row_state[i] = packed.a;
             row_state[i + 1u] = packed.b;

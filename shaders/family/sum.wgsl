@@ -43,9 +43,9 @@ fn term_or_zero(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn sum(builtins: Builtins) {
+fn sum(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
-    let team = team_of(builtins);
+    let team = team_of(workgroup, invocation);
     if team.index >= params.teams {
         return;
     }
@@ -55,7 +55,7 @@ fn sum(builtins: Builtins) {
     let stride = 4u * team.size;
     let end = min(first + params.per_team, params.count);
     var total = vec4(0.0);
-    for (var block = first + 4u * team.member; block < end; block += 8u * stride) {
+    for (var block = first + 4u * member; block < end; block += 8u * stride) {
         var partial = vec4(0.0);
         for (var i = block; i < min(block + 8u * stride, end); i += stride) {
             partial += vec4(
@@ -64,7 +64,7 @@ fn sum(builtins: Builtins) {
         total += partial;
     }
     var result = team_sum(team, vec4(add_up(total))).x;
-    if team.member != 0u {
+    if member != 0u {
         return;
     }
     if DIVIDE {

@@ -4,7 +4,11 @@
 //
 // Reads `class_indices` [rows] and `weight` [classes] (shared/classes.wgsl), the upstream
 // gradient and the control block's divisor. Writes the class of the first bad row into the
-// control block.
+// control block. No barriers but those of uniform/.
+//
+// Hook, from a file of uniform/ or the family's:
+//     fn uniform_target(target_bits: vec3<u32>) -> vec3<u32>
+//                                    the same, known by compilers to be the same for a whole team
 
 // Whether the gradient is that of a mean, whose divisor is in the control block.
 override MEAN: bool = false;
@@ -19,10 +23,12 @@ fn row_of(index: u32) -> Row {
     if label.kind == ROW_KEPT {
         target_weight = params.confidence * class_weight(u32(label.index));
     }
+    let target_bits =
+        uniform_target(vec3(label.kind, u32(label.index), bitcast<u32>(target_weight)));
     var row = row_at(index, INPUT);
-    row.kind = label.kind;
-    row.label = u32(label.index);
-    row.target_weight = target_weight;
+    row.kind = target_bits.x;
+    row.label = target_bits.y;
+    row.target_weight = bitcast<f32>(target_bits.z);
     return row;
 }
 

@@ -18,7 +18,7 @@ fn prepare(team: Team, row: Row, stats: RowStats) -> vec2<f32> {
     let g_k = load_row_upstream(row, k & ~3u)[k & 3u];
 
     var sum = vec4(0.0);
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
+    for (var c = 4u * member; c < params.classes; c += 4u * team.size) {
         let valid = valid_classes(c);
         let e = exp_nonpositive(load_row(row, c, valid) - stats.m);
         let g = load_row_upstream(row, c);

@@ -19,7 +19,7 @@ struct Label {
 }
 
 fn label_of_row(row: u32, ignore_index: i32, classes: u32) -> Label {
-    let index = class_indices[element_index(TARGETS, 0u, row)];
+    let index = class_indices[uniform_index(TARGETS, 0u, row)];
     if index == ignore_index {
         return Label(ROW_IGNORED, index);
     }
@@ -29,7 +29,7 @@ fn label_of_row(row: u32, ignore_index: i32, classes: u32) -> Label {
 
 fn class_weight(index: u32) -> f32 {
     if WEIGHTED {
-        return weight[element_index(WEIGHT, 0u, index)];
+        return weight[uniform_index(WEIGHT, 0u, index)];
     }
     return 1.0;
 }

@@ -12,25 +12,28 @@ override WORKGROUP_SIZE: u32 = 64u;
 // whole subgroups.
 override CLUSTER_SIZE: u32 = 4u;
 
-struct Builtins {
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) subgroup_size: u32,
-    @builtin(subgroup_invocation_id) invocation: u32,
+struct Workgroup {
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
 }
 
-fn workgroup_of(builtins: Builtins) -> u32 {
-    return builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
+struct Invocation {
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
+    @builtin(subgroup_invocation_id) index: u32,
+}
+
+fn workgroup_index(workgroup: Workgroup) -> u32 {
+    return workgroup.id.x + workgroup.id.y * workgroup.count.x;
 }
 
 // The index of this invocation in its workgroup, counted so that each cluster is contiguous. It
 // assumes full subgroups, as all known drivers give when the workgroup is a multiple of the
 // subgroup's size. It is clamped, so that a driver that does not cannot make it index out of
 // bounds.
-fn invocation_of(builtins: Builtins) -> u32 {
+fn index_in_workgroup(invocation: Invocation) -> u32 {
     return min(
-        builtins.subgroup * builtins.subgroup_size + builtins.invocation, WORKGROUP_SIZE - 1u);
+        invocation.subgroup * invocation.subgroup_size + invocation.index, WORKGROUP_SIZE - 1u);
 }
 
 fn cluster_max(value: f32) -> f32 {

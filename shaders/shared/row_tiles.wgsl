@@ -109,7 +109,7 @@ fn row_at(index: u32, aligned: u32) -> Row {
 
 fn span_of(outer_row: u32, position: u32, binding: u32) -> Span {
     return Span(
-        element_index(binding, outer_row, position), select(1u, params.positions, STRIDED));
+        uniform_index(binding, outer_row, position), select(1u, params.positions, STRIDED));
 }
 
 fn class_index(span: Span, c: u32) -> u32 {
@@ -147,7 +147,7 @@ fn tile_size(team: Team) -> u32 {
 
 // The first class of a member's k-th vec4, of the tile that begins at class `start`.
 fn tile_class(team: Team, start: u32, k: u32) -> u32 {
-    return start + 4u * ((k / CONTIGUOUS_VEC4S * team.size + team.member) * CONTIGUOUS_VEC4S
+    return start + 4u * ((k / CONTIGUOUS_VEC4S * team.size + member) * CONTIGUOUS_VEC4S
         + k % CONTIGUOUS_VEC4S);
 }
 
@@ -274,14 +274,14 @@ fn first_at_max(team: Team, row: Row, stats: RowStats) -> u32 {
     if SOFTCAP {
         // a cap makes ties of large logits, so the numbers before it are compared
         m = LOWEST;
-        for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
+        for (var c = 4u * member; c < params.classes; c += 4u * team.size) {
             let x = load_row(row, c, valid_classes(c));
             m = max(m, max(max(x.x, x.y), max(x.z, x.w)));
         }
         m = team_max(team, m);
     }
     var first = params.classes;
-    for (var c = 4u * team.member; c < params.classes; c += 4u * team.size) {
+    for (var c = 4u * member; c < params.classes; c += 4u * team.size) {
         let at_max = load_row(row, c, valid_classes(c)) == vec4(m);
         let found = select(vec4(first), vec4(c, c + 1u, c + 2u, c + 3u), at_max);
         first = min(first, min(min(found.x, found.y), min(found.z, found.w)));

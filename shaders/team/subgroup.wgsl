@@ -3,15 +3,20 @@
 
 struct Team {
     index: u32,
-    member: u32,
     size: u32,
 }
 
-fn team_of(builtins: Builtins) -> Team {
-    let invocation = invocation_of(builtins);
+var<private> member: u32;
+
+fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
+    let index = index_in_workgroup(invocation);
     let teams = WORKGROUP_SIZE / CLUSTER_SIZE;
-    let index = workgroup_of(builtins) * teams + invocation / CLUSTER_SIZE;
-    return Team(index, invocation % CLUSTER_SIZE, CLUSTER_SIZE);
+    member = index % CLUSTER_SIZE;
+    return Team(workgroup_index(workgroup) * teams + index / CLUSTER_SIZE, CLUSTER_SIZE);
+}
+
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    return element_index(binding, outer_row, column);
 }
 
 fn team_max(team: Team, value: f32) -> f32 {

@@ -9,34 +9,42 @@
 
 override WORKGROUP_SIZE: u32 = 64u;
 
-struct Builtins {
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) invocation: u32,
+struct Workgroup {
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+}
+
+struct Invocation {
+    @builtin(local_invocation_index) index: u32,
 }
 
 struct Team {
     index: u32,
-    member: u32,
     size: u32,
 }
+
+var<private> member: u32;
 
 var<workgroup> shared_values: array<vec4<f32>, WORKGROUP_SIZE>;
 var<workgroup> shared_bits: array<u32, WORKGROUP_SIZE>;
 
-fn team_of(builtins: Builtins) -> Team {
-    let workgroup = builtins.workgroup.x + builtins.workgroup.y * builtins.workgroups.x;
-    return Team(workgroup, builtins.invocation, WORKGROUP_SIZE);
+fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
+    member = invocation.index;
+    return Team(workgroup.id.x + workgroup.id.y * workgroup.count.x, WORKGROUP_SIZE);
+}
+
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    let offset = params.offsets[binding];
+    return offset.x + outer_row * offset.y + column;
 }
 
 fn team_max(team: Team, value: f32) -> f32 {
     workgroupBarrier();
-    shared_values[team.member] = vec4(value);
+    shared_values[member] = vec4(value);
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if team.member < half {
-            shared_values[team.member].x =
-                max(shared_values[team.member].x, shared_values[team.member + half].x);
+        if member < half {
+            shared_values[member].x = max(shared_values[member].x, shared_values[member + half].x);
         }
     }
     workgroupBarrier();
@@ -45,12 +53,11 @@ fn team_max(team: Team, value: f32) -> f32 {
 
 fn team_min(team: Team, value: u32) -> u32 {
     workgroupBarrier();
-    shared_bits[team.member] = value;
+    shared_bits[member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if team.member < half {
-            shared_bits[team.member] =
-                min(shared_bits[team.member], shared_bits[team.member + half]);
+        if member < half {
+            shared_bits[member] = min(shared_bits[member], shared_bits[member + half]);
         }
     }
     workgroupBarrier();
@@ -59,11 +66,11 @@ fn team_min(team: Team, value: u32) -> u32 {
 
 fn team_or(team: Team, value: u32) -> u32 {
     workgroupBarrier();
-    shared_bits[team.member] = value;
+    shared_bits[member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if team.member < half {
-            shared_bits[team.member] |= shared_bits[team.member + half];
+        if member < half {
+            shared_bits[member] |= shared_bits[member + half];
         }
     }
     workgroupBarrier();
@@ -76,11 +83,11 @@ fn team_sum_three(team: Team, value: vec3<f32>) -> vec3<f32> {
 
 fn team_sum(team: Team, value: vec4<f32>) -> vec4<f32> {
     workgroupBarrier();
-    shared_values[team.member] = value;
+    shared_values[member] = value;
     for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if team.member < half {
-            shared_values[team.member] += shared_values[team.member + half];
+        if member < half {
+            shared_values[member] += shared_values[member + half];
         }
     }
     workgroupBarrier();

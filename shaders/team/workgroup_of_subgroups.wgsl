@@ -9,32 +9,39 @@
 
 struct Team {
     index: u32,
-    member: u32,
     size: u32,
 }
+
+var<private> member: u32;
 
 override CLUSTERS: u32 = WORKGROUP_SIZE / CLUSTER_SIZE;
 
 var<workgroup> shared_values: array<vec4<f32>, CLUSTERS>;
 var<workgroup> shared_bits: array<u32, CLUSTERS>;
 
-fn team_of(builtins: Builtins) -> Team {
-    return Team(workgroup_of(builtins), invocation_of(builtins), WORKGROUP_SIZE);
+fn team_of(workgroup: Workgroup, invocation: Invocation) -> Team {
+    member = index_in_workgroup(invocation);
+    return Team(workgroup_index(workgroup), WORKGROUP_SIZE);
+}
+
+fn uniform_index(binding: u32, outer_row: u32, column: u32) -> u32 {
+    let offset = params.offsets[binding];
+    return offset.x + outer_row * offset.y + column;
 }
 
 // Makes each cluster's value readable by every member of the team.
 fn publish(team: Team, of_cluster: vec4<f32>) {
     workgroupBarrier();
-    if team.member % CLUSTER_SIZE == 0u {
-        shared_values[team.member / CLUSTER_SIZE] = of_cluster;
+    if member % CLUSTER_SIZE == 0u {
+        shared_values[member / CLUSTER_SIZE] = of_cluster;
     }
     workgroupBarrier();
 }
 
 fn publish_bits(team: Team, of_cluster: u32) {
     workgroupBarrier();
-    if team.member % CLUSTER_SIZE == 0u {
-        shared_bits[team.member / CLUSTER_SIZE] = of_cluster;
+    if member % CLUSTER_SIZE == 0u {
+        shared_bits[member / CLUSTER_SIZE] = of_cluster;
     }
     workgroupBarrier();
 }

@@ -434,7 +434,7 @@ impl CrossEntropy {
         ];
         let files = if has_classes {
             constants.push(("MEAN", mean.into()));
-            vec![shader!("ops/cross_entropy.wgsl"), kernel::CONTROL]
+            vec![shader!("ops/cross_entropy.wgsl"), kernel::UNIFORM, kernel::CONTROL]
         } else {
             vec![shader!("ops/cross_entropy_probabilities.wgsl")]
         };

@@ -51,6 +51,7 @@ pub use softmax::Softmax;
 /// What the crate's own tests look at.
 pub(crate) mod internals {
     pub use super::elements::ElementParams;
+    pub use super::padding::PaddingParams;
     pub use super::rows::{RowOperands, RowParams, RowTarget};
     pub use super::sealed::Sealed;
     pub use super::sum::SumParams;

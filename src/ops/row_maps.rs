@@ -73,7 +73,7 @@ impl RowMap {
                 });
             }
         }
-        let launch = profile.for_rows(shape);
+        let launch = profile.for_rows(shape)?;
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
         let storage = kernel::storage(input.dtype(), vec4, args.in_place);
         let kernel = Kernel {

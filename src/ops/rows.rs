@@ -217,7 +217,7 @@ impl RowLoss {
             }
             let tensors = self.tensors();
             let launch = if self.may_split() { profile.for_split_rows(shape) } else { None };
-            let launch = launch.unwrap_or_else(|| profile.for_rows(shape));
+            let launch = launch.map_or_else(|| profile.for_rows(shape), Ok)?;
             // what each team finds of its split, unless it is known
             let partials = (launch.splits > 1 && operands.given_state.is_none())
                 .then(|| program.scratch_f32(launch.teams(rows) * 8));

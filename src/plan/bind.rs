@@ -198,7 +198,7 @@ impl Plan {
             .fold(0, |bits, (binding, ..)| bits | 1 << binding.port.binding);
         let pipeline = match read_write {
             0 => step.pipeline.clone(),
-            read_write => self.gpu.good_pipeline(Kernel { read_write, ..step.kernel.clone() })?,
+            read_write => self.gpu.good_pipeline(step.kernel.with_read_write(read_write))?,
         };
         let params = step.params.iter().map(|params| wgpu::BindGroupEntry {
             binding: 0,

@@ -6,3 +6,5 @@ mod check;
 mod cli;
 #[cfg(target_os = "linux")]
 mod drivers;
+#[cfg(target_os = "linux")]
+mod tint;

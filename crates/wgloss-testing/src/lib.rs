@@ -1,5 +1,5 @@
 //! What the tests, the benches and the program `wgloss` share: the table of cases, folders of cases,
-//! random inputs, workloads, comparators, devices, calls that are held to the promise, memory laid
+//! random inputs, workloads, comparators, devices, kernels, calls that are held to the promise, memory laid
 //! out as callers like.
 //!
 //! Not published: nothing of it is part of wgloss.
@@ -13,7 +13,9 @@ pub mod call;
 pub mod cases;
 pub mod compare;
 pub mod conformance;
+pub mod custom;
 pub mod devices;
+pub mod kernels;
 pub mod memory;
 pub mod ops;
 pub mod random;
