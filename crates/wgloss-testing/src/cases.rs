@@ -11,6 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use safetensors::SafeTensorError::{InvalidHeader, InvalidHeaderDeserialization};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
@@ -20,6 +21,7 @@ use wgloss::options::{Info, Value};
 use wgloss::reference::{Mismatch, Worst};
 use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
 
+use crate::json::expect_unique_keys;
 use crate::ops;
 
 /// A folder's cases.
@@ -78,7 +80,9 @@ pub fn load(folder: &Path) -> Result<Folder> {
     let list = folder.join("cases.json");
     let text = fs::read_to_string(&list)
         .with_context(|| format!("{}: expected a readable list of cases", list.display()))?;
-    let File { cases, errors } = serde_json::from_str(&with_quoted_numbers(&text))
+    let text = with_quoted_numbers(&text);
+    let File { cases, errors } = expect_unique_keys(&text)
+        .and_then(|()| serde_json::from_str(&text))
         .with_context(|| format!("{}: expected a list of cases", list.display()))?;
     let is_empty = cases.is_empty() && errors.is_empty();
     ensure!(!is_empty, "{}: expected at least one case, got none", list.display());
@@ -96,7 +100,13 @@ pub fn load(folder: &Path) -> Result<Folder> {
     }
     let mut files = HashMap::new();
     for (name, bytes) in &bytes {
-        let file = SafeTensors::deserialize(bytes).map_err(|error| {
+        let file = SafeTensors::read_metadata(bytes).and_then(|(size, _)| {
+            // the format's own reader takes the last of several tensors of a name
+            let header = str::from_utf8(&bytes[8..8 + size]).map_err(InvalidHeader)?;
+            expect_unique_keys(header).map_err(InvalidHeaderDeserialization)?;
+            SafeTensors::deserialize(bytes)
+        });
+        let file = file.map_err(|error| {
             let path = folder.join(name);
             anyhow!("{}: expected a good .safetensors file: {error}", path.display())
         })?;

@@ -14,6 +14,8 @@ pub mod cases;
 pub mod compare;
 pub mod conformance;
 pub mod devices;
+pub mod files;
+pub mod json;
 pub mod memory;
 pub mod ops;
 pub mod random;
