@@ -32,9 +32,13 @@ Examples:
   produce-logits | wgloss run softmax --input - --output - | use-probabilities
   wgloss run mse --input x.npy --target y.npy --json | jq .results.loss.value";
 
+const STATUSES: &str = "\
+Exit status: 0 when all went well, 1 upon an error or where a check failed, 2 for a command line that is
+not understood; a signal ends the program as it does any other.";
+
 /// Losses and their gradients on the GPU
 #[derive(Debug, Parser)]
-#[command(name = "wgloss", version, propagate_version = true)]
+#[command(name = "wgloss", version, propagate_version = true, after_help = STATUSES)]
 struct Cli {
     /// Print nothing but errors, and what is sent to standard output by -
     #[arg(long, short, global = true)]
@@ -49,7 +53,7 @@ enum Command {
     ///
     /// A FILE is `x.npy`, or `x.safetensors#KEY` for a tensor in a file that holds several; without
     /// #KEY the tensor of the argument's name is meant (input, target, loss, ...). `-` is standard input,
-    /// in either format, or standard output: `-` for .npy, `-#KEY` for .safetensors; the report goes to
+    /// in either format, or standard output: `-` for .npy, `--loss=-#KEY` for .safetensors; the report goes to
     /// standard error then. Pipes are read too, by whatever name. Results that go to one .safetensors
     /// file are written together. Files are written when all results are complete, and replace what was
     /// there, whose permissions they keep; upon an error or a signal, none is.

@@ -400,6 +400,74 @@ mod tests {
     use super::*;
 
     #[test]
+    fn advice_names_flags_that_exist_and_help() {
+        let place = |name: &str| {
+            let Ok(place) = name.parse::<Place>();
+            place
+        };
+        let (x, t) = (place("x.npy"), place("t.npy"));
+        let inputs = [("input", &x), ("target", &t)];
+        let too_large = |argument| wgloss::Error::TooLarge {
+            argument,
+            bytes: 200,
+            limit: 100,
+            limit_name: "max_storage_buffer_binding_size",
+            device: "GPU".into(),
+        };
+        let size = "expected at most 100 bytes (max_storage_buffer_binding_size of GPU), got 200";
+        let cpu = "(--device cpu has no such limit)";
+        let dtype = |argument, expected: &str, actual| wgloss::Error::DType {
+            argument,
+            expected: expected.into(),
+            actual,
+        };
+        let some = Some("--batch-rows divides the work");
+        for (error, advice, text) in [
+            (
+                too_large("input"),
+                some,
+                format!("--input x.npy: {size} (--batch-rows divides the work)"),
+            ),
+            (too_large("input"), None, format!("--input x.npy: {size} {cpu}")),
+            // one image is no smaller in a batch of its own
+            (too_large("one row of input"), some, format!("--input x.npy: one row: {size} {cpu}")),
+            (too_large("one row of results"), some, format!("results: one row: {size} {cpu}")),
+            (too_large("workspace"), None, format!("workspace: {size} {cpu}")),
+            (
+                wgloss::Error::OutOfMemory("no more".into()),
+                some,
+                "--device: out of memory: no more (--batch-rows divides the work)".into(),
+            ),
+            (
+                dtype("target", "f32", DType::F16),
+                None,
+                "--target t.npy: expected float32, got float16: convert with .astype(np.float32)"
+                    .into(),
+            ),
+            (
+                dtype("target", "bf16", DType::F32),
+                None,
+                "--target t.npy: expected bfloat16, got float32".into(),
+            ),
+            (
+                dtype("target", "f16", DType::Bf16),
+                None,
+                "--target t.npy: expected float16, got bfloat16".into(),
+            ),
+        ] {
+            assert_eq!(explain(&error, &inputs, advice).to_string(), text);
+        }
+        // every flag that these name is one of each op's
+        let mut command = <crate::Cli as clap::CommandFactory>::command();
+        let run = command.find_subcommand_mut("run").expect("a subcommand");
+        for op in run.get_subcommands().filter(|op| op.get_name() != "help") {
+            for flag in ["batch-rows", "device", "input"] {
+                assert!(op.get_arguments().any(|arg| arg.get_long() == Some(flag)), "{flag}");
+            }
+        }
+    }
+
+    #[test]
     fn seventeen_digits_are_seventeen() {
         for (value, text) in [
             (0.1, "0.10000000000000001"),

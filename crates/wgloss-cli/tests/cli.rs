@@ -467,7 +467,8 @@ fn batches_of_rows_are_the_whole() {
         format!("{ce} y.npy --reduction sum --upstream u.npy"),
         format!(
             "{ce} y.npy --reduction none --upstream u10.npy --weight w.npy \
-             --logsumexp out.safetensors --argmax out.safetensors --correct out.safetensors"
+             --logsumexp out.safetensors --argmax out.safetensors --correct out.safetensors \
+             --entropy out.safetensors"
         ),
         format!("{ce} t.npy --label-smoothing 0.2 --weight w.npy"),
         format!("{ce} ignored.npy"),
@@ -803,8 +804,8 @@ fn usage_errors_end_with_2() {
     let folder = inputs();
     let good = "--input logits.npy --target target.npy";
     for (command, part) in [
-        ("", "Usage: wgloss <COMMAND>"),
-        ("run", "Usage: wgloss run <COMMAND>"),
+        ("", "Usage: wgloss [OPTIONS] <COMMAND>"),
+        ("run", "Usage: wgloss run [OPTIONS] <COMMAND>"),
         ("run no-such-op", "unrecognized subcommand 'no-such-op'"),
         ("run cross-entropy --input logits.npy", "--target <FILE>"),
         (&format!("run cross-entropy {good} --pos-weight w.npy"), "'--pos-weight'"),
@@ -813,6 +814,8 @@ fn usage_errors_end_with_2() {
         (&format!("run cross-entropy {good} --reduction batchmean"), "none, mean, sum]"),
         (&format!("run softmax {good}"), "'--target'"),
         ("run sigmoid --input logits.npy --reduction sum", "'--reduction'"),
+        ("run sigmoid --input --loss l.npy", "a value is required for '--input <FILE>'"),
+        ("run sigmoid --input", "a value is required for '--input <FILE>'"),
         (&format!("run cross-entropy {good} --device tpu"), "auto, gpu, cpu, reference"),
     ] {
         let run = wgloss(folder.path(), command, &[]);

@@ -220,8 +220,8 @@ fn a_dash_is_standard_input_and_output() {
 
     // several tensors in and out
     let batch = fs::read(path("batch.safetensors")).unwrap();
-    let both = "run cross-entropy --reduction none --device cpu --input -#logits --target - --loss -#loss \
-        --grad -#g";
+    let both = "run cross-entropy --reduction none --device cpu --input=-#logits --target - --loss=-#loss \
+        --grad=-#g";
     let (code, stdout, stderr) = piped(folder.path(), both, &batch);
     assert_eq!(code, Some(0), "{stderr}");
     let file = SafeTensors::deserialize(&stdout).unwrap();
@@ -250,7 +250,7 @@ fn a_dash_is_standard_input_and_output() {
     }
     for (rest, text) in [
         ("--loss - --grad -", "--grad -: expected another place than --loss"),
-        ("--loss - --grad -#g", "--grad -#g: expected another place than --loss"),
+        ("--loss - --grad=-#g", "--grad -#g: expected another place than --loss"),
         ("--loss - --json", "--json -: expected another place than --loss"),
         ("--json logits.npy", "--json logits.npy: expected another place than --input"),
         ("--loss l3.npy --json l3.npy", "--json l3.npy: expected another place than --loss"),

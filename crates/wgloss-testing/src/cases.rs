@@ -11,8 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use safetensors::SafeTensorError::{InvalidHeader, InvalidHeaderDeserialization};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
@@ -100,12 +99,11 @@ pub fn load(folder: &Path) -> Result<Folder> {
     }
     let mut files = HashMap::new();
     for (name, bytes) in &bytes {
-        let file = SafeTensors::read_metadata(bytes).and_then(|(size, _)| {
-            // the format's own reader takes the last of several tensors of a name
-            let header = str::from_utf8(&bytes[8..8 + size]).map_err(InvalidHeader)?;
-            expect_unique_keys(header).map_err(InvalidHeaderDeserialization)?;
-            SafeTensors::deserialize(bytes)
-        });
+        // the format's own reader takes the last of several tensors of a name
+        let header = safetensors_header(bytes).map_or(Ok(()), expect_unique_keys);
+        let file = header
+            .map_err(SafeTensorError::InvalidHeaderDeserialization)
+            .and_then(|()| SafeTensors::deserialize(bytes));
         let file = file.map_err(|error| {
             let path = folder.join(name);
             anyhow!("{}: expected a good .safetensors file: {error}", path.display())
@@ -128,6 +126,12 @@ pub fn load(folder: &Path) -> Result<Folder> {
         cases.collect::<Result<Vec<_>>>()
     };
     Ok(Folder { cases: read(cases, &["input", "out_ref"])?, errors: read(errors, &["input"])? })
+}
+
+/// The header of a `.safetensors` file, if it is text.
+fn safetensors_header(bytes: &[u8]) -> Option<&str> {
+    let size = usize::try_from(u64::from_le_bytes(*bytes.first_chunk()?)).ok()?;
+    str::from_utf8(bytes[8..].get(..size)?).ok()
 }
 
 /// JSON, with quotes around the numbers that it lacks and that Python writes: NaN and infinities.

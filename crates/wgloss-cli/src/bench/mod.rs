@@ -137,7 +137,11 @@ pub fn bench(flags: &Flags) -> Result<()> {
     let mut report = Report {
         device: machine.description.clone(),
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        times: gpu.map_or("by the host's clock", |gpu| Timer::new(gpu).describe()).into(),
+        times: gpu
+            .map_or("of the CPU and the host's copies, by the host's clock", |gpu| {
+                Timer::new(gpu).describe()
+            })
+            .into(),
         rounds: flags.rounds,
         records: Vec::new(),
     };

@@ -102,13 +102,12 @@ pub fn remove_upon_signals() {
         let _ = ready.send(());
         let Ok(mut signals) = signals else { return };
         // a file beyond the limit is an error of the write that crosses it
-        for signal in signals.forever().filter(|signal| *signal != SIGXFSZ) {
-            let _placing = lock(&PLACING);
-            let pending = lock(&PENDING);
-            pending.iter().for_each(|path| drop(fs::remove_file(path)));
-            let _ = emulate_default_handler(signal);
-            std::process::exit(128 + signal);
-        }
+        let Some(signal) = signals.forever().find(|signal| *signal != SIGXFSZ) else { return };
+        let _placing = lock(&PLACING);
+        let pending = lock(&PENDING);
+        pending.iter().for_each(|path| drop(fs::remove_file(path)));
+        let _ = emulate_default_handler(signal);
+        std::process::exit(128 + signal);
     });
     if thread.is_ok() {
         let _ = is_ready.recv();

@@ -79,10 +79,10 @@ impl Outputs {
                 match files.iter_mut().find(|file| file.path == path) {
                     None => files.push(Output { path, format, parts: vec![part] }),
                     Some(file) => {
-                        let clash = file
-                            .parts
-                            .iter()
-                            .find(|other| format == Format::Npy || other.key == part.key);
+                        let clash = file.parts.iter().find(|other| {
+                            let has_one = [format, file.format].contains(&Format::Npy);
+                            has_one || other.key == part.key
+                        });
                         if let Some(other) = clash {
                             bail!("expected another place than --{}", other.name);
                         }
