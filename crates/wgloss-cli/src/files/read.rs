@@ -48,11 +48,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// The type that elements have as arguments, before `is_exact`.
-    fn converted(self, dtype: Result<Dtype, &str>) -> Result<DType> {
-        let dtype = match dtype {
-            Ok(dtype) => dtype,
-            Err(other) => bail!("expected {}, got numpy type {other}", self.words()),
-        };
+    fn converted(self, dtype: Dtype) -> Result<DType> {
         let is_class = self.kind != Kind::Numbers;
         Ok(match dtype {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 if self.kind == Kind::Classes => {
@@ -250,8 +246,9 @@ impl Source {
                 // the elements of a tiny file may be among its first bytes
                 header.truncate(start as usize);
                 let npy = npy::parse(&header)?;
-                wanted.converted(npy.dtype)?;
-                let stored = npy.dtype.unwrap_or(Dtype::F32);
+                let stored = npy.dtype.map_err(|other| {
+                    anyhow!("expected {}, got numpy type {other}", wanted.words())
+                })?;
                 (start, length, stored, npy.big_endian, npy.shape, npy.fortran_order)
             }
             Format::Safetensors => {
@@ -265,7 +262,7 @@ impl Source {
                 (ends.0, ends.1, info.dtype, false, info.shape.clone(), false)
             }
         };
-        let dtype = wanted.converted(Ok(stored))?;
+        let dtype = wanted.converted(stored)?;
         let dimensions = shape.len();
         ensure!(
             dimensions <= MAX_DIMENSIONS,
