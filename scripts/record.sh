@@ -15,15 +15,15 @@ steps=(devices check bench classes sweep pictures large peers)
 devices() { "$wgloss" devices --json >"$to-devices.json"; }
 
 # Whether it computes what it should.
-check() { "$wgloss" check | tee "$to-check.txt"; }
+check() { "$wgloss" check --device gpu | tee "$to-check.txt"; }
 
 # README's workloads.
-bench() { "$wgloss" bench --rounds 15 --json "$to.json"; }
+bench() { "$wgloss" bench --device gpu --rounds 15 --json "$to.json"; }
 
 # Four million logits, over numbers of classes.
 classes() {
     shapes 22 8 16 32 48 64 96 128 192 256 512 1024 2048 4096 8192 16384 32768 65536 131072
-    "$wgloss" bench --op cross-entropy --rounds 9 "${shapes[@]}" \
+    "$wgloss" bench --device gpu --op cross-entropy --rounds 9 "${shapes[@]}" \
         --json "$to-classes.json" --plot "$to-classes.svg"
 }
 
@@ -55,12 +55,12 @@ pictures() {
 large() {
     local many=(256 1000 4096 16384 32000 65536 131072)
     shapes 28 "${many[@]}"
-    "$wgloss" bench --op cross-entropy --pass forward --pass forward-backward --rounds 7 \
+    "$wgloss" bench --device gpu --op cross-entropy --pass forward --pass forward-backward --rounds 7 \
         "${shapes[@]}" --json "$to-large-f32.json"
     shapes 29 "${many[@]}"
-    "$wgloss" bench --op cross-entropy --dtype bf16 --rounds 7 \
+    "$wgloss" bench --device gpu --op cross-entropy --dtype bf16 --rounds 7 \
         "${shapes[@]}" --json "$to-large-bf16.json"
-    "$wgloss" bench --op bce-with-logits --dtype f32 --dtype bf16 --rounds 7 \
+    "$wgloss" bench --device gpu --op bce-with-logits --dtype f32 --dtype bf16 --rounds 7 \
         --shape $((1 << 28)) --json "$to-large-bce.json"
 }
 

@@ -38,27 +38,32 @@ pub enum Data<'a> {
     I32(Cow<'a, [i32]>),
     /// i64.
     I64(Cow<'a, [i64]>),
+    /// f64: for the [`reference`](crate::reference) only, by [`Array::from_data`]. It is no [`Element`],
+    /// so that `&[0.5, 2.0]` is f32.
+    F64(Cow<'a, [f64]>),
 }
 
 mod sealed {
     pub trait Sealed {}
 }
 
-/// A type that an [`Array`] can hold: `f32`, `f16`, `bf16`, `i32`, `i64`.
+/// A type that an [`Array`] is made from: `f32`, `f16`, `bf16`, `i32`, `i64`; and `u8` and `u16`, the class
+/// indices of masks, which it holds as i32, since kernels read those.
+///
+/// ```
+/// use wgloss::{Array, DType};
+///
+/// let mask = Array::new(&[0_u8, 255, 3, 1], &[1, 2, 2])?;
+/// assert_eq!((mask.dtype(), mask.to_i64()?), (DType::I32, vec![0, 255, 3, 1]));
+/// # Ok::<_, wgloss::Error>(())
+/// ```
 pub trait Element: sealed::Sealed + Clone + 'static {
-    /// Wraps a slice or vector.
+    /// Wraps a slice or vector; `u8` and `u16` are widened into a new one.
     fn data(values: Cow<'_, [Self]>) -> Data<'_>;
 }
 
 macro_rules! elements {
     ($($type:ty, $variant:ident;)*) => {
-        $(impl sealed::Sealed for $type {}
-        impl Element for $type {
-            fn data(values: Cow<'_, [Self]>) -> Data<'_> {
-                Data::$variant(values)
-            }
-        })*
-
         impl Data<'_> {
             /// The storage type.
             pub fn dtype(&self) -> DType {
@@ -95,6 +100,28 @@ elements! {
     bf16, Bf16;
     i32, I32;
     i64, I64;
+    f64, F64;
+}
+
+macro_rules! made_from {
+    ($($type:ty: $values:ident => $data:expr;)*) => {
+        $(impl sealed::Sealed for $type {}
+        impl Element for $type {
+            fn data($values: Cow<'_, [Self]>) -> Data<'_> {
+                $data
+            }
+        })*
+    };
+}
+
+made_from! {
+    f32: values => Data::F32(values);
+    f16: values => Data::F16(values);
+    bf16: values => Data::Bf16(values);
+    i32: values => Data::I32(values);
+    i64: values => Data::I64(values);
+    u8: values => Data::I32(values.iter().map(|&class| class.into()).collect());
+    u16: values => Data::I32(values.iter().map(|&class| class.into()).collect());
 }
 
 impl<'a> Array<'a> {
@@ -173,6 +200,7 @@ impl<'a> Array<'a> {
             Data::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
             Data::I32(values) => values.iter().map(|&v| v as f32).collect(),
             Data::I64(values) => values.iter().map(|&v| v as f32).collect(),
+            Data::F64(values) => values.iter().map(|&v| v as f32).collect(),
         }
     }
 
@@ -184,19 +212,20 @@ impl<'a> Array<'a> {
             Data::Bf16(values) => values.iter().map(|v| v.to_f64()).collect(),
             Data::I32(values) => values.iter().map(|&v| v.into()).collect(),
             Data::I64(values) => values.iter().map(|&v| v as f64).collect(),
+            Data::F64(values) => values.to_vec(),
         }
     }
 
     /// The same numbers stored in f32, f16 or bf16, rounded to nearest even.
     ///
     /// # Errors
-    /// [`Error::DType`] for integers, or when asked for them.
+    /// [`Error::DType`] for integers and f64, or when asked for them.
     pub fn to_dtype(&self, dtype: DType) -> Result<Array<'static>> {
         let refuse = |actual| {
             let expected = "f32, f16 or bf16".into();
             Err(Error::DType { argument: "array", expected, actual })
         };
-        if let DType::I32 | DType::I64 = self.dtype() {
+        if let DType::I32 | DType::I64 | DType::F64 = self.dtype() {
             return refuse(self.dtype());
         }
         let values = self.to_f32();
@@ -208,7 +237,7 @@ impl<'a> Array<'a> {
             DType::Bf16 => {
                 Array::from_vec(values.into_iter().map(bf16::from_f32).collect(), self.shape())
             }
-            DType::I32 | DType::I64 => refuse(dtype),
+            DType::I32 | DType::I64 | DType::F64 => refuse(dtype),
         }
     }
 

@@ -15,6 +15,8 @@ pub enum DType {
     I32,
     /// 64-bit signed integer: class indices on the host only, uploaded as [`DType::I32`].
     I64,
+    /// IEEE 754 binary64: for the [`reference`](crate::reference) only, which computes in it.
+    F64,
 }
 
 impl DType {
@@ -23,11 +25,11 @@ impl DType {
         match self {
             DType::F16 | DType::Bf16 => 2,
             DType::F32 | DType::I32 => 4,
-            DType::I64 => 8,
+            DType::I64 | DType::F64 => 8,
         }
     }
 
-    /// The short name: `f32`, `f16`, `bf16`, `i32`, `i64`.
+    /// The short name: `f32`, `f16`, `bf16`, `i32`, `i64`, `f64`.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
@@ -35,6 +37,7 @@ impl DType {
             DType::Bf16 => "bf16",
             DType::I32 => "i32",
             DType::I64 => "i64",
+            DType::F64 => "f64",
         }
     }
 }

@@ -108,7 +108,7 @@ pub(crate) fn storage(dtype: DType, vec4: bool, in_place: bool) -> Vec<File> {
         DType::F16 => shader!("encoding/f16.wgsl"),
         DType::Bf16 => shader!("encoding/bf16.wgsl"),
         // ops take no other input
-        DType::F32 | DType::I32 | DType::I64 => {
+        DType::F32 | DType::I32 | DType::I64 | DType::F64 => {
             let words =
                 if vec4 { shader!("storage/f32_vec4.wgsl") } else { shader!("storage/f32.wgsl") };
             return vec![words, access];

@@ -9,7 +9,7 @@ use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 use half::{bf16, f16};
 
 use crate::shape::Layout;
-use crate::{Array, DType, Error, Gpu, Result, Tensor};
+use crate::{Array, DType, Data, Error, Gpu, Result, Tensor};
 
 /// What staging buffers are for.
 const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
@@ -115,6 +115,7 @@ impl Readback {
                 DType::Bf16 => Array::from_vec::<bf16>(pod_collect_to_vec(bytes), shape),
                 DType::I32 => Array::from_vec::<i32>(pod_collect_to_vec(bytes), shape),
                 DType::I64 => Array::from_vec::<i64>(pod_collect_to_vec(bytes), shape),
+                DType::F64 => Array::from_data(Data::F64(pod_collect_to_vec(bytes).into()), shape),
             }
         })?
     }

@@ -42,14 +42,16 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Value`] when the buffer lacks `STORAGE` or ends before the tensor does, when rows
-    /// would overlap, or for i64, which devices do not have.
+    /// would overlap, or for i64 and f64, which devices do not have.
     pub fn from_buffer(buffer: wgpu::Buffer, layout: Layout) -> Result<Self> {
         layout.check("buffer")?;
         let refuse = |expected: String, actual: String| {
             Err(Error::Value { argument: "buffer", expected, actual })
         };
-        if layout.dtype() == DType::I64 {
-            return refuse("i32 class indices".into(), "i64".into());
+        match layout.dtype() {
+            DType::I64 => return refuse("i32 class indices".into(), "i64".into()),
+            DType::F64 => return refuse("f32, f16 or bf16".into(), "f64".into()),
+            DType::F32 | DType::F16 | DType::Bf16 | DType::I32 => {}
         }
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return refuse("usage STORAGE".into(), format!("{:?}", buffer.usage()));

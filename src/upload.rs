@@ -14,7 +14,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::TooLarge`] beyond the device's limits; [`Error::Value`] for an i64 that i32 does
-    /// not hold; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
+    /// not hold; [`Error::DType`] for f64; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub async fn upload(&self, array: &Array<'_>) -> Result<Tensor> {
         let mut tensors = self.upload_all(&[("array", array)]).await?;
         tensors.pop().ok_or_else(|| Error::Internal("an upload without its tensor".into()))
@@ -35,7 +35,7 @@ impl Gpu {
     /// A tensor for each array, in order.
     async fn upload_all(&self, arrays: &[(&'static str, &Array<'_>)]) -> Result<Vec<Tensor>> {
         for (argument, array) in arrays {
-            expect_i32(argument, array)?;
+            expect_uploadable(argument, array)?;
             let bytes = device_layout(array.layout()).bytes();
             self.profile().limits.expect_allocatable(argument, bytes)?;
         }
@@ -57,9 +57,16 @@ impl Gpu {
     }
 }
 
-/// Refuses an i64 that i32, which devices have, does not hold.
-fn expect_i32(argument: &'static str, array: &Array<'_>) -> Result<()> {
-    let Data::I64(values) = array.data() else { return Ok(()) };
+/// Refuses f64, and an i64 that i32 does not hold: devices have f32 and i32.
+fn expect_uploadable(argument: &'static str, array: &Array<'_>) -> Result<()> {
+    let values = match array.data() {
+        Data::I64(values) => values,
+        Data::F64(_) => {
+            let expected = "f32, f16, bf16, i32 or i64".into();
+            return Err(Error::DType { argument, expected, actual: DType::F64 });
+        }
+        _ => return Ok(()),
+    };
     match values.iter().enumerate().find(|(_, value)| i32::try_from(**value).is_err()) {
         None => Ok(()),
         Some((i, value)) => Err(Error::Value {

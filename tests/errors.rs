@@ -1,7 +1,7 @@
 //! Every error that a caller can provoke, with the text that it reads.
 
 use wgloss::{
-    Args, Array, BceWithLogits, CrossEntropy, DType, Error, Gpu, GpuOptions, Huber, Layout,
+    Args, Array, BceWithLogits, CrossEntropy, DType, Data, Error, Gpu, GpuOptions, Huber, Layout,
     NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax, Status, Tensor, reference,
 };
 use wgloss_testing::call::{Call, PASSES, Rows, bits_of, run};
@@ -280,6 +280,27 @@ fn integers_of_64_bits_that_32_do_not_hold() {
     let args = Args::new(zeros(&[2, 3])).target(Array::from(&[2, 1_i64 << 40]));
     let error = gpu.block_on(gpu.upload_args(&args)).unwrap_err();
     assert_eq!(error.to_string(), format!("target: {text}"));
+}
+
+#[test]
+fn float64_is_for_the_reference() {
+    let Some(gpu) = &gpu() else { return };
+    let exact = |shape: &[usize]| {
+        let count = shape.iter().product();
+        Array::from_data(Data::F64(vec![0.0; count].into()), shape).unwrap()
+    };
+    let text = "expected storage type f32 or f16 or bf16, got f64";
+    let args = Args::new(exact(&[2, 3])).target(Array::from(&[0, 1]));
+    refused(gpu, &cross_entropy(), Pass::Forward, &args, &format!("input: {text}"));
+    let weight = rows().weight(exact(&[3]));
+    let text = "weight: expected storage type f32, got f64";
+    refused(gpu, &cross_entropy(), Pass::Forward, &weight, text);
+    let error = gpu.block_on(gpu.upload(&exact(&[2]))).unwrap_err();
+    let text = "array: expected storage type f32, f16, bf16, i32 or i64, got f64";
+    assert_eq!(error.to_string(), text);
+    let buffer = gpu.block_on(gpu.upload(&zeros(&[2]))).unwrap().buffer().clone();
+    let error = Tensor::from_buffer(buffer, Layout::new(&[1], DType::F64)).unwrap_err();
+    assert_eq!(error.to_string(), "buffer: expected f32, f16 or bf16, got f64");
 }
 
 // ---- too few arguments, and too many ----

@@ -2,7 +2,9 @@
 //! and every edge that the documentation speaks of.
 
 use wgloss::reference::{self, Values};
-use wgloss::{Args, Array, BceWithLogits, CrossEntropy, Error, Op, Pass, Reduction, Role};
+use wgloss::{
+    Args, Array, BceWithLogits, CrossEntropy, Data, Error, Mse, Op, Pass, Reduction, Role,
+};
 use wgloss_testing::call::result;
 use wgloss_testing::compare::compare_relative;
 use wgloss_testing::conformance::{self, Folder};
@@ -856,6 +858,29 @@ fn values_become_arrays() {
     assert_eq!((array.shape(), array.to_f32()), (&[2, 1][..], vec![0.1, INF]));
     let broken = Values { shape: vec![3], ..values };
     assert!(matches!(broken.to_array(), Err(Error::Length { expected: 3, actual: 2, .. })));
+}
+
+#[test]
+fn float64_arguments_keep_their_digits() {
+    // none of which float32 has
+    let exact = |values: &[f64], shape: &[usize]| {
+        Array::from_data(Data::F64(values.to_vec().into()), shape).unwrap()
+    };
+    let (x, t) = (1.0 + 2_f64.powi(-40), 1.0 - 2_f64.powi(-41));
+    let args = Args::new(exact(&[x], &[1])).target(exact(&[t], &[1]));
+    let (loss, grad) = run(&Mse::default(), &args);
+    assert_eq!((loss.values[0], grad.values[0]), ((x - t) * (x - t), 2.0 * (x - t)));
+
+    // beside arguments that are f32, of every role
+    let logits = exact(&[2_f64.powi(-50), 0.0], &[1, 2]);
+    let args = Args::new(logits).target(Array::from(&[0])).weight(Array::from(&[3.0_f32, 1.0]));
+    let args = args.upstream(exact(&[0.1], &[]));
+    let (loss, grad) = run(&CrossEntropy::default(), &args);
+    assert!((loss.values[0] - (2_f64.ln() - 2_f64.powi(-51))).abs() < 1e-16);
+    assert!((grad.values[0] + 0.1 * (0.5 - 2_f64.powi(-52))).abs() < 1e-17);
+    let halves = Array::scalar(0.5_f32).to_dtype(wgloss::DType::F16).unwrap();
+    let args = Args::new(halves).target(exact(&[0.1], &[]));
+    assert_eq!(run(&Mse::default(), &args).0.values, [(0.5 - 0.1) * (0.5 - 0.1)]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(crate) mod prelude {
 }
 
 use crate::shape::Layout;
-use crate::{Args, Array, DType, Error, Op, Output, Pass, Result};
+use crate::{Args, Array, DType, Data, Error, Op, Output, Pass, Result};
 
 /// The CPU, for host arrays: the same ops with the same options, checks and results as
 /// [`Gpu`](crate::Gpu), without a GPU.
@@ -179,5 +179,6 @@ fn fitting(given: Option<Array<'static>>, layout: &Layout) -> Result<Array<'stat
         DType::Bf16 => Array::from_vec(vec![half::bf16::ZERO; count], shape),
         DType::I32 => Array::from_vec(vec![0_i32; count], shape),
         DType::I64 => Array::from_vec(vec![0_i64; count], shape),
+        DType::F64 => Array::from_data(Data::F64(vec![0.0; count].into()), shape),
     }
 }

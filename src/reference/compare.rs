@@ -65,7 +65,7 @@ impl Tolerance {
         let storage = match dtype {
             DType::F16 => Storage::F16,
             DType::Bf16 => Storage::BF16,
-            DType::F32 | DType::I32 | DType::I64 => Storage::F32,
+            DType::F32 | DType::I32 | DType::I64 | DType::F64 => Storage::F32,
         };
         Tolerance { storage, ..self }
     }

@@ -18,7 +18,7 @@ pub(crate) use nll_loss::nll_loss;
 pub(crate) use row_maps::{log_softmax, softmax};
 
 use crate::ops::Op;
-use crate::{Args, Array, Output, Pass, Reduction, Result, Role};
+use crate::{Args, Array, DType, Layout, Output, Pass, Reduction, Result, Role};
 
 /// float64 results, and beside every value the measure of the error that it may have.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,9 @@ impl Values {
 
 /// Computes an op in float64 on this thread.
 ///
+/// Arguments may be f64 too ([`Data::F64`](crate::Data::F64)), which stands for whatever type of floats an
+/// op asks for.
+///
 /// Row state is neither kept nor used, and there is no status: what it would tell of is an error.
 ///
 /// ```
@@ -65,9 +68,20 @@ impl Values {
 /// Those of [`Op::outputs`]; and for values that the op does not take, such as a class out of
 /// range, [`Error::Class`](crate::Error::Class) or [`Error::Value`](crate::Error::Value).
 pub fn run(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<Output<Values>> {
-    op.outputs(pass, &args.layouts())?;
+    op.outputs(pass, &as_devices_have_them(&args.layouts()))?;
     op.check_values(args)?;
     Ok(op.reference(pass, args))
+}
+
+/// The layouts, with f32 for floats of every width where one is f64, which no device has.
+fn as_devices_have_them(layouts: &Args<Layout>) -> Args<Layout> {
+    if layouts.iter().all(|(_, layout)| layout.dtype() != DType::F64) {
+        return layouts.clone();
+    }
+    layouts.map(|layout| match layout.dtype() {
+        DType::I32 | DType::I64 => layout.clone(),
+        DType::F32 | DType::F16 | DType::Bf16 | DType::F64 => layout.clone().with_dtype(DType::F32),
+    })
 }
 
 /// The losses of rows or elements, reduced. A mean over a divisor of 0 is NaN.

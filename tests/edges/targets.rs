@@ -1,7 +1,7 @@
 //! Rows that are ignored, and weights of 0 and below.
 
 use wgloss::{Args, Array, CrossEntropy, Pass, Reduction};
-use wgloss_testing::call::{Elements, Rows, check, run};
+use wgloss_testing::call::{Elements, Rows, bits, check, run};
 use wgloss_testing::devices::on_every_device;
 use wgloss_testing::random::{Logits, Random};
 
@@ -25,6 +25,29 @@ fn all_rows_ignored() {
                 assert_zero(&loss(&out));
                 assert_zero(&grad(&out));
             }
+        }
+    });
+}
+
+#[test]
+fn masks_of_bytes_and_of_16_bits_are_classes() {
+    on_every_device(|gpu| {
+        // 255 is what such masks ignore
+        let rows = Rows::random(&mut Random::new(3), Logits::Normal, &[2, 5, 3]).ignore_index(255);
+        let rows = Rows { target: vec![0, 255, 4, 1, 2, 255], ..rows };
+        let bytes: Vec<u8> = rows.target.iter().map(|&class| class as u8).collect();
+        let words: Vec<u16> = rows.target.iter().map(|&class| class as u16).collect();
+        let want = bits(&check(gpu, &rows));
+        let logits = Array::new(&rows.logits, &[2, 5, 3]).unwrap();
+        let upstream = Array::new(rows.upstream.as_deref().unwrap(), &[2, 3]).unwrap();
+        let args = Args::new(logits).upstream(upstream);
+        let masks =
+            [Array::new(&bytes, &[2, 3]).unwrap(), Array::from_vec(words, &[2, 3]).unwrap()];
+        for mask in masks {
+            let args = args.clone().target(mask);
+            let op = rows.cross_entropy();
+            let got = gpu.block_on(gpu.run(&op, Pass::ForwardBackward, &args)).unwrap();
+            assert_eq!(bits(&got), want);
         }
     });
 }

@@ -2,51 +2,193 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
-use wgloss::{Args, Array, DType, Error, Layout, Output, Pass, Reduction, Role};
+use anyhow::{Context, Result, bail};
+use wgloss::{Args, Array, DType, Data, Error, Layout, Output, Pass, Reduction, Role};
 
-use crate::files::{Kind, Place, Source, Tensor};
-use crate::machine::Machine;
+use crate::files::{Kind, Opened, Place, Source, Tensor, Wanted};
+use crate::machine::{Device, Machine, Size};
 use crate::ops::{Host, Job, Rows, set};
+use crate::{devices, memory};
 
 /// The arguments, their headers read and their elements not yet.
 pub struct Sources {
-    input: Source,
-    given: Vec<(&'static str, Source)>,
+    input: Argument,
+    given: Vec<Argument>,
+    /// The class that marks rows to be left out, where targets are classes.
+    ignore_index: Option<i64>,
+}
+
+/// An argument and its file.
+struct Argument {
+    /// The library's name for it.
+    name: &'static str,
+    place: Place,
+    source: Source,
+}
+
+impl Argument {
+    /// `--input x.npy`
+    fn label(&self) -> String {
+        format!("{} {}", flag(self.name), self.place)
+    }
+
+    fn read(&self) -> Result<Host> {
+        self.source.read().with_context(|| self.label())
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Host> {
+        self.source.rows(rows).with_context(|| self.label())
+    }
+
+    fn size(&self) -> Size {
+        let elements = self.source.layout().elements() as u64;
+        let bytes = elements.saturating_mul(self.source.element_bytes() as u64);
+        // rows that lie apart are put together in a second array
+        let copies = if self.source.is_fortran() { 2 } else { 1 };
+        Size { bytes: bytes.saturating_mul(copies), elements }
+    }
 }
 
 impl Sources {
     /// Opens the files.
     pub fn open(job: &Job, input: &Place) -> Result<Self> {
-        let open = |name: &str, place: &Place, kind| {
-            Source::open(place, name, kind).with_context(|| format!("{} {place}", flag(name)))
+        let is_exact = job.common.device == Device::Reference;
+        let mut opened = Opened::default();
+        let mut open = |name: &'static str, place: &Place, kind, float| {
+            let wanted = Wanted { kind, float, is_exact };
+            let source = Source::open(&mut opened, place, name, wanted);
+            let source = source.with_context(|| format!("{} {place}", flag(name)))?;
+            anyhow::Ok(Argument { name, place: place.clone(), source })
         };
-        let given = job.given.iter();
-        Ok(Sources {
-            input: open("input", input, Kind::Numbers)?,
-            given: given
-                .map(|given| Ok((given.name, open(given.name, &given.place, given.kind)?)))
-                .collect::<Result<_>>()?,
-        })
+        let input = open("input", input, Kind::Numbers, DType::F32)?;
+        let of_input = input.source.layout().dtype();
+        let is_reduced = job.reduction.is_some_and(|reduction| reduction != Reduction::None);
+        let given = job.given.iter().map(|given| {
+            let float = match given.name {
+                "target" => of_input,
+                "upstream" if !is_reduced => of_input,
+                _ => DType::F32,
+            };
+            open(given.name, &given.place, given.kind, float)
+        });
+        let given = given.collect::<Result<_>>()?;
+        let mut sources = Sources { input, given, ignore_index: None };
+        if let Rows::OfClasses { ignore_index, .. } = job.rows {
+            let target = sources.get("target").map(|target| target.source.layout().dtype());
+            let has_classes = matches!(target, Some(DType::I32 | DType::I64));
+            sources.ignore_index = has_classes.then_some(ignore_index);
+        }
+        Ok(sources)
     }
 
     /// Shapes and types.
     pub fn layouts(&self) -> Args<Layout> {
-        let args = Args::new(self.input.layout());
-        self.given.iter().fold(args, |args, (name, source)| set(args, name, source.layout()))
+        let args = Args::new(self.input.source.layout());
+        self.given.iter().fold(args, |args, given| set(args, given.name, given.source.layout()))
     }
 
     /// All of the arguments.
     pub fn read(&self) -> Result<Args<Host>> {
-        let mut args = Args::new(self.input.read().context("--input")?);
-        for (name, source) in &self.given {
-            args = set(args, name, source.read().with_context(|| flag(name))?);
+        let mut args = Args::new(self.input.read()?);
+        for given in &self.given {
+            args = set(args, given.name, given.read()?);
         }
         Ok(args)
     }
 
-    fn get(&self, name: &str) -> Option<&Source> {
-        self.given.iter().find(|(given, _)| *given == name).map(|(_, source)| source)
+    /// Which rows of the whole, or of a batch, are not left out; `None` where none can be.
+    pub fn kept(&self, rows: Option<Range<usize>>) -> Result<Option<Vec<bool>>> {
+        let (Some(target), Some(ignored)) = (self.get("target"), self.ignore_index) else {
+            return Ok(None);
+        };
+        let target = match rows {
+            Some(rows) => target.rows(rows)?,
+            None => target.read()?,
+        };
+        Ok(Some(target.to_i64()?.into_iter().map(|class| class != ignored).collect()))
+    }
+
+    /// What was lost by conversion.
+    pub fn notes(&self) -> Vec<String> {
+        let all = std::iter::once(&self.input).chain(&self.given);
+        let notes = all.map(|argument| Some((argument.label(), argument.source.note()?)));
+        notes.flatten().map(|(label, note)| format!("{label}: {note}")).collect()
+    }
+
+    /// Refuses what memory does not hold, before it is read: arguments and results at once, of which
+    /// `memory` tells what a call takes.
+    pub fn expect_memory(
+        &self,
+        job: &Job,
+        results: &Output<Layout>,
+        memory: impl Fn([Size; 2]) -> u64,
+    ) -> Result<()> {
+        let shape = self.input.source.layout();
+        let rows = shape.shape().first().map_or(1, |&rows| rows as u64);
+        let at_once = job.common.batch_rows.map_or(rows, |size| rows.min(size.get() as u64));
+        // of what has as many rows as the input, those of the batches that are in flight
+        let part = |size: Size, layout: &Layout| {
+            const IN_FLIGHT: u64 = 3;
+            let is_divided = layout.shape().first().is_some_and(|&first| first as u64 == rows);
+            if !is_divided || at_once == rows {
+                return size;
+            }
+            let part = |all: u64| {
+                let part =
+                    u128::from(all) * u128::from(at_once * IN_FLIGHT) / u128::from(rows.max(1));
+                all.min(part as u64)
+            };
+            Size { bytes: part(size.bytes), elements: part(size.elements) }
+        };
+        let sum = |all: &mut Size, size: Size| {
+            all.bytes = all.bytes.saturating_add(size.bytes);
+            all.elements = all.elements.saturating_add(size.elements);
+        };
+        let mut sizes = [Size::default(); 2];
+        for argument in std::iter::once(&self.input).chain(&self.given) {
+            sum(&mut sizes[0], part(argument.size(), &argument.source.layout()));
+        }
+        for (_, layout) in results.iter() {
+            let size = Size { bytes: layout.bytes(), elements: layout.elements() as u64 };
+            sum(&mut sizes[1], part(size, layout));
+        }
+        let bytes = memory(sizes);
+        if memory::has_room(bytes) {
+            return Ok(());
+        }
+        let advice = self.advice(job).map(|advice| format!(": {advice}")).unwrap_or_default();
+        let bytes = devices::in_units(bytes);
+        bail!(
+            "{}: expected memory for {bytes}, arguments and results together, found less{advice}",
+            self.input.label()
+        )
+    }
+
+    /// How to take less memory at once, where there is a way.
+    pub fn advice(&self, job: &Job) -> Option<&'static str> {
+        let layout = self.input.source.layout();
+        let shape = layout.shape();
+        let is_divisible = divides(job.rows, shape) && !self.input.source.is_fortran();
+        let rows = shape.first().copied().unwrap_or(1);
+        match job.common.batch_rows {
+            _ if !is_divisible || rows <= 1 => None,
+            None => Some("--batch-rows divides the work"),
+            Some(size) if size.get() > 1 => Some("fewer --batch-rows take less at once"),
+            Some(_) => None,
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Argument> {
+        self.given.iter().find(|given| given.name == name)
+    }
+}
+
+/// Whether an input can be divided by its first dimension.
+fn divides(rows: Rows, shape: &[usize]) -> bool {
+    match rows {
+        Rows::OfElements => !shape.is_empty(),
+        Rows::OfClasses { .. } => shape.len() >= 2,
+        Rows::Along(dim) => !shape.is_empty() && dim != 0 && dim != -(shape.len() as i64),
     }
 }
 
@@ -102,26 +244,18 @@ impl Mean {
 impl<'a> Batches<'a> {
     /// Refuses what cannot be done in batches, and reads what all of them need.
     pub fn new(job: &'a Job, pass: Pass, sources: &'a Sources, size: usize) -> Result<Self> {
-        let layout = sources.input.layout();
+        let layout = sources.input.source.layout();
         let shape = layout.shape();
-        ensure!(
-            !shape.is_empty(),
-            "--batch-rows: expected an input of at least one dimension, got {shape:?}"
-        );
         match job.rows {
-            Rows::OfElements => {}
-            Rows::OfClasses { .. } => ensure!(
-                shape.len() >= 2,
+            _ if divides(job.rows, shape) => {}
+            Rows::OfClasses { .. } if !shape.is_empty() => bail!(
                 "--batch-rows: expected an input of shape [N, C] or [N, C, d1, ...], got {shape:?}"
             ),
-            Rows::Along(dim) => {
-                let is_first = dim == 0 || dim == -(shape.len() as i64);
-                ensure!(
-                    !is_first,
-                    "--batch-rows: expected a --dim other than the first of {shape:?}, which is \
-                     divided into batches, got {dim}"
-                );
-            }
+            Rows::Along(dim) if !shape.is_empty() => bail!(
+                "--batch-rows: expected a --dim other than the first of {shape:?}, which is \
+                 divided into batches, got {dim}"
+            ),
+            _ => bail!("--batch-rows: expected an input of at least one dimension, got {shape:?}"),
         }
         let mut batches = Batches {
             job,
@@ -134,12 +268,13 @@ impl<'a> Batches<'a> {
             upstream: 1.0,
             mean: None,
         };
-        for (name, source) in &sources.given {
-            if !batches.has_rows(name, source) {
-                let value = source.read().with_context(|| flag(name))?;
-                match *name {
-                    "upstream" => batches.upstream = value.item()?.into(),
-                    _ => batches.whole.push((name, value)),
+        for given in &sources.given {
+            if !batches.has_rows(given) {
+                let value = given.read()?;
+                match given.name {
+                    // one, as the op's checks have found
+                    "upstream" => batches.upstream = value.to_f64().first().copied().unwrap_or(1.0),
+                    name => batches.whole.push((name, value)),
                 }
             }
         }
@@ -167,9 +302,9 @@ impl<'a> Batches<'a> {
     }
 
     /// Whether an argument is divided into batches like the input.
-    fn has_rows(&self, name: &str, source: &Source) -> bool {
-        let (own, input) = (source.layout(), self.sources.input.layout());
-        match name {
+    fn has_rows(&self, given: &Argument) -> bool {
+        let (own, input) = (given.source.layout(), self.sources.input.source.layout());
+        match given.name {
             "target" => true,
             "upstream" => !self.is_reduced(),
             // weights of classes, or of elements, which broadcast
@@ -181,15 +316,15 @@ impl<'a> Batches<'a> {
     }
 
     fn mean(&self) -> Result<Option<Mean>> {
-        let layout = self.sources.input.layout();
+        let layout = self.sources.input.source.layout();
         let simple = |divisor: usize, empty| {
             Ok(Some(Mean { divisor: divisor as f64, empty: (divisor == 0).then_some(empty) }))
         };
         match (self.job.reduction, self.job.rows) {
             (Some(Reduction::BatchMean), _) => simple(self.rows, f64::NAN),
             (Some(Reduction::Mean), Rows::OfClasses { ignore_index, empty_mean }) => {
-                match self.sources.get("target") {
-                    Some(target) if matches!(target.layout().dtype(), DType::I32 | DType::I64) => {
+                match (self.sources.get("target"), self.sources.ignore_index) {
+                    (Some(target), Some(_)) => {
                         self.mean_of_kept(target, ignore_index, empty_mean).map(Some)
                     }
                     _ => simple(layout.elements() / layout.shape()[1], empty_mean),
@@ -201,12 +336,12 @@ impl<'a> Batches<'a> {
     }
 
     /// The sum of the target classes' weights, by a pass over the targets alone.
-    fn mean_of_kept(&self, target: &Source, ignore_index: i64, empty: f64) -> Result<Mean> {
+    fn mean_of_kept(&self, target: &Argument, ignore_index: i64, empty: f64) -> Result<Mean> {
         let weight = self.whole.iter().find(|(name, _)| *name == "weight");
         let weight = weight.map(|(_, array)| array.to_f64());
         let (mut divisor, mut kept) = (0.0, false);
         for index in 0..self.count() {
-            let target = target.rows(self.range(index)).context("--target")?;
+            let target = target.rows(self.range(index))?;
             for class in target.to_i64()?.into_iter().filter(|&class| class != ignore_index) {
                 kept = true;
                 // a class out of range is an error of its batch
@@ -219,13 +354,13 @@ impl<'a> Batches<'a> {
         Ok(Mean { divisor, empty: (!kept).then_some(empty) })
     }
 
-    /// Computes all batches. `take` gets the results that have rows, batch by batch with their
-    /// number of rows, and at last those that have none.
+    /// Computes all batches. `take` gets the results that have rows, batch by batch with their rows, and at
+    /// last those that have none.
     pub fn run(
         &self,
         machine: &Machine,
         explain: impl Fn(&Error) -> anyhow::Error,
-        mut take: impl FnMut(Output<Tensor>, usize) -> Result<()>,
+        mut take: impl FnMut(Output<Tensor>, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let factor = self.mean.map_or(1.0, Mean::factor);
         // float64 results are divided in float64, others by the upstream gradient, which is f32
@@ -249,7 +384,7 @@ impl<'a> Batches<'a> {
                 last = Some(loss);
             }
             index += 1;
-            take(output, rows.len())
+            take(output, rows)
         })?;
         let loss = self.mean.map_or(sum, |mean| mean.of(sum));
         let loss = last.map(|last| match last {
@@ -259,24 +394,27 @@ impl<'a> Batches<'a> {
                 Tensor::Exact(values)
             }
         });
-        take(loss.into_iter().map(|loss| (Role::Loss, loss)).collect(), 0)
+        take(loss.into_iter().map(|loss| (Role::Loss, loss)).collect(), 0..0)
     }
 
     /// The arguments of a batch, whose gradients are to be multiplied by `factor`.
     fn args(&self, rows: Range<usize>, factor: f64) -> Result<Args<Host>> {
         let sources = self.sources;
-        let mut args = Args::new(sources.input.rows(rows.clone()).context("--input")?);
+        let mut args = Args::new(sources.input.rows(rows.clone())?);
         for (name, array) in &self.whole {
             args = set(args, name, array.clone());
         }
-        for (name, source) in &sources.given {
-            if self.has_rows(name, source) {
-                let array = source.rows(rows.clone()).with_context(|| flag(name))?;
-                args = set(args, name, array);
+        for given in &sources.given {
+            if self.has_rows(given) {
+                args = set(args, given.name, given.rows(rows.clone())?);
             }
         }
         if self.is_reduced() && self.pass.has_grad() {
-            args = args.upstream(Array::scalar((self.upstream * factor) as f32));
+            let upstream = self.upstream * factor;
+            args = args.upstream(match self.job.common.device {
+                Device::Reference => Array::from_data(Data::F64(vec![upstream].into()), &[])?,
+                _ => Array::scalar(upstream as f32),
+            });
         }
         Ok(args)
     }
@@ -293,7 +431,7 @@ impl<'a> Batches<'a> {
             error => error,
         };
         if let Error::Class { row, class, classes } = error {
-            let positions: usize = self.sources.input.layout().shape()[2..].iter().product();
+            let positions: usize = self.sources.input.source.layout().shape()[2..].iter().product();
             let row = row + (rows.start * positions) as u64;
             return explain(&Error::Class { row, class, classes });
         }

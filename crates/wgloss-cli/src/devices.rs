@@ -4,7 +4,7 @@ use anyhow::bail;
 use serde::{Serialize, Serializer};
 use wgloss::wgpu::{Adapter, AdapterInfo, DeviceType, Features};
 
-use crate::print;
+use crate::report::Json;
 
 const NONE: &str = "no adapter found: install a Vulkan driver for the GPU, or Mesa's for the CPU \
     (Debian, Ubuntu: apt-get install libvulkan1 mesa-vulkan-drivers); VK_DRIVER_FILES and \
@@ -27,14 +27,17 @@ impl Value {
             Value::Text(text) => text.clone(),
             Value::Flag(flag) => if *flag { "yes" } else { "no" }.into(),
             Value::Number(number) => number.to_string(),
-            Value::Bytes(bytes) => {
-                let unit = (bytes.max(&1).ilog2() / 10).min(4);
-                let name = ["bytes", "KiB", "MiB", "GiB", "TiB"][unit as usize];
-                let short = *bytes as f64 / f64::from(unit * 10).exp2();
-                format!("{} {name}", (short * 100.0).round() / 100.0)
-            }
+            Value::Bytes(bytes) => in_units(*bytes),
         }
     }
+}
+
+/// Bytes in the unit that suits them.
+pub fn in_units(bytes: u64) -> String {
+    let unit = (bytes.max(1).ilog2() / 10).min(4);
+    let name = ["bytes", "KiB", "MiB", "GiB", "TiB"][unit as usize];
+    let short = bytes as f64 / f64::from(unit * 10).exp2();
+    format!("{} {name}", (short * 100.0).round() / 100.0)
 }
 
 /// What distinguishes an adapter, in the order in which it is told.
@@ -57,15 +60,17 @@ struct Listing {
 }
 
 /// Lists every adapter.
-pub fn list(json: bool) -> anyhow::Result<()> {
+pub fn list(json: &Json) -> anyhow::Result<()> {
+    json.check()?;
     let adapters = pollster::block_on(wgloss::adapters());
     let gpu = (!adapters.is_empty()).then_some(0);
     let auto = adapters.iter().position(|a| a.get_info().device_type != DeviceType::Cpu);
-    if json {
+    let listing = || {
         let adapters = adapters.iter().map(properties).collect();
-        print(&[serde_json::to_string_pretty(&Listing { adapters, gpu, auto })?])?;
-    } else if gpu.is_some() {
-        let mut lines = Vec::new();
+        Ok(serde_json::to_string_pretty(&Listing { adapters, gpu, auto })?)
+    };
+    let mut lines = Vec::new();
+    if gpu.is_some() {
         for (index, adapter) in adapters.iter().enumerate() {
             for (key, value) in properties(adapter).0 {
                 lines.push(match key {
@@ -80,8 +85,8 @@ pub fn list(json: bool) -> anyhow::Result<()> {
             Some(index) => format!("--device auto  takes {index}: the first hardware GPU"),
             None => "--device auto  takes the CPU: none of these is a hardware GPU".into(),
         });
-        print(&lines)?;
     }
+    json.tell(listing, &lines, false)?;
     match gpu {
         Some(_) => Ok(()),
         None => bail!(NONE),

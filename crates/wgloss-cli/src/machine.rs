@@ -35,6 +35,13 @@ impl Device {
     }
 }
 
+/// How large arrays are together.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Size {
+    pub bytes: u64,
+    pub elements: u64,
+}
+
 /// A device that was found.
 pub struct Machine {
     /// What it is, and why it was taken.
@@ -59,11 +66,17 @@ impl Machine {
         if let Some(team) = team {
             options = options.team(team);
         }
+        // what only GPUs have is asked of one
         let device = match (device, adapter) {
             (Device::Auto, Some(_)) => Device::Gpu,
+            (Device::Auto, None) if team.is_some() => Device::Gpu,
             (Device::Cpu | Device::Reference, Some(name)) => {
                 let word = device.word();
                 bail!("--adapter {name}: expected none for --device {word}, got one");
+            }
+            (Device::Cpu | Device::Reference, None) if let Some(team) = team => {
+                let (team, word) = (team.name(), device.word());
+                bail!("--team {team}: expected none for --device {word}, got one");
             }
             (device, _) => device,
         };
@@ -93,6 +106,23 @@ impl Machine {
         })
     }
 
+    /// The bytes of memory that a call takes whose arguments and results have so many bytes and
+    /// elements: about as many, and no fewer.
+    pub fn memory(&self, [arguments, results]: [Size; 2]) -> u64 {
+        let once = arguments.bytes.saturating_add(results.bytes);
+        match &self.engine {
+            // staging buffers, and the device's own where that is the host's memory
+            Engine::Gpu(gpu) => once.saturating_mul(if gpu.is_software() { 3 } else { 2 }),
+            Engine::Cpu(_) => once,
+            // each argument in float64; each result in float64 beside its magnitude, and collected
+            Engine::Reference => {
+                let float64 = arguments.elements.saturating_mul(8);
+                let collected = results.elements.saturating_mul(40);
+                arguments.bytes.saturating_add(float64).saturating_add(collected)
+            }
+        }
+    }
+
     /// Computes a pass.
     pub fn run(
         &self,
@@ -104,6 +134,14 @@ impl Machine {
             Engine::Gpu(gpu) => Ok(stored(gpu.block_on(gpu.run(op, pass, args))?)),
             Engine::Cpu(cpu) => Ok(stored(cpu.run(op, pass, args)?)),
             Engine::Reference => Ok(exact(reference::run(op, pass, args)?)),
+        }
+    }
+
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.engine {
+            Engine::Gpu(gpu) => Some(gpu),
+            Engine::Cpu(_) | Engine::Reference => None,
         }
     }
 
@@ -119,7 +157,7 @@ impl Machine {
     /// The type in which results of a type are written.
     pub fn written_as(&self, dtype: DType) -> Dtype {
         match (&self.engine, dtype) {
-            (Engine::Reference, _) => Dtype::F64,
+            (Engine::Reference, _) | (_, DType::F64) => Dtype::F64,
             (_, DType::F32) => Dtype::F32,
             (_, DType::F16) => Dtype::F16,
             (_, DType::Bf16) => Dtype::BF16,

@@ -6,7 +6,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::Dtype;
 
-const MAGIC: &[u8] = b"\x93NUMPY";
+use crate::files;
+
+/// How every file begins.
+pub const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// What each element type is called in a header. 8-bit types have no byte order.
 const TYPES: [(Dtype, &str); 13] = [
@@ -30,6 +33,8 @@ const TYPES: [(Dtype, &str); 13] = [
 pub struct Npy<'a> {
     /// The element type, or numpy's word for one that safetensors does not know.
     pub dtype: Result<Dtype, &'a str>,
+    /// The first byte of an element is its highest, as no machine here has it.
+    pub big_endian: bool,
     pub shape: Vec<usize>,
     /// The first dimension varies fastest, instead of the last.
     pub fortran_order: bool,
@@ -83,7 +88,11 @@ pub fn parse(bytes: &[u8]) -> Result<Npy<'_>> {
     let malformed = "the header is malformed";
     let header = str::from_utf8(header).context(malformed)?;
     let (mut dtype, mut shape, mut fortran_order) = (None, None, None);
-    for (key, value) in entries(header).context(malformed)? {
+    let entries = entries(header).context(malformed)?;
+    for (at, (key, value)) in entries.iter().copied().enumerate() {
+        // Python takes the last of several, and nobody means the others
+        let is_repeated = entries[..at].iter().any(|(other, _)| *other == key);
+        ensure!(!is_repeated, "the header has several entries {key}");
         match key {
             "descr" => dtype = Some(element_type(value)),
             "shape" => shape = Some(tuple(value).context("the header's shape is malformed")?),
@@ -97,8 +106,13 @@ pub fn parse(bytes: &[u8]) -> Result<Npy<'_>> {
             _ => bail!("the header has an unknown entry: {key}"),
         }
     }
+    let (dtype, big_endian) = match dtype.context("the header lacks descr")? {
+        Ok((dtype, big_endian)) => (Ok(dtype), big_endian),
+        Err(other) => (Err(other), false),
+    };
     Ok(Npy {
-        dtype: dtype.context("the header lacks descr")?,
+        dtype,
+        big_endian,
         shape: shape.context("the header lacks shape")?,
         fortran_order: fortran_order.context("the header lacks fortran_order")?,
         data,
@@ -147,20 +161,43 @@ fn entries(header: &str) -> Option<Vec<(&str, &str)>> {
     Some(found)
 }
 
-/// `(2, 3)`, `(5,)` or `()`.
+/// `(2, 3)`, `(5,)` or `()`; `(2L, 3L)` too, as Python 2 wrote it. `(5)` is no tuple in Python.
 fn tuple(text: &str) -> Option<Vec<usize>> {
     let inner = text.strip_prefix('(')?.strip_suffix(')')?.trim();
-    let inner = inner.strip_suffix(',').unwrap_or(inner).trim();
     if inner.is_empty() {
         return Some(vec![]);
     }
-    inner.split(',').map(|size| size.trim().parse().ok()).collect()
+    let sizes = inner.strip_suffix(',');
+    let size = |text: &str| {
+        let text = text.trim();
+        let digits = text.strip_suffix('L').unwrap_or(text);
+        // Python takes no leading zeros
+        let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit())
+            && (digits.len() == 1 || !digits.starts_with('0'));
+        is_plain.then(|| digits.parse().ok())?
+    };
+    let all: Vec<usize> = sizes.unwrap_or(inner).split(',').map(size).collect::<Option<_>>()?;
+    (all.len() > 1 || sizes.is_some()).then_some(all)
 }
 
-/// `'<f4'` and its kin.
-fn element_type(text: &str) -> Result<Dtype, &str> {
-    let name = text.trim_matches(['\'', '"']);
-    TYPES.iter().find(|(_, known)| *known == name).map(|(dtype, _)| *dtype).ok_or(name)
+/// `'<f4'` and its kin, and whether the highest byte comes first: with or without a byte order (`f4`, `=f4`,
+/// `|f4` are this machine's), or by name (`float32`), as numpy reads them.
+fn element_type(text: &str) -> Result<(Dtype, bool), &str> {
+    let quoted = ['\'', '"'].into_iter().find_map(|quote| {
+        text.strip_prefix(quote)?.strip_suffix(quote).filter(|inner| !inner.contains(quote))
+    });
+    let name = quoted.ok_or(text)?;
+    let by_name = TYPES.iter().find(|(dtype, _)| files::name(*dtype) == name);
+    if let Some((dtype, _)) = by_name {
+        return Ok((*dtype, false));
+    }
+    let (order, code) = match name.split_at_checked(1) {
+        Some((order, code)) if "<>=|".contains(order) => (order, code),
+        _ => ("=", name),
+    };
+    let code = if code == "?" { "b1" } else { code };
+    let known = TYPES.iter().find(|(_, descr)| &descr[1..] == code);
+    known.map(|(dtype, _)| (*dtype, order == ">" && dtype.bitsize() > 8)).ok_or(name)
 }
 
 #[cfg(test)]
@@ -181,7 +218,8 @@ mod tests {
                 assert_eq!((bytes.len() - 3) % 64, 0, "{name} {shape:?}");
                 let npy = parse(&bytes).unwrap();
                 let (shape, data) = (shape.to_vec(), &[1, 2, 3][..]);
-                let expected = Npy { dtype: Ok(dtype), shape, fortran_order: false, data };
+                let (dtype, fortran_order) = (Ok(dtype), false);
+                let expected = Npy { dtype, big_endian: false, shape, fortran_order, data };
                 assert_eq!(npy, expected);
             }
         }
@@ -212,6 +250,36 @@ mod tests {
             assert_eq!((npy.dtype, npy.shape), (Ok(Dtype::I64), vec![2, 3]), "{text}");
             assert!(npy.fortran_order);
         }
+        // numpy's dtype() takes all of these
+        for (descr, dtype, big_endian) in [
+            ("'f4'", Dtype::F32, false),
+            ("'=f4'", Dtype::F32, false),
+            ("'|f4'", Dtype::F32, false),
+            ("'>f4'", Dtype::F32, true),
+            ("\"<f4\"", Dtype::F32, false),
+            ("'float32'", Dtype::F32, false),
+            ("'|u1'", Dtype::U8, false),
+            ("'>u1'", Dtype::U8, false),
+            ("'u1'", Dtype::U8, false),
+            ("'|b1'", Dtype::BOOL, false),
+            ("'?'", Dtype::BOOL, false),
+            ("'bool'", Dtype::BOOL, false),
+            ("'>i8'", Dtype::I64, true),
+        ] {
+            for version in 1..=3 {
+                let text =
+                    format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (2L, 3L), }}\n");
+                let bytes = file(version, &text, b"");
+                let npy = parse(&bytes).unwrap();
+                let found = (npy.dtype, npy.big_endian, npy.shape);
+                assert_eq!(found, (Ok(dtype), big_endian, vec![2, 3]), "{text}");
+            }
+        }
+        for descr in ["'<f4", "<f4", "''", "'<'", "'<f3'", "'f4' 'f4'", "'<f4\"", "'U3'"] {
+            let text = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ()}}");
+            let bytes = file(1, &text, b"");
+            assert!(parse(&bytes).is_err() || parse(&bytes).unwrap().dtype.is_err(), "{text}");
+        }
         let text = "{'descr': [('a', '<f4'), ('b', '<i8')], 'fortran_order': False, 'shape': ()}";
         let bytes = file(1, text, b"");
         assert_eq!(parse(&bytes).unwrap().dtype, Err("[('a', '<f4'), ('b', '<i8')]"));
@@ -229,6 +297,12 @@ mod tests {
             "{'descr: '<f4', 'fortran_order': False, 'shape': ()}",
             "{'descr': '<f4', 'fortran_order': false, 'shape': ()}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': 3}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (3)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (+3,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (03,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), 'shape': (3, 2)}",
+            "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), 'descr': '<f4'}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,)}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (3,,)}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",

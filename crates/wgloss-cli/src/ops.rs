@@ -10,6 +10,7 @@ use wgloss::{Args, Array, Op, Reduction};
 
 use crate::files::{Kind, Place};
 use crate::machine::Device;
+use crate::report::Json;
 use crate::run::explain;
 
 /// An array read from a file.
@@ -18,7 +19,8 @@ pub type Host = Array<'static>;
 /// The flags that every op takes.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// Logits, predictions or numbers: float32, float16, or bfloat16 (.safetensors)
+    /// Logits, predictions or numbers: float32, float16, or bfloat16 (.safetensors); others are converted
+    /// to float32
     #[arg(long, value_name = "FILE")]
     pub input: Place,
     /// Tensor to take from --input, where that is a .safetensors file [default: input]
@@ -39,7 +41,7 @@ pub struct Common {
     pub grad: Option<Place>,
     /// Read, compute and write this many rows (entries of the first dimension) at a time: for files
     /// that exceed the device's memory or the host's
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", allow_negative_numbers = true)]
     pub batch_rows: Option<NonZeroUsize>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto)]
@@ -48,6 +50,8 @@ pub struct Common {
     /// them
     #[arg(long, value_name = "NAME")]
     pub adapter: Option<String>,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// An op as a subcommand, and what was given to it.
@@ -120,11 +124,13 @@ fn subcommand(op: &dyn Op) -> Command {
     };
     if let Some(target) = kind.target {
         let help = match target {
-            Target::Classes => "Targets: class indices (int32, int64)",
+            Target::Classes => "Targets: class indices (integers or bool)",
             Target::ClassesOrProbabilities => {
-                "Targets: class indices (int32, int64), or probabilities in the input's shape and type"
+                "Targets: class indices (integers or bool), or probabilities in the input's shape and type"
             }
-            _ => "Targets: numbers of the input's shape and type",
+            _ => {
+                "Targets: numbers of the input's shape and type; float64, integers and bool are converted"
+            }
         };
         command = command.arg(file("target", help).required(true));
     }
@@ -263,7 +269,7 @@ impl OpCommand {
                     value = Value::Reduction(Reduction::Sum);
                 }
             }
-            op.set(info.name, value).map_err(|error| explain(&error, &[]))?;
+            op.set(info.name, value).map_err(|error| explain(&error, &[], None))?;
         }
         let kind = op.kind();
         let place = |name: &str| given.get_one::<Place>(name).cloned();

@@ -4,13 +4,19 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
+use crate::report::is_quiet;
+
 /// A bar over so many steps that goes away when it is done with. It is drawn on stderr where that is a
 /// terminal, and nowhere else, since its control characters would fill a log.
 pub fn bar(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     // hidden where stderr is no terminal, or one that cannot move its cursor
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
+    let target = match is_quiet() {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(length), target)
         .with_style(style)
         .with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(Duration::from_millis(100));

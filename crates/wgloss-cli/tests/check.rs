@@ -423,6 +423,28 @@ fn a_malformed_folder_is_one_line() {
     }
 }
 
+#[test]
+fn a_key_that_is_there_twice_is_refused() {
+    let folder = small(|_, _| {});
+    let refusal = || wgloss(folder.path(), "check --cases . --device cpu", &[]).refusal();
+    let list = folder.path().join("cases.json");
+    let good = fs::read_to_string(&list).unwrap();
+    fs::write(&list, good.replace("\"op\":\"mse\"", "\"op\":\"l1\",\"op\":\"mse\"")).unwrap();
+    let text = refusal();
+    assert!(text.contains("cases.json: ") && text.contains("duplicate key \"op\""), "{text}");
+    fs::write(&list, good).unwrap();
+
+    let tensors = folder.path().join("t.safetensors");
+    let bytes = fs::read(&tensors).unwrap();
+    let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = str::from_utf8(&bytes[8..8 + size]).unwrap();
+    // the name of one in place of another's
+    let header = header.replace("\"m/t\"", "\"m/x\"");
+    fs::write(&tensors, [&bytes[..8], header.as_bytes(), &bytes[8 + size..]].concat()).unwrap();
+    let text = refusal();
+    assert!(text.contains("t.safetensors: ") && text.contains("duplicate key \"m/x\""), "{text}");
+}
+
 /// The whole table is in `tests/ops.rs`; this is the program's way through it.
 #[test]
 fn a_device_tests_itself() {

@@ -18,7 +18,7 @@ use wgloss_testing::conformance::{self, Case};
 use wgloss_testing::random::Random;
 
 /// A `.npy` file as another program might write it: the header is not the one that wgloss writes.
-fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8> {
+pub fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8> {
     let sizes: String = shape.iter().map(|size| format!("{size},")).collect();
     let header =
         format!("{{'shape': ({sizes}), 'fortran_order': {fortran_order}, 'descr': '{descr}'}}\n");
@@ -26,7 +26,7 @@ fn npy(descr: &str, shape: &[usize], fortran_order: &str, data: &[u8]) -> Vec<u8
     [b"\x93NUMPY\x02\x00", &length[..], header.as_bytes(), data].concat()
 }
 
-fn npy_of(array: &Array<'_>) -> Vec<u8> {
+pub fn npy_of(array: &Array<'_>) -> Vec<u8> {
     let descr = match array.dtype() {
         DType::F32 => "<f4",
         DType::I32 => "<i4",
@@ -37,17 +37,22 @@ fn npy_of(array: &Array<'_>) -> Vec<u8> {
 }
 
 /// What wgloss wrote to a `.npy` file.
-#[derive(Debug, PartialEq)]
-struct Written {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
     /// numpy's word for the element type.
-    descr: String,
-    shape: Vec<usize>,
-    values: Vec<f64>,
+    pub descr: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f64>,
 }
 
 #[track_caller]
-fn read_npy(path: &Path) -> Written {
-    let bytes = fs::read(path).unwrap();
+pub fn read_npy(path: &Path) -> Written {
+    parse_npy(&fs::read(path).unwrap())
+}
+
+/// What wgloss wrote as `.npy`.
+#[track_caller]
+pub fn parse_npy(bytes: &[u8]) -> Written {
     let start = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
     assert_eq!(start % 64, 0, "numpy aligns the elements");
     let header = std::str::from_utf8(&bytes[10..start]).unwrap();
@@ -66,7 +71,7 @@ fn read_npy(path: &Path) -> Written {
 }
 
 /// A folder with logits, targets and kin, good and bad.
-fn inputs() -> TempDir {
+pub fn inputs() -> TempDir {
     let folder = TempDir::new().unwrap();
     let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
     let logits: Vec<f32> = (0..6).map(|i| (i * i % 5) as f32 - 1.5).collect();
@@ -74,10 +79,15 @@ fn inputs() -> TempDir {
     let doubles: Vec<f64> = logits.iter().map(|&x| x.into()).collect();
     write("logits.npy", &npy("<f4", &[2, 3], "False", data));
     write("float64.npy", &npy("<f8", &[2, 3], "False", bytemuck::cast_slice(&doubles)));
-    write("big-endian.npy", &npy(">f4", &[2, 3], "False", data));
+    let swapped: Vec<u8> = logits.iter().flat_map(|x| x.to_be_bytes()).collect();
+    write("big-endian.npy", &npy(">f4", &[2, 3], "False", &swapped));
+    write("complex.npy", &npy("<c8", &[3], "False", &[0; 24]));
+    write("words.npy", &npy("<U4", &[3], "False", &[0; 48]));
     write("cut.npy", &npy("<f4", &[2, 3], "False", &data[..20]));
     write("vector.npy", &npy("<f4", &[3], "False", &data[..12]));
     write("scalar.npy", &npy("<f4", &[], "False", &data[..4]));
+    write("two.npy", &npy("<f4", &[2], "False", &data[..8]));
+    write("half.npy", &npy("<f2", &[2, 3], "False", &data[..12]));
     let columns = [0, 3, 1, 4, 2, 5].map(|i| logits[i]);
     write("fortran.npy", &npy("<f4", &[2, 3], "True", bytemuck::cast_slice(&columns)));
     write("target.npy", &npy("<i8", &[2], "False", bytemuck::cast_slice(&[0_i64, 2])));
@@ -348,6 +358,8 @@ fn files_of_every_kind_mean_the_same() {
     // in other words, over what is there already
     for inputs in [
         "--input fortran.npy --target int32.npy",
+        "--input big-endian.npy --target uint8.npy",
+        "--input float64.npy --target uint8.npy",
         "--input batch.safetensors --key logits --target batch.safetensors",
         "--input batch.safetensors#logits --target batch.safetensors#labels",
     ] {
@@ -357,9 +369,9 @@ fn files_of_every_kind_mean_the_same() {
     }
 
     // results of 16-bit inputs are as these; losses are f32
-    let half = npy("<f2", &[2, 3], "False", &[0; 12]);
-    fs::write(path("half.npy"), half).unwrap();
-    let report = run("--input half.npy --target target.npy --loss l.npy --grad g.npy");
+    let zeros = npy("<f2", &[2, 3], "False", &[0; 12]);
+    fs::write(path("zeros.npy"), zeros).unwrap();
+    let report = run("--input zeros.npy --target target.npy --loss l.npy --grad g.npy");
     assert!(report.ends_with("wrote   l.npy float32 [2]\nwrote   g.npy float16 [2, 3]\n"));
     let losses = read_npy(&path("l.npy")).values;
     assert!(losses.iter().all(|loss| (loss - 3_f64.ln()).abs() < 1e-6), "{losses:?}");
@@ -455,7 +467,8 @@ fn batches_of_rows_are_the_whole() {
         format!("{ce} y.npy --reduction sum --upstream u.npy"),
         format!(
             "{ce} y.npy --reduction none --upstream u10.npy --weight w.npy \
-             --logsumexp out.safetensors --argmax out.safetensors --correct out.safetensors"
+             --logsumexp out.safetensors --argmax out.safetensors --correct out.safetensors \
+             --entropy out.safetensors"
         ),
         format!("{ce} t.npy --label-smoothing 0.2 --weight w.npy"),
         format!("{ce} ignored.npy"),
@@ -590,7 +603,7 @@ fn what_cannot_be_done_in_batches_is_refused() {
             ),
             (
                 "sigmoid --input fortran.npy",
-                "--input: expected C order for --batch-rows, got Fortran order: convert with \
+                "--input fortran.npy: expected C order for --batch-rows, got Fortran order: convert with \
                  np.ascontiguousarray",
             ),
             // the row is that of the file
@@ -640,22 +653,30 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
     let cases = [
         // inputs
         (
-            "--input float64.npy --target target.npy",
-            "--input float64.npy: expected float32, float16 or bfloat16, got float64: convert with .astype(np.float32)",
+            "--input complex.npy --target target.npy",
+            "--input complex.npy: expected floats, integers or bool, got complex64",
         ),
         (
-            "--input big-endian.npy --target target.npy",
-            "--input big-endian.npy: expected float32, float16 or bfloat16, got numpy type >f4: convert with \
-             .astype(np.float32)",
+            "--input words.npy --target target.npy",
+            "--input words.npy: expected floats, integers or bool, got numpy type <U4",
         ),
         (
             "--input target.npy --target target.npy",
-            "--input target.npy: expected float32, float16 or bfloat16, got int64: convert with .astype(np.float32)",
+            "--target target.npy: expected shape [], got [2]",
         ),
         (
-            "--input logits.npy --target uint8.npy",
-            "--target uint8.npy: expected int32 or int64 for classes, a float type for probabilities, got \
-             uint8: convert with .astype(np.int64) or .astype(np.float32)",
+            "--input logits.npy --target complex.npy",
+            "--target complex.npy: expected integers or bool for classes, floats for probabilities, got \
+             complex64",
+        ),
+        (
+            "--input logits.npy --target two.npy",
+            "--target two.npy: expected int32 or int64, got float32: convert with .astype(np.int64)",
+        ),
+        (
+            "--input half.npy --target logits.npy",
+            "--target logits.npy: expected int32 or int64 or float16, got float32: convert with \
+             .astype(np.float16)",
         ),
         (
             "--input logits.npy --target vector.npy",
@@ -733,7 +754,7 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_written() {
         ),
         (
             &format!("{good} --loss l.npy --grad folder.npy"),
-            "--grad folder.npy: expected a file, found a folder or device",
+            "--grad folder.npy: expected a file, found a folder",
         ),
         (
             &format!("{good} --loss l.npy --grad ./folder.npy/../target.npy"),
@@ -783,8 +804,8 @@ fn usage_errors_end_with_2() {
     let folder = inputs();
     let good = "--input logits.npy --target target.npy";
     for (command, part) in [
-        ("", "Usage: wgloss <COMMAND>"),
-        ("run", "Usage: wgloss run <COMMAND>"),
+        ("", "Usage: wgloss [OPTIONS] <COMMAND>"),
+        ("run", "Usage: wgloss run [OPTIONS] <COMMAND>"),
         ("run no-such-op", "unrecognized subcommand 'no-such-op'"),
         ("run cross-entropy --input logits.npy", "--target <FILE>"),
         (&format!("run cross-entropy {good} --pos-weight w.npy"), "'--pos-weight'"),
@@ -793,6 +814,8 @@ fn usage_errors_end_with_2() {
         (&format!("run cross-entropy {good} --reduction batchmean"), "none, mean, sum]"),
         (&format!("run softmax {good}"), "'--target'"),
         ("run sigmoid --input logits.npy --reduction sum", "'--reduction'"),
+        ("run sigmoid --input --loss l.npy", "a value is required for '--input <FILE>'"),
+        ("run sigmoid --input", "a value is required for '--input <FILE>'"),
         (&format!("run cross-entropy {good} --device tpu"), "auto, gpu, cpu, reference"),
     ] {
         let run = wgloss(folder.path(), command, &[]);
@@ -810,7 +833,8 @@ fn shapes_that_cannot_be_timed() {
     for (shape, sizes) in
         [("4294967296x4294967296", "4294967296, 4294967296"), ("100000000000x2", "100000000000, 2")]
     {
-        let refusal = wgloss(folder.path(), &format!("bench --shape {shape}"), &[]).refusal();
+        let refusal =
+            wgloss(folder.path(), &format!("bench --device gpu --shape {shape}"), &[]).refusal();
         let text = format!(
             "cross_entropy forward_backward f32 [{sizes}]: --shape: expected at most 1073741824 \
              elements, got [{sizes}]"
@@ -864,6 +888,9 @@ fn an_adapter_by_its_name() {
     let text = "--adapter x: expected none for --device cpu, got one";
     assert_eq!(refusal(&format!("{command} x --device cpu")), text);
     assert_eq!(refusal("check --only mse --adapter x --device cpu"), text);
+    let text = "--team subgroup: expected none for --device cpu, got one";
+    assert_eq!(refusal("check --only mse --team subgroup --device cpu"), text);
+    assert_eq!(refusal("bench --team subgroup --device cpu"), text);
     let text = "--plot bars.png: expected a name that ends in .svg";
     assert_eq!(refusal("bench --shape 4x4 --plot bars.png"), text);
 }

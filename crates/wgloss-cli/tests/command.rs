@@ -31,13 +31,34 @@ impl Run {
 
 /// Runs the program with the words of `command` in a folder.
 pub fn wgloss(folder: &Path, command: &str, environment: &[(&str, &str)]) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_wgloss"))
-        .args(command.split_whitespace())
-        .env("XDG_RUNTIME_DIR", folder) // Mesa complains on stderr where there is none
-        .envs(environment.iter().copied())
-        .current_dir(folder)
-        .output()
-        .unwrap();
+    let output = program(folder, command).envs(environment.iter().copied()).output().unwrap();
+    finished(output)
+}
+
+/// The program, yet to be started.
+pub fn program(folder: &Path, command: &str) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_wgloss"));
+    program.args(command.split_whitespace());
+    in_folder(&mut program, folder);
+    program
+}
+
+/// A line of a shell, in which `$wgloss` is the program.
+#[cfg(unix)]
+pub fn shell(folder: &Path, line: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).env("wgloss", env!("CARGO_BIN_EXE_wgloss"));
+    in_folder(&mut shell, folder);
+    shell
+}
+
+fn in_folder(command: &mut Command, folder: &Path) {
+    // Mesa complains on stderr where there is none
+    command.env("XDG_RUNTIME_DIR", folder).current_dir(folder);
+}
+
+/// What a process left behind, all of it text.
+pub fn finished(output: std::process::Output) -> Run {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

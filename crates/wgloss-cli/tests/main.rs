@@ -4,6 +4,11 @@ mod command;
 
 mod check;
 mod cli;
+mod files;
+mod fuzz;
+mod reports;
+#[cfg(unix)]
+mod signals;
 #[cfg(target_os = "linux")]
 mod drivers;
 #[cfg(target_os = "linux")]

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
@@ -20,6 +20,7 @@ use wgloss::options::{Info, Value};
 use wgloss::reference::{Mismatch, Worst};
 use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
 
+use crate::json::expect_unique_keys;
 use crate::ops;
 
 /// A folder's cases.
@@ -78,7 +79,9 @@ pub fn load(folder: &Path) -> Result<Folder> {
     let list = folder.join("cases.json");
     let text = fs::read_to_string(&list)
         .with_context(|| format!("{}: expected a readable list of cases", list.display()))?;
-    let File { cases, errors } = serde_json::from_str(&with_quoted_numbers(&text))
+    let text = with_quoted_numbers(&text);
+    let File { cases, errors } = expect_unique_keys(&text)
+        .and_then(|()| serde_json::from_str(&text))
         .with_context(|| format!("{}: expected a list of cases", list.display()))?;
     let is_empty = cases.is_empty() && errors.is_empty();
     ensure!(!is_empty, "{}: expected at least one case, got none", list.display());
@@ -96,7 +99,12 @@ pub fn load(folder: &Path) -> Result<Folder> {
     }
     let mut files = HashMap::new();
     for (name, bytes) in &bytes {
-        let file = SafeTensors::deserialize(bytes).map_err(|error| {
+        // the format's own reader takes the last of several tensors of a name
+        let header = safetensors_header(bytes).map_or(Ok(()), expect_unique_keys);
+        let file = header
+            .map_err(SafeTensorError::InvalidHeaderDeserialization)
+            .and_then(|()| SafeTensors::deserialize(bytes));
+        let file = file.map_err(|error| {
             let path = folder.join(name);
             anyhow!("{}: expected a good .safetensors file: {error}", path.display())
         })?;
@@ -118,6 +126,12 @@ pub fn load(folder: &Path) -> Result<Folder> {
         cases.collect::<Result<Vec<_>>>()
     };
     Ok(Folder { cases: read(cases, &["input", "out_ref"])?, errors: read(errors, &["input"])? })
+}
+
+/// The header of a `.safetensors` file, if it is text.
+fn safetensors_header(bytes: &[u8]) -> Option<&str> {
+    let size = usize::try_from(u64::from_le_bytes(*bytes.first_chunk()?)).ok()?;
+    str::from_utf8(bytes[8..].get(..size)?).ok()
 }
 
 /// JSON, with quotes around the numbers that it lacks and that Python writes: NaN and infinities.

@@ -15,6 +15,8 @@ pub mod compare;
 pub mod conformance;
 pub mod custom;
 pub mod devices;
+pub mod files;
+pub mod json;
 pub mod kernels;
 pub mod memory;
 pub mod ops;

@@ -15,7 +15,9 @@ use wgloss_testing::ops::find;
 use wgloss_testing::timer::Timer;
 use wgloss_testing::workload::{self, Workload};
 
-use crate::{devices, files, ops, print, progress};
+use crate::machine::{Device, Machine};
+use crate::report::{Json, print};
+use crate::{devices, files, ops, progress};
 use copy::Copy;
 use report::{Record, Report, Times};
 
@@ -35,9 +37,13 @@ pub struct Flags {
     #[arg(long, value_name = "NxC")]
     shape: Vec<String>,
     /// How many times each contender has its turn
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 9, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Force kernels of this team, for experiments
+    /// What to time: a GPU's kernels, or the CPU's
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+    /// Force kernels of this team of a GPU, for experiments
     #[arg(long, value_enum)]
     team: Option<TeamFlag>,
     /// Only adapters whose name or driver contains this, in any case of letters
@@ -48,11 +54,10 @@ pub struct Flags {
     sweep: bool,
     /// Draw what --json has written, instead of timing anything
     #[arg(long, value_name = "FILE.json", requires = "plot", conflicts_with_all =
-        ["op", "pass", "dtype", "shape", "rounds", "team", "adapter", "sweep", "json"])]
+        ["op", "pass", "dtype", "shape", "rounds", "device", "team", "adapter", "sweep", "json"])]
     from: Option<PathBuf>,
-    /// Where to write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
     /// Where to draw GB/s over the number of classes
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -94,59 +99,64 @@ impl From<TeamFlag> for Team {
 
 /// Times, reports, writes and draws.
 pub fn bench(flags: &Flags) -> Result<()> {
-    for (flag, path) in [("--json", &flags.json), ("--plot", &flags.plot)] {
-        if let Some(path) = path {
-            files::expect_writable(path).with_context(|| format!("{flag} {}", path.display()))?;
-        }
-    }
+    flags.json.check()?;
     if let Some(path) = &flags.plot {
-        let is_svg = path.extension().is_some_and(|extension| extension == "svg");
-        ensure!(is_svg, "--plot {}: expected a name that ends in .svg", path.display());
+        let check = || {
+            let is_svg = path.extension().is_some_and(|extension| extension == "svg");
+            ensure!(is_svg, "expected a name that ends in .svg");
+            files::expect_writable(path)?;
+            flags.json.path().map_or(Ok(()), |json| files::expect_apart(path, "--json", json))
+        };
+        check().with_context(|| format!("--plot {}", path.display()))?;
     }
     if let Some(path) = &flags.from {
         let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(path)?)?);
         let report: Report = read().with_context(|| format!("--from {}", path.display()))?;
         return draw(&report, flags);
     }
-    let mut options = GpuOptions::default();
-    if let Some(team) = flags.team {
-        options = options.team(team.into());
-    }
-    if let Some(name) = &flags.adapter {
-        options = options.name(name);
-    }
     let workloads = workloads(flags)?;
-    let gpu = pollster::block_on(Gpu::with_options(&options));
-    let gpu = match &flags.adapter {
-        Some(name) => gpu.with_context(|| format!("--adapter {name}"))?,
-        None => gpu?,
+    ensure!(
+        flags.device != Device::Reference,
+        "--device reference: expected auto, gpu or cpu, since the reference is not made to be fast"
+    );
+    let device = match (flags.device, flags.sweep) {
+        // teams are those of a GPU
+        (Device::Auto, true) => Device::Gpu,
+        (device, _) => device,
     };
+    let team = flags.team.map(Team::from);
+    let machine = Machine::open(device, flags.adapter.as_deref(), team)?;
+    let gpu = machine.gpu();
     if flags.sweep {
-        return sweep(&gpu, flags.rounds);
+        let gpu =
+            gpu.with_context(|| format!("--device {}: expected gpu to sweep", device.word()))?;
+        return sweep(gpu, flags.rounds);
     }
 
     let bar = progress::cases(workloads.len() * flags.rounds as usize);
     let mut report = Report {
-        device: devices::describe(gpu.info()),
+        device: machine.description.clone(),
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        times: Timer::new(&gpu).describe().into(),
+        times: gpu
+            .map_or("of the CPU and the host's copies, by the host's clock", |gpu| {
+                Timer::new(gpu).describe()
+            })
+            .into(),
         rounds: flags.rounds,
         records: Vec::new(),
     };
     for workload in &workloads {
         bar.set_message(workload.name());
-        let record = time(&gpu, workload, flags.rounds, &bar)
-            .with_context(|| workload.name().to_string())?;
-        report.records.push(record);
+        let record = match gpu {
+            Some(gpu) => time(gpu, workload, flags.rounds, &bar),
+            None => time_on_cpu(workload, flags.rounds, &bar),
+        };
+        report.records.push(record.with_context(|| workload.name().to_string())?);
     }
     bar.finish_and_clear();
-    if let Some(path) = &flags.json {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        files::replace(path, json.as_bytes())
-            .with_context(|| format!("--json {}", path.display()))?;
-    }
     draw(&report, flags)?;
-    print(&report.lines())
+    let json = || Ok(serde_json::to_string_pretty(&report)?);
+    flags.json.tell(json, &report.lines(), false)
 }
 
 /// Draws what `--plot` asks for.
@@ -293,7 +303,39 @@ fn time(
             bar.inc(1);
         }
     }
-    Ok(Record::new(workload, kernel, bytes, best, times, max_error))
+    Ok(Record::new(workload, kernel, bytes, (&best.name, best.bytes()), times, max_error))
+}
+
+/// The CPU in place of the GPU, beside the host's copies.
+fn time_on_cpu(workload: &Workload, rounds: u32, bar: &indicatif::ProgressBar) -> Result<Record> {
+    let cpu = Cpu::default();
+    let calls: Vec<_> = (0..2).map(|turn| workload.draw(turn)).collect::<Result<_>>()?;
+    let mut output = cpu.run(&*workload.op, workload.pass, &calls[0])?;
+    let max_error = workload.judge(&calls[0], &output)?;
+    let bytes = workload::bytes(&calls[0], &output);
+    let mut memory = Memory::new(bytes);
+    let mut times = Times::default();
+    // the first round warms up
+    for round in 0..=rounds as usize {
+        let args = &calls[round % calls.len()];
+        let start = Instant::now();
+        cpu.run_into(&*workload.op, workload.pass, args, &mut output)?;
+        let kernel = start.elapsed();
+        let memcpy = memory.copy();
+        if round > 0 {
+            // a call is a kernel here, and the copy is the host's
+            for calls in [&mut times.kernel, &mut times.cpu, &mut times.call] {
+                calls.push(kernel);
+            }
+            for copies in [&mut times.copy, &mut times.copy_command, &mut times.memcpy] {
+                copies.push(memcpy);
+            }
+            times.encode.push(Duration::ZERO);
+            bar.inc(1);
+        }
+    }
+    let kernel = format!("cpu ({} threads)", cpu.threads());
+    Ok(Record::new(workload, kernel, bytes, ("memcpy", bytes / 2 * 2), times, max_error))
 }
 
 /// The fastest way to copy, by the medians of a few runs.

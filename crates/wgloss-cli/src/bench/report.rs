@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::copy::Copy;
 use wgloss_testing::workload::{Workload, has_rows};
 
 /// Each contender's times, a round at a time.
@@ -58,14 +57,14 @@ impl Record {
         workload: &Workload,
         kernel: String,
         bytes: u64,
-        copy: &Copy,
+        (copy, copy_bytes): (&str, u64),
         times: Times,
         max_error: f64,
     ) -> Self {
         let gbps = |bytes: u64, time: Duration| bytes as f64 / time.as_secs_f64().max(1e-9) / 1e9;
         let kernel_time = median(&times.kernel);
         let own = gbps(bytes, kernel_time);
-        let copy_gbps = gbps(copy.bytes(), median(&times.copy));
+        let copy_gbps = gbps(copy_bytes, median(&times.copy));
         let quartiles = [1, 3].map(|quarter| ms(quantile(&times.kernel, quarter, 4)));
         Record {
             op: workload.op.name().into(),
@@ -73,7 +72,7 @@ impl Record {
             dtype: workload.dtype.to_string(),
             shape: workload.shape.clone(),
             kernel,
-            copy: copy.name.clone(),
+            copy: copy.into(),
             kernel_ms: ms(kernel_time),
             kernel_ms_quartiles: quartiles,
             encode_us: ms(median(&times.encode)) * 1e3,
@@ -81,7 +80,7 @@ impl Record {
             bytes,
             gbps: own,
             copy_gbps,
-            copy_command_gbps: gbps(copy.bytes(), median(&times.copy_command)),
+            copy_command_gbps: gbps(copy_bytes, median(&times.copy_command)),
             fraction_of_copy: own / copy_gbps,
             cpu_ms: ms(median(&times.cpu)),
             cpu_gbps: gbps(bytes, median(&times.cpu)),

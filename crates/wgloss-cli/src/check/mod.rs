@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use wgloss::Team;
 
-use crate::files::{self, Place};
+use crate::files::Place;
 use crate::machine::{Device, Machine};
-use crate::print;
+use crate::report::Json;
 
 /// The flags.
 #[derive(Debug, clap::Args)]
@@ -24,17 +24,17 @@ pub struct Flags {
     #[arg(long, value_name = "OP")]
     only: Vec<String>,
     /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Gpu)]
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
     device: Device,
     /// Only adapters whose name or driver contains this, in any case of letters
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Compute every case with this team, where the device has it, instead of the one that suits it
+    /// Compute every case with this team of a GPU, where it has that, instead of the one that suits it
     #[arg(long, value_parser = ["invocation", "subgroup", "workgroup"])]
     team: Option<String>,
-    /// Where to write every case's result as JSON, with a hash of its bits
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    // every case's result, with a hash of its bits
+    #[command(flatten)]
+    json: Json,
     /// Where to write what was computed of --cases: CASE/out, CASE/grad
     #[arg(long, value_name = "FILE.safetensors", requires = "cases")]
     dump: Option<Place>,
@@ -43,11 +43,13 @@ pub struct Flags {
 /// Checks, reports, and tells whether nothing failed.
 pub fn check(flags: &Flags) -> Result<bool> {
     // what is wrong with files is found before any work
-    if let Some(path) = &flags.json {
-        files::expect_writable(path).with_context(|| format!("--json {}", path.display()))?;
-    }
+    flags.json.check()?;
     if let Some(place) = &flags.dump {
-        place.expect_tensors().with_context(|| format!("--dump {place}"))?;
+        let check = || {
+            place.expect_tensors()?;
+            flags.json.path().map_or(Ok(()), |json| place.expect_apart("--json", json))
+        };
+        check().with_context(|| format!("--dump {place}"))?;
     }
     let only = Only(flags.only.iter().map(|op| op.replace('-', "_")).collect());
     let (folders, table) = match &flags.cases[..] {
@@ -68,12 +70,7 @@ pub fn check(flags: &Flags) -> Result<bool> {
     if let Some(place) = &flags.dump {
         place.write_tensors(&tensors).with_context(|| format!("--dump {place}"))?;
     }
-    if let Some(path) = &flags.json {
-        let json = report.json()? + "\n";
-        files::replace(path, json.as_bytes())
-            .with_context(|| format!("--json {}", path.display()))?;
-    }
-    print(&report.lines())?;
+    flags.json.tell(|| report.json(), &report.lines(), false)?;
     Ok(report.is_good())
 }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,11 +11,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::TensorView;
 
 use super::Tensor;
+use super::temporary::{Temporary, undisturbed};
 
 /// The key that is none of a tensor in a `.safetensors` header.
 pub(super) const METADATA: &str = "__metadata__";
 
-/// Where an array is: `FILE.npy`, `FILE.safetensors` or `FILE.safetensors#KEY`.
+/// Where an array is: `FILE.npy`, `FILE.safetensors` or `FILE.safetensors#KEY`; `-` or `-#KEY` for standard
+/// input or output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
     pub(super) path: PathBuf,
@@ -32,6 +34,9 @@ impl FromStr for Place {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
+        if let Some(key) = text.strip_prefix("-#") {
+            return Ok(Place { path: "-".into(), key: Some(key.into()) });
+        }
         let mut marks = text.match_indices('#').map(|(at, _)| (&text[..at], &text[at + 1..]));
         Ok(match marks.find(|(path, _)| format(Path::new(path)).is_some()) {
             Some((path, key)) => Place { path: path.into(), key: Some(key.into()) },
@@ -63,13 +68,29 @@ impl Place {
         Ok(self)
     }
 
+    /// Whether it is standard input or output: `-`.
+    pub fn is_standard(&self) -> bool {
+        is_standard(&self.path)
+    }
+
+    /// The format that the name tells.
     pub(super) fn format(&self) -> Result<Format> {
-        let format = format(&self.path)
-            .context("expected a name that ends in .npy, .safetensors or .safetensors#KEY")?;
-        if let (Format::Npy, Some(key)) = (format, &self.key) {
-            bail!("expected no key for a .npy file, got {key:?}");
-        }
+        let format = match (self.is_standard(), &self.key) {
+            (true, None) => Format::Npy,
+            (true, Some(_)) => Format::Safetensors,
+            (false, _) => format(&self.path)
+                .context("expected a name that ends in .npy, .safetensors or .safetensors#KEY")?,
+        };
+        self.expect_key_of(format)?;
         Ok(format)
+    }
+
+    /// Refuses a key where there is but one array.
+    pub(super) fn expect_key_of(&self, format: Format) -> Result<()> {
+        match (format, &self.key) {
+            (Format::Npy, Some(key)) => bail!("expected no key for a .npy file, got {key:?}"),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a place that several tensors cannot be written to.
@@ -79,18 +100,20 @@ impl Place {
         expect_writable(&self.path)
     }
 
+    /// Refuses the file of another flag.
+    pub fn expect_apart(&self, flag: &str, other: &Path) -> Result<()> {
+        expect_apart(&self.path, flag, other)
+    }
+
     /// Writes tensors by their keys, in place of what was there.
     pub fn write_tensors(&self, tensors: &[(String, Tensor)]) -> Result<()> {
         replace(&self.path, &safetensors_bytes(tensors.iter().map(|(key, value)| (key, value)))?)
     }
+}
 
-    /// The file that is meant, links resolved, if it exists; otherwise where it would be.
-    pub(super) fn resolved(&self) -> Option<PathBuf> {
-        self.path
-            .canonicalize()
-            .ok()
-            .or_else(|| Some(folder(&self.path).canonicalize().ok()?.join(self.path.file_name()?)))
-    }
+/// Whether a path stands for standard input or output: `-`.
+pub fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// The folder that a file is in.
@@ -98,36 +121,90 @@ pub(super) fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Refuses a path that no file can be written to.
-pub fn expect_writable(path: &Path) -> Result<()> {
-    let parent = folder(path);
-    ensure!(parent.is_dir(), "expected an existing folder {}", parent.display());
-    ensure!(path.file_name().is_some(), "expected a file's name");
-    ensure!(!path.exists() || path.is_file(), "expected a file, found a folder or device");
-    Ok(())
+/// The file that is meant, links resolved: also where it does not exist yet, at the end of links that
+/// lead to it.
+pub(super) fn resolved(path: &Path) -> Result<PathBuf> {
+    /// As many links in a row as Linux follows.
+    const MOST_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if let Ok(existing) = path.canonicalize() {
+            return Ok(existing);
+        }
+        match fs::read_link(&path) {
+            Ok(link) => path = folder(&path).join(link),
+            Err(_) => {
+                let parent = folder(&path);
+                ensure!(parent.is_dir(), "expected an existing folder {}", parent.display());
+                let name = path.file_name().context("expected a file's name")?;
+                return Ok(parent.canonicalize()?.join(name));
+            }
+        }
+    }
+    bail!("expected a file, found links that lead to each other")
 }
 
-/// Writes a file, whole or not at all.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    // where a link leads, not the link
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mut file = temporary(folder(&path))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
-    Ok(())
+/// What is at a path, in words, if it is nothing that a file can take the place of.
+pub(super) fn expect_file_or_nothing(path: &Path) -> Result<()> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+    match metadata.is_file() {
+        true => Ok(()),
+        false => bail!("expected a file, found a {}", word(&metadata.file_type())),
+    }
 }
 
-/// A file that is removed unless it is put in place.
-pub(super) fn temporary(folder: &Path) -> Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
+/// A folder, a pipe or a device, in a word.
+pub(super) fn word(file_type: &fs::FileType) -> &'static str {
     #[cfg(unix)]
     {
-        // as for any new file, less the umask; temporary files are private otherwise
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
+        use std::os::unix::fs::FileTypeExt;
+        if file_type.is_fifo() || file_type.is_socket() {
+            return "pipe";
+        }
     }
-    Ok(builder.prefix(".wgloss-").tempfile_in(folder)?)
+    if file_type.is_dir() { "folder" } else { "device" }
+}
+
+/// Refuses a path that no file can be written to; `-` is standard output.
+pub fn expect_writable(path: &Path) -> Result<()> {
+    match is_standard(path) {
+        true => Ok(()),
+        false => expect_file_or_nothing(&resolved(path)?),
+    }
+}
+
+/// Refuses a path that another flag has too.
+pub fn expect_apart(path: &Path, flag: &str, other: &Path) -> Result<()> {
+    let is_same = match (is_standard(path), is_standard(other)) {
+        (false, false) => {
+            resolved(path).ok().is_some_and(|path| resolved(other).ok() == Some(path))
+        }
+        (a, b) => a && b,
+    };
+    ensure!(!is_same, "expected another place than {flag}");
+    Ok(())
+}
+
+/// Writes a file, whole or not at all, or standard output.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    if is_standard(path) {
+        return write_out(&mut &bytes[..]);
+    }
+    let path = resolved(path)?;
+    let file = Temporary::beside(&path)?;
+    file.file().write_all(bytes)?;
+    file.file().sync_all()?;
+    let _undisturbed = undisturbed();
+    Ok(file.put(&path)?)
+}
+
+/// Writes to standard output. A reader that has seen enough is no error.
+pub fn write_out(from: &mut impl io::Read) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match io::copy(from, &mut out).and_then(|_| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn safetensors_bytes<'a>(
@@ -155,6 +232,9 @@ mod tests {
             ("a#1.npy", "a#1.npy", None),
             ("a#1/b.safetensors#k", "a#1/b.safetensors", Some("k")),
             ("", "", None),
+            ("-", "-", None),
+            ("-#k", "-", Some("k")),
+            ("./-#k", "./-#k", None),
         ] {
             let Ok(got) = text.parse::<Place>();
             assert_eq!(got, Place { path: path.into(), key: key.map(Into::into) }, "{text}");

@@ -56,6 +56,7 @@ impl Tensor {
                 wgloss::DType::Bf16 => Dtype::BF16,
                 wgloss::DType::I32 => Dtype::I32,
                 wgloss::DType::I64 => Dtype::I64,
+                wgloss::DType::F64 => Dtype::F64,
             },
         }
     }

@@ -1,14 +1,18 @@
 //! Writing results: all files, or none.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::fmt;
+use std::fs;
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Serialize;
 
-use super::place::{Format, METADATA, folder, temporary};
+use super::place::{Format, METADATA, expect_file_or_nothing, is_standard, resolved, write_out};
 use super::read::name;
+use super::temporary::{Temporary, undisturbed};
 use super::{Place, Tensor};
 use crate::npy;
 
@@ -20,7 +24,7 @@ pub struct Outputs {
 
 #[derive(Debug)]
 struct Output {
-    /// Links resolved.
+    /// Links resolved; `-` is standard output.
     path: PathBuf,
     format: Format,
     parts: Vec<Part>,
@@ -46,17 +50,25 @@ impl Outputs {
         for (name, place) in places {
             let add = |files: &mut Vec<Output>| {
                 let format = place.format()?;
-                let parent = folder(&place.path);
-                ensure!(parent.is_dir(), "expected an existing folder {}", parent.display());
-                let path = place.resolved().context("expected a file's name")?;
-                ensure!(
-                    !path.exists() || path.is_file(),
-                    "expected a file, found a folder or device"
-                );
-                let same = |input: &&(_, &Place)| input.1.resolved().as_ref() == Some(&path);
-                if let Some((input, _)) = inputs.iter().find(same) {
-                    bail!("expected another file than --{}", input.replace('_', "-"));
-                }
+                let path = match place.is_standard() {
+                    true => {
+                        let is_terminal = io::stdout().is_terminal();
+                        ensure!(!is_terminal, "expected a file or pipe, found a terminal");
+                        place.path.clone()
+                    }
+                    false => {
+                        let path = resolved(&place.path)?;
+                        expect_file_or_nothing(&path)?;
+                        let is_same = |input: &&(_, &Place)| {
+                            !input.1.is_standard()
+                                && resolved(&input.1.path).is_ok_and(|input| input == path)
+                        };
+                        if let Some((input, _)) = inputs.iter().find(is_same) {
+                            bail!("expected another file than --{}", input.replace('_', "-"));
+                        }
+                        path
+                    }
+                };
                 let key = place.key.clone().unwrap_or_else(|| name.into());
                 // where the format has no tensor, but text: no reader would take the file
                 ensure!(
@@ -67,10 +79,10 @@ impl Outputs {
                 match files.iter_mut().find(|file| file.path == path) {
                     None => files.push(Output { path, format, parts: vec![part] }),
                     Some(file) => {
-                        let clash = file
-                            .parts
-                            .iter()
-                            .find(|other| format == Format::Npy || other.key == part.key);
+                        let clash = file.parts.iter().find(|other| {
+                            let has_one = [format, file.format].contains(&Format::Npy);
+                            has_one || other.key == part.key
+                        });
                         if let Some(other) = clash {
                             bail!("expected another place than --{}", other.name);
                         }
@@ -82,6 +94,11 @@ impl Outputs {
             add(&mut files).with_context(|| format!("--{name} {place}"))?;
         }
         Ok(Outputs { files })
+    }
+
+    /// Whether something goes to standard output.
+    pub fn has_standard(&self) -> bool {
+        self.files.iter().any(|file| is_standard(&file.path))
     }
 
     /// Makes room for results of these types and shapes: each in a temporary file beside where it
@@ -101,8 +118,41 @@ pub struct Writer<'a> {
 /// A file that is being written.
 struct Growing<'a> {
     output: &'a Output,
-    file: tempfile::NamedTempFile,
+    file: Growth,
     regions: Vec<Region<'a>>,
+}
+
+/// Where a file grows.
+enum Growth {
+    /// Beside where it belongs.
+    Beside(Temporary),
+    /// In a file without a name, until it is copied to standard output.
+    Apart(fs::File),
+}
+
+impl Growth {
+    fn file(&self) -> &fs::File {
+        match self {
+            Growth::Beside(temporary) => temporary.file(),
+            Growth::Apart(file) => file,
+        }
+    }
+}
+
+/// A result that was written.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    /// The flag's name.
+    pub result: &'static str,
+    pub file: String,
+    pub dtype: String,
+    pub shape: Vec<usize>,
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.file, self.dtype, self.shape)
+    }
 }
 
 /// Where a result goes in its file.
@@ -120,6 +170,7 @@ impl Writer<'_> {
     pub fn append(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         for Growing { output, file, regions } in &mut self.files {
             for region in regions.iter_mut().filter(|region| region.part.name == name) {
+                let mut file = file.file();
                 file.seek(SeekFrom::Start(region.next))
                     .and_then(|_| file.write_all(tensor.bytes()))
                     .with_context(|| output.flags())?;
@@ -131,26 +182,54 @@ impl Writer<'_> {
 
     /// Puts the files in place: all of them, or none where one is not complete and on disk. Tells
     /// what was written where.
-    pub fn finish(self) -> Result<Vec<String>> {
+    pub fn finish(self) -> Result<Vec<Written>> {
         for Growing { output, file, regions } in &self.files {
             let complete = regions.iter().all(|region| region.next == region.end);
             ensure!(complete, "{}: incomplete", output.flags());
-            file.as_file().sync_all().with_context(|| output.flags())?;
+            if let Growth::Beside(temporary) = file {
+                temporary.file().sync_all().with_context(|| output.flags())?;
+            }
         }
-        let mut written: Vec<String> = Vec::new();
-        for Growing { output, file, regions } in self.files {
-            file.persist(&output.path).map_err(|error| {
-                let before = match &written[..] {
-                    [] => "nothing was written".into(),
-                    lines => format!("written before: {}", lines.join("; ")),
-                };
-                anyhow!("{}: cannot be put in place: {}; {before}", output.flags(), error.error)
-            })?;
-            written.extend(regions.iter().map(|Region { part, dtype, shape, .. }| {
-                format!("{} {} {shape:?}", part.place, name(*dtype))
-            }));
+        let mut written: Vec<Written> = Vec::new();
+        // a signal finds all files in place, or none
+        let guard = undisturbed();
+        let (beside, apart): (Vec<_>, Vec<_>) =
+            self.files.into_iter().partition(|file| matches!(file.file, Growth::Beside(_)));
+        for Growing { output, file, regions } in beside {
+            if let Growth::Beside(temporary) = file {
+                temporary.put(&output.path).map_err(|error| {
+                    let lines: Vec<_> = written.iter().map(Written::to_string).collect();
+                    let before = match &lines[..] {
+                        [] => "nothing was written".into(),
+                        lines => format!("written before: {}", lines.join("; ")),
+                    };
+                    anyhow!("{}: cannot be put in place: {error}; {before}", output.flags())
+                })?;
+            }
+            written.extend(regions.iter().map(Region::written));
+        }
+        drop(guard);
+        // a reader of standard output takes its time
+        for Growing { output, file, regions } in apart {
+            let mut file = file.file();
+            file.seek(SeekFrom::Start(0))
+                .map_err(Error::new)
+                .and_then(|_| write_out(&mut file))
+                .with_context(|| output.flags())?;
+            written.extend(regions.iter().map(Region::written));
         }
         Ok(written)
+    }
+}
+
+impl Region<'_> {
+    fn written(&self) -> Written {
+        Written {
+            result: self.part.name,
+            file: self.part.place.to_string(),
+            dtype: name(self.dtype),
+            shape: self.shape.clone(),
+        }
     }
 }
 
@@ -180,8 +259,11 @@ impl Output {
             next += bytes(region.dtype, &region.shape);
             region.end = next;
         }
-        let mut file = temporary(folder(&self.path))?;
-        file.write_all(&header)?;
+        let file = match is_standard(&self.path) {
+            true => Growth::Apart(tempfile::tempfile()?),
+            false => Growth::Beside(Temporary::beside(&self.path)?),
+        };
+        file.file().write_all(&header)?;
         Ok(Growing { output: self, file, regions })
     }
 }
@@ -210,20 +292,19 @@ fn safetensors_start(regions: &mut [Region<'_>]) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::Path;
 
     use wgloss::Array;
 
     use super::*;
-    use crate::files::{Kind, Source};
+    use crate::files::{Kind, Opened, Source, Wanted};
 
     fn place(path: PathBuf) -> Place {
         Place { path, key: None }
     }
 
     /// Two results, and a folder that changes between the check and the writing.
-    fn write(change: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<Vec<String>>) {
+    fn write(change: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<Vec<Written>>) {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("sub")).unwrap();
         let [loss, grad] = ["loss.npy", "sub/grad.npy"].map(|f| place(folder.path().join(f)));
@@ -245,7 +326,9 @@ mod tests {
         let (folder, written) = write(|_| {});
         assert_eq!(written.unwrap().len(), 2);
         let loss = place(folder.path().join("loss.npy"));
-        let read = Source::open(&loss, "loss", Kind::Numbers).unwrap().read().unwrap();
+        let wanted = Wanted { kind: Kind::Numbers, float: wgloss::DType::F32, is_exact: false };
+        let source = Source::open(&mut Opened::default(), &loss, "loss", wanted).unwrap();
+        let read = source.read().unwrap();
         assert_eq!(read, Array::scalar(1.0_f32));
     }
 
