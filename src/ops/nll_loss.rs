@@ -122,6 +122,7 @@ impl Op for NllLoss {
             pos_weight: false,
             // the loss reads entries that the gradient would have overwritten
             fused_in_place: false,
+            grad_reads_input: false,
             row_outputs: false,
         }
     }

@@ -163,8 +163,7 @@ fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
     // of f32, as inputs are
     let scale = prop_oneof![select(&[0.5, 0.75, 2.0, 4.0][..]), 0.1..5.0_f32];
     let scale = scale.prop_map(f64::from);
-    // a cap costs a few units in its own last place, so caps are small
-    let cap = select(&[0.5, 2.0, 3.0][..]);
+    let cap = select(&[0.5, 2.0, 3.0, 30.0, 50.0][..]);
     let z_loss = prop_oneof![Just(1e-4), -0.1..0.1_f64];
     let empty_mean = select(&[f64::NAN, f64::NAN, 0.0, -2.5][..]);
     let numbers = (smoothing, scale, cap, z_loss, empty_mean);

@@ -440,12 +440,13 @@ pub fn judge(
     // the largest upstream gradient that scales a finite result
     let finite = |max: f64, v: f64| if v.is_finite() { max.max(v.abs()) } else { max };
     let upstream = call.upstream().map_or(1.0, |all| all.to_f64().into_iter().fold(0.0, finite));
+    let op = call.op();
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
+        let promise = op.promise(role);
         let bound = match role {
-            Role::Loss => Tolerance::LOSS.scaled(1.0 / over),
-            Role::Grad => Tolerance::GRAD.scaled(upstream / over),
-            Role::Entropy => Tolerance::GRAD,
-            _ => Tolerance::LOSS,
+            Role::Loss => promise.scaled(1.0 / over),
+            Role::Grad => promise.scaled(upstream / over),
+            _ => promise,
         };
         judge_part(call, role, got.get(role), want.get(role), bound)?;
     }
