@@ -166,8 +166,11 @@ fn scaled_gradient(loaded: Loaded, scale: vec4<f32>) -> vec4<f32> {
     let value = zero_wins(loaded.weight, factor * g);
     let scaled = zero_wins(value, scale);
     if WEIGHTED || GRAD_FACTOR != 1u {
-        let scaled_first = factor * zero_wins(loaded.weight, zero_wins(g, scale));
-        return select(scaled, scaled_first, is_infinity4(value));
+        let is_beyond = is_infinity4(value);
+        // A factor that is not constant here, because a compiler may join constants.
+        let scaled_first = zero_wins(loaded.weight, zero_wins(g, scale))
+            * select(vec4(1.0), vec4(factor), is_beyond);
+        return select(scaled, scaled_first, is_beyond);
     }
     return scaled;
 }

@@ -240,10 +240,15 @@ fn add_up(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// (x - y) / 2, also where x - y is beyond f32. fma, because a compiler may factor the half out of two
-// products.
+// (x - y) / 2, also where x - y is beyond f32, which makes both numbers large. They are halved there by
+// their exponents, because a compiler may factor a half out of two products.
 fn half_difference4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
-    return fma(x, vec4(0.5), -0.5 * y);
+    let difference = x - y;
+    let is_beyond = is_infinity4(difference) & !(is_infinity4(x) | is_infinity4(y));
+    let one_exponent = vec4(0x00800000u);
+    let halves = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) - one_exponent)
+        - bitcast<vec4<f32>>(bitcast<vec4<u32>>(y) - one_exponent);
+    return select(0.5 * difference, halves, is_beyond);
 }
 
 // factor * value, where a factor of exactly 0 gives 0 whatever the value is: an infinity, or NaN.

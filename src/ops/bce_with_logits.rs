@@ -36,6 +36,8 @@ use crate::{Reduction, Role};
 ///   gradients stay finite.
 /// - A factor of exactly 0 (a weight, `t`, `1 - t`) annihilates what it multiplies, an infinity
 ///   too. A NaN input or target makes loss and gradient NaN.
+/// - A weight that is not finite: from the host an error before any work. In a device tensor it is not
+///   looked for, and no status tells of it.
 /// - No elements: mean NaN, sum 0.
 ///
 /// Source: PyTorch's `torch.nn.BCEWithLogitsLoss`.

@@ -72,7 +72,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// - All rows ignored, or an empty batch: mean NaN, sum 0. Rows kept whose weights sum to 0: mean
 ///   NaN, and NaN gradients on those rows.
 /// - The sum of weights is f32's, as PyTorch's is: where weights of both signs nearly cancel it has only
-///   the digits that they leave, and where it is beyond f32 the mean is 0 or NaN.
+///   the digits that they leave, and where it is beyond f32 the mean's gradient is 0, and the mean 0 or,
+///   where the sum of the losses is beyond f32 too, NaN.
 /// - A class with logit -inf costs nothing where `a[c] = 0`; with `a[c] != 0` the loss is the
 ///   infinity of that sign (NaN where both signs meet), and the gradient of that class `-a[c]`.
 /// - A row that is all -inf, or holds +inf or NaN: loss and gradient NaN.
@@ -80,6 +81,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// - A subnormal probability may count as 0, since GPUs may flush it.
 /// - A class outside `0..C`: from the host an error before any work; on the device that row's loss
 ///   and gradient are NaN, it is left out of the divisor, and the status names it.
+/// - A weight that is not finite: from the host an error before any work. In a device tensor it is not
+///   looked for: it makes the rows of its class and the mean NaN or infinite, and no status tells of it.
 ///
 /// Source: PyTorch's `torch.nn.CrossEntropyLoss`; label smoothing from Szegedy et al., "Rethinking
 /// the Inception Architecture for Computer Vision", 2016.
@@ -191,7 +194,8 @@ impl CrossEntropy {
 
     /// Adds `z_loss * logsumexp^2` to each kept row's loss, unweighted and before the reduction: it
     /// keeps logits from drifting. Any finite number. Default: 0. The logsumexp has the error of the
-    /// largest logit and the logarithm that it is the sum of, also where they cancel.
+    /// largest logit and the logarithm that it is the sum of, also where they cancel. Where the z-loss is
+    /// beyond f32 it is all of the row's loss.
     ///
     /// Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022.
     pub fn z_loss(mut self, z_loss: f64) -> Self {

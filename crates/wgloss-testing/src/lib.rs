@@ -17,6 +17,7 @@ pub mod devices;
 pub mod memory;
 pub mod ops;
 pub mod random;
+pub mod search;
 pub mod table;
 pub mod timer;
 pub mod workload;

@@ -1,0 +1,68 @@
+//! Calls over all of f32, held to the promise but for what the documentation excepts.
+
+use wgloss::reference::Values;
+use wgloss::{Args, Array, Op, Output, Pass, Reduction, Role, reference};
+
+use crate::call::{Call, PASSES, judge, reference as reference_of};
+use crate::ops;
+
+/// Runs every pass and holds it to the promise as [`call::hold`](crate::call::hold) does, except that
+/// a result may be no finite number where its terms are beyond f32: T is, or, of a reduced loss, the sum
+/// of its losses' T.
+///
+/// # Errors
+/// What broke the promise.
+pub fn hold(
+    call: &dyn Call,
+    run: impl Fn(&dyn Op, Pass, &Args<Array<'_>>) -> wgloss::Result<Output<Array<'static>>>,
+) -> Result<(), String> {
+    let op = call.op();
+    let sum_overflows = sum_overflows(call);
+    let mut state = None;
+    for pass in PASSES {
+        let mut args = call.args(pass);
+        if let (Pass::Backward, Some(state)) = (pass, state.take()) {
+            args = args.state(state);
+        }
+        let name = pass.name();
+        let got = run(&*op, pass, &args).map_err(|error| format!("{name}: {error}"))?;
+        let want = reference_of(call, pass);
+        let want = want.iter().map(|(role, want)| {
+            let mut want = want.clone();
+            if let Some(got) = got.get(role) {
+                except(&mut want, &got.to_f64(), role == Role::Loss && sum_overflows);
+            }
+            (role, want)
+        });
+        judge(call, &got, &want.collect()).map_err(|error| format!("{name}: {error}"))?;
+        state = got.get(Role::State).cloned();
+    }
+    Ok(())
+}
+
+/// Where no more is asked of a result than that it is there.
+fn except(want: &mut Values, got: &[f64], sum_overflows: bool) {
+    let both = want.values.iter_mut().zip(&mut want.magnitudes);
+    for ((value, magnitude), &got) in both.zip(got) {
+        let overflows = value.is_finite() && *magnitude > f64::from(f32::MAX) / 2.0;
+        if sum_overflows || overflows && !got.is_finite() {
+            (*value, *magnitude) = (got, got.abs());
+        }
+    }
+}
+
+/// Whether a reduced loss may be beyond f32 before all of its terms are added.
+fn sum_overflows(call: &dyn Call) -> bool {
+    let op = call.op().boxed();
+    let is_reduced =
+        ops::option(&*op, "reduction").is_some_and(|value| value.to_string() != "none");
+    if !is_reduced {
+        return false;
+    }
+    let op = ops::reduced(op, Reduction::None);
+    let Ok(each) = reference::run(&*op, Pass::Forward, &call.forward_args()) else { return false };
+    let Some(each) = each.get(Role::Loss) else { return false };
+    let of_numbers =
+        each.values.iter().zip(&each.magnitudes).filter(|(value, _)| value.is_finite());
+    of_numbers.map(|(_, magnitude)| magnitude).sum::<f64>() > f64::from(f32::MAX) / 2.0
+}
