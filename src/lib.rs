@@ -41,8 +41,9 @@
 //! results are the same to the bit on every run and in every process.
 //!
 //! Where f32 ends: a loss or gradient beyond 3.4e38 is infinite; so is a mean whose sum is, though the
-//! mean itself may not be (as in PyTorch). Where T is beyond f32, terms of a result are, and it may be
-//! infinite or NaN though they cancel. Inputs and factors below 1.2e-38 may count as 0, as drivers
+//! mean itself may not be (as in PyTorch). Where T is beyond f32, before the upstream gradient and the
+//! divisor are applied or after, or the quotient of these two is, a result may be infinite or NaN though
+//! terms or factors cancel. Inputs and factors below 1.2e-38 may count as 0, as drivers
 //! choose.
 //!
 //! # Features

@@ -91,7 +91,7 @@ fn options_that_f32_does_not_hold() {
     };
     let text = format!("gamma: expected a finite number, 0 or more, in f32 too, got {huge}");
     refused(&SigmoidFocal::default().gamma(1e39), &text);
-    let text = format!("delta: {above_0}, in f32 too, got {huge}");
+    let text = format!("delta: expected a number above 0, in f32 too, got {huge}");
     refused(&Huber::default().delta(1e39), &text);
     let text = "beta: expected a finite number, 0 or more, got -1";
     refused(&SmoothL1::default().beta(-1.0), text);

@@ -8,9 +8,8 @@ fn is_squared(d: vec4<f32>, delta: f32) -> vec4<bool> {
 fn loss(e: Elements) -> vec4<f32> {
     let delta = params.settings[0].x;
     let d = abs(e.x - e.t);
-    // half of the loss, since d may be beyond f32 where the loss is not
-    let linear = delta * (abs(half_difference4(e.x, e.t)) - 0.25 * delta);
-    return select(2.0 * linear, 0.5 * d * d, is_squared(d, delta));
+    let linear = linear_loss4(e.x, e.t, delta, delta);
+    return select(linear, 0.5 * d * d, is_squared(d, delta));
 }
 
 // Half of it (GRAD_FACTOR).

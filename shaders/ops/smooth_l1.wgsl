@@ -12,9 +12,8 @@ fn over_beta(d: vec4<f32>) -> vec4<f32> {
 fn loss(e: Elements) -> vec4<f32> {
     let beta = params.settings[0].x;
     let d = abs(e.x - e.t);
-    // half of the loss, since d may be beyond f32 where the loss is not
-    let linear = abs(half_difference4(e.x, e.t)) - 0.25 * beta;
-    return select(2.0 * linear, 0.5 * d * over_beta(d), d < vec4(beta));
+    let linear = linear_loss4(e.x, e.t, 1.0, beta);
+    return select(linear, 0.5 * d * over_beta(d), d < vec4(beta));
 }
 
 fn gradient(e: Elements) -> vec4<f32> {

@@ -243,12 +243,29 @@ fn add_up(v: vec4<f32>) -> f32 {
 // (x - y) / 2, also where x - y is beyond f32, which makes both numbers large. They are halved there by
 // their exponents, because a compiler may factor a half out of two products.
 fn half_difference4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
-    let difference = x - y;
-    let is_beyond = is_infinity4(difference) & !(is_infinity4(x) | is_infinity4(y));
+    return select(0.5 * (x - y), difference_of_halves4(x, y), is_difference_beyond4(x, y));
+}
+
+// Whether x - y is beyond f32, and not an operand.
+fn is_difference_beyond4(x: vec4<f32>, y: vec4<f32>) -> vec4<bool> {
+    return is_infinity4(x - y) & !(is_infinity4(x) | is_infinity4(y));
+}
+
+// x / 2 - y / 2 of large numbers.
+fn difference_of_halves4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
     let one_exponent = vec4(0x00800000u);
-    let halves = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) - one_exponent)
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) - one_exponent)
         - bitcast<vec4<f32>>(bitcast<vec4<u32>>(y) - one_exponent);
-    return select(0.5 * difference, halves, is_beyond);
+}
+
+// factor * (|x - y| - threshold / 2), also where |x - y| is beyond f32 and that is not: of halves there, with
+// parts that are not constant, because a compiler may join constants.
+fn linear_loss4(x: vec4<f32>, y: vec4<f32>, factor: f32, threshold: f32) -> vec4<f32> {
+    let is_beyond = is_difference_beyond4(x, y);
+    let distance = select(abs(x - y), abs(difference_of_halves4(x, y)), is_beyond);
+    let part = select(vec4(0.5), vec4(0.25), is_beyond);
+    let whole = select(vec4(1.0), vec4(2.0), is_beyond);
+    return (factor * (distance - part * threshold)) * whole;
 }
 
 // factor * value, where a factor of exactly 0 gives 0 whatever the value is: an infinity, or NaN.

@@ -7,8 +7,8 @@ use crate::call::{Call, PASSES, judge, reference as reference_of};
 use crate::ops;
 
 /// Runs every pass and holds it to the promise as [`call::hold`](crate::call::hold) does, except that
-/// a result may be no finite number where its terms are beyond f32: T is, or, of a reduced loss, the sum
-/// of its losses' T.
+/// a result may be no finite number where its terms are beyond f32: T is, before the upstream gradient
+/// and the divisor or after; or, of a reduced loss, the sum of its losses' T.
 ///
 /// # Errors
 /// What broke the promise.
@@ -18,6 +18,7 @@ pub fn hold(
 ) -> Result<(), String> {
     let op = call.op();
     let sum_overflows = sum_overflows(call);
+    let terms_of_gradient = terms_of_gradient(call);
     let mut state = None;
     for pass in PASSES {
         let mut args = call.args(pass);
@@ -30,7 +31,8 @@ pub fn hold(
         let want = want.iter().map(|(role, want)| {
             let mut want = want.clone();
             if let Some(got) = got.get(role) {
-                except(&mut want, &got.to_f64(), role == Role::Loss && sum_overflows);
+                let terms = if role == Role::Grad { &terms_of_gradient[..] } else { &[] };
+                except(&mut want, &got.to_f64(), terms, role == Role::Loss && sum_overflows);
             }
             (role, want)
         });
@@ -41,14 +43,33 @@ pub fn hold(
 }
 
 /// Where no more is asked of a result than that it is there.
-fn except(want: &mut Values, got: &[f64], sum_overflows: bool) {
+fn except(want: &mut Values, got: &[f64], terms: &[f64], sum_overflows: bool) {
     let both = want.values.iter_mut().zip(&mut want.magnitudes);
-    for ((value, magnitude), &got) in both.zip(got) {
-        let overflows = value.is_finite() && *magnitude > f64::from(f32::MAX) / 2.0;
+    for (i, ((value, magnitude), &got)) in both.zip(got).enumerate() {
+        let largest = terms.get(i).map_or(*magnitude, |terms| magnitude.max(*terms));
+        let overflows = value.is_finite() && largest > f64::from(f32::MAX) / 2.0;
         if sum_overflows || overflows && !got.is_finite() {
             (*value, *magnitude) = (got, got.abs());
         }
     }
+}
+
+/// The T of a loss's gradient before the upstream gradient and the divisor are applied, or that of their
+/// quotient where it is larger. Of maps nothing, whose terms have the upstream gradient in them.
+fn terms_of_gradient(call: &dyn Call) -> Vec<f64> {
+    let op = call.op();
+    if !op.kind().family.is_loss() {
+        return vec![];
+    }
+    let Ok(ones) = reference::run(&*op, Pass::Backward, &call.forward_args()) else {
+        return vec![];
+    };
+    let over = call.divisor().abs();
+    let upstream = call.upstream().map_or(1.0, |all| {
+        all.to_f64().into_iter().fold(0.0, |most: f64, upstream| most.max(upstream.abs()))
+    });
+    let terms = ones.get(Role::Grad).map(|grad| grad.magnitudes.clone()).unwrap_or_default();
+    terms.into_iter().map(|terms| (terms * over).max(upstream / over)).collect()
 }
 
 /// Whether a reduced loss may be beyond f32 before all of its terms are added.
