@@ -40,7 +40,7 @@ fn bench(criterion: &mut Criterion, gpu: &Gpu, name: &str, shape: &[usize]) -> a
     let timer = Timer::new(gpu);
 
     let mut group = criterion.benchmark_group(workload.name());
-    group.throughput(Throughput::Bytes(workload::bytes(&args, &output)));
+    group.throughput(Throughput::Bytes(workload.bytes(&args, &output)));
     group.bench_function(BenchmarkId::from_parameter("kernel"), |bencher| {
         bencher.iter_custom(|rounds| {
             let time = || timer.time(|encoder, writes| bound.encode_timed(encoder, writes));

@@ -11,7 +11,8 @@ pub enum Reduction {
     /// Their sum over the op's divisor (see each op). Infinite where the sum is beyond f32.
     #[default]
     Mean,
-    /// Their sum.
+    /// Their sum. One that is beyond f32 on the way, where losses are near 1e38, is infinite, and NaN where
+    /// it then meets an infinite loss of the other sign.
     Sum,
     /// Their sum over the size of the first dimension: for [`KlDiv`](crate::KlDiv) alone.
     BatchMean,
@@ -108,7 +109,8 @@ impl<T> Args<T> {
     }
 
     /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
-    /// passes of losses without one take 1. A number becomes a tensor by
+    /// passes of losses without one take 1, also of losses that are not reduced, each of which is of its own
+    /// row or element. Those of maps ask for one of the output's shape, as PyTorch does. A number becomes a tensor by
     /// `gpu.upload(&Array::scalar(1024.0_f32))`: a loss scale, say, whose buffer may be written to
     /// between steps.
     pub fn upstream(self, upstream: T) -> Self {

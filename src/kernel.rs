@@ -97,12 +97,31 @@ pub(crate) fn team(team: Team, has_cluster: bool) -> Vec<File> {
     }
 }
 
+/// Where a kernel finds the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// In memory of its own.
+    Apart,
+    /// Where the gradient will be.
+    InPlace,
+    /// Nowhere: the pass does not read it.
+    Unread,
+}
+
+impl Access {
+    /// Of a pass that reads its input.
+    pub fn of(in_place: bool) -> Self {
+        if in_place { Access::InPlace } else { Access::Apart }
+    }
+}
+
 /// The shaders of storage in a type, and of the input's memory: vec4s where every one of them is whole
 /// and aligned.
-pub(crate) fn storage(dtype: DType, vec4: bool, in_place: bool) -> Vec<File> {
-    let access = match in_place {
-        true => shader!("access/in_place.wgsl"),
-        false => shader!("access/apart.wgsl"),
+pub(crate) fn storage(dtype: DType, vec4: bool, access: Access) -> Vec<File> {
+    let access = match access {
+        Access::Apart => shader!("access/apart.wgsl"),
+        Access::InPlace => shader!("access/in_place.wgsl"),
+        Access::Unread => shader!("access/unread.wgsl"),
     };
     let encoding = match dtype {
         DType::F16 => shader!("encoding/f16.wgsl"),

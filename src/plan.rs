@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::guard::lock;
 use crate::kernel::Kernel;
 use crate::ops::options::Key;
-use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Step, View};
+use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Slot, Step, View};
 use crate::shape::{ALIGNMENT, Layout};
 use crate::tuning::DeviceProfile;
 use crate::upload::device_layout;
@@ -278,6 +278,15 @@ impl Plan {
     /// The labels of the kernels that it dispatches, in order: `cross_entropy.forward.f32.subgroup`.
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
         self.compiled.steps().map(|step| &step.kernel.label[..])
+    }
+
+    /// Whether it works on an argument: some passes take one for its layout alone.
+    pub(crate) fn uses(&self, role: Role) -> bool {
+        let slot = Slot::Tensor(role);
+        self.compiled.commands.iter().any(|command| match command {
+            Compiled::Dispatch(step) => step.bindings.iter().any(|binding| binding.slot == slot),
+            Compiled::Copy(copy) => copy.from == slot || copy.to == slot,
+        })
     }
 
     /// The layouts of what is in memory of its own: in place, all but the gradient.

@@ -26,6 +26,10 @@
 //!   kernels abort the process.
 //! - [`SigmoidFocal`](crate::SigmoidFocal)'s default reduction is mean, like that of all losses;
 //!   torchvision's is none.
+//! - The gradient of a map asks for an upstream gradient, as PyTorch does of what is not one number; that of
+//!   a loss which is not reduced takes ones without one, where PyTorch asks: each is its own row's or
+//!   element's.
+//! - [`SmoothL1`](crate::SmoothL1)'s `beta` is finite: with infinity PyTorch's loss is 0 everywhere.
 //!
 //! # Digits
 //! - Confident rows and elements keep their digits. At logits (20.7, 0) the cross entropy is 1.02e-9,
@@ -40,6 +44,8 @@
 //!   where PyTorch gives NaN. So a class that is masked with -inf costs nothing where its target
 //!   probability is 0.
 //! - BCE with logits at an infinite logit with the matching target is 0; PyTorch gives NaN.
+//! - [`KlDiv`](crate::KlDiv)'s gradient does not depend on the input, as in PyTorch: a NaN there is in the
+//!   loss alone.
 //! - Kept rows whose class weights, of both signs, sum to 0: the mean is NaN; PyTorch divides by 0.
 //! - Class probabilities and focal targets that are subnormal may count as 0, since GPUs may flush them.
 //! - A mean is infinite where its sum is beyond f32, though the mean itself may not be: as in PyTorch.

@@ -20,6 +20,8 @@ pub(crate) fn check(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>) -> Result<(
 pub(crate) struct Session {
     gpu: Gpu,
     bound: BoundPlan,
+    /// Those of the arguments that the plan works on.
+    used: Vec<Role>,
     args: Args<Tensor>,
     output: Output<Tensor>,
 }
@@ -39,7 +41,8 @@ impl Session {
             Ok((plan.bind_unguarded(&args, &output)?, args, output))
         };
         let (bound, args, output) = gpu.guarded_trimming(allocate).await?;
-        Ok(Session { gpu: gpu.clone(), bound, args, output })
+        let used = args.iter().map(|(role, _)| role).filter(|&role| plan.uses(role)).collect();
+        Ok(Session { gpu: gpu.clone(), bound, used, args, output })
     }
 
     /// Uploads and submits: the arrays are free when this returns, and the results on their way.
@@ -48,7 +51,7 @@ impl Session {
         let submit = || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             let mut upload = Upload::default();
-            for (role, array) in args.iter() {
+            for (role, array) in args.iter().filter(|(role, _)| self.used.contains(role)) {
                 if let Some(tensor) = self.args.get(role) {
                     upload.encode(gpu, &mut encoder, array, tensor)?;
                 }

@@ -7,11 +7,11 @@ use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::{
     Args, Array, Cpu, CrossEntropy, Error, KlDiv, Mse, NllLoss, Op, Pass, Reduction, SigmoidFocal,
 };
-use wgloss_testing::any::{self, AnyCall};
+use wgloss_testing::any::{self, AnyCall, Draw};
 use wgloss_testing::call::{hold, result};
 use wgloss_testing::compare::{compare_moderate, compare_relative};
 use wgloss_testing::conformance::{self, Case, magnitude, values};
-use wgloss_testing::table;
+use wgloss_testing::{search, table};
 
 #[test]
 fn every_op_keeps_the_promise() {
@@ -70,34 +70,46 @@ fn batch_means_of_no_elements() {
     }
 }
 
-/// The calls that `tests/properties.rs` makes of the GPU.
-fn random_calls_keep_the_promise(calls: impl Strategy<Value = AnyCall>) {
+/// The calls that `tests/properties.rs` makes of the GPU, and as many more as `PROPTEST_CASES` says.
+fn random_calls_keep_the_promise<S: Strategy<Value = AnyCall>>(calls: fn(Draw) -> S) {
     let cpu = Cpu::default();
+    let from_environment = ProptestConfig::default();
+    let is_set = |name| std::env::var_os(name).is_some();
     let config = ProptestConfig {
-        cases: 1000,
-        rng_seed: RngSeed::Fixed(0),
+        cases: if is_set("PROPTEST_CASES") { from_environment.cases } else { 1000 },
+        rng_seed: match is_set("PROPTEST_RNG_SEED") {
+            true => from_environment.rng_seed,
+            false => RngSeed::Fixed(0),
+        },
         failure_persistence: None,
-        ..ProptestConfig::default()
+        ..from_environment
     };
-    let result = TestRunner::new(config).run(&calls, |call| {
-        hold(&call, |op, pass, args| cpu.run(op, pass, args)).map_err(TestCaseError::fail)
-    });
-    result.unwrap_or_else(|error| panic!("{error}"));
+    for draw in [Draw::Usual, Draw::All] {
+        let result = TestRunner::new(config.clone()).run(&calls(draw), |call| {
+            let run = |op: &dyn Op, pass, args: &Args<Array<'_>>| cpu.run(op, pass, args);
+            let held = match draw {
+                Draw::Usual => hold(&call, run),
+                Draw::All => search::hold(&call, run),
+            };
+            held.map_err(TestCaseError::fail)
+        });
+        result.unwrap_or_else(|error| panic!("{draw:?}: {error}"));
+    }
 }
 
 #[test]
 fn calls_of_cross_entropy_keep_the_promise() {
-    random_calls_keep_the_promise(any::cross_entropy());
+    random_calls_keep_the_promise(any::cross_entropy);
 }
 
 #[test]
 fn calls_of_ops_over_rows_keep_the_promise() {
-    random_calls_keep_the_promise(any::rows());
+    random_calls_keep_the_promise(any::rows);
 }
 
 #[test]
 fn calls_of_element_wise_ops_keep_the_promise() {
-    random_calls_keep_the_promise(any::elements());
+    random_calls_keep_the_promise(any::elements);
 }
 
 #[test]

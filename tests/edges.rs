@@ -8,6 +8,7 @@ mod values;
 mod sums;
 mod bce_with_logits;
 mod elements;
+mod overflow;
 mod state;
 
 use wgloss::{Array, Output, Role};

@@ -2,7 +2,8 @@
 
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Data, Error, Gpu, GpuOptions, Huber, Layout,
-    NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax, Status, Tensor, reference,
+    NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax, Status, Tensor, ops,
+    reference,
 };
 use wgloss_testing::call::{Call, PASSES, Rows, bits_of, run};
 use wgloss_testing::devices::{gpu, on_every_device, open};
@@ -90,7 +91,7 @@ fn options_that_f32_does_not_hold() {
     };
     let text = format!("gamma: expected a finite number, 0 or more, in f32 too, got {huge}");
     refused(&SigmoidFocal::default().gamma(1e39), &text);
-    let text = format!("delta: {above_0}, in f32 too, got {huge}");
+    let text = format!("delta: expected a number above 0, in f32 too, got {huge}");
     refused(&Huber::default().delta(1e39), &text);
     let text = "beta: expected a finite number, 0 or more, got -1";
     refused(&SmoothL1::default().beta(-1.0), text);
@@ -110,6 +111,7 @@ fn in_place_without_a_gradient() {
         (Box::new(Softmax::default()), logits()),
     ];
     for (op, args) in ops {
+        let upstream = logits().input().clone();
         let args = args.in_place();
         let text = format!("in_place: expected none for {}.forward, got one", op.name());
         let error = reference::run(&*op, Pass::Forward, &args).unwrap_err();
@@ -119,6 +121,7 @@ fn in_place_without_a_gradient() {
         if let Some(gpu) = &gpu() {
             refused(gpu, &*op, Pass::Forward, &args, &text);
         }
+        let args = if op.kind().family.is_loss() { args } else { args.upstream(upstream) };
         assert!(reference::run(&*op, Pass::Backward, &args).is_ok());
     }
 }
@@ -314,6 +317,28 @@ fn arguments_that_are_missing() {
         let text = format!("target: expected for bce_with_logits.{}, got none", pass.name());
         refused(gpu, &bce(), pass, &logits(), &text);
     }
+}
+
+#[test]
+fn gradients_of_maps_without_an_upstream_gradient() {
+    for op in ops().into_iter().filter(|op| !op.kind().family.is_loss()) {
+        assert!(reference::run(&*op, Pass::Forward, &logits()).is_ok());
+        for pass in [Pass::Backward, Pass::ForwardBackward] {
+            let text = format!("upstream: expected for {}.{}, got none", op.name(), pass.name());
+            let error = reference::run(&*op, pass, &logits()).unwrap_err();
+            assert_eq!(error.to_string(), text);
+            #[cfg(feature = "cpu")]
+            assert_eq!(wgloss::Cpu::default().run(&*op, pass, &logits()), Err(error));
+            if let Some(gpu) = &gpu() {
+                refused(gpu, &*op, pass, &logits(), &text);
+            }
+        }
+    }
+    // a loss that is not reduced takes ones
+    let op = bce().reduction(Reduction::None);
+    let ones = elements().upstream(Array::from_vec(vec![1.0_f32; 6], &[2, 3]).unwrap());
+    let [want, got] = [&ones, &elements()].map(|args| reference::run(&op, Pass::Backward, args));
+    assert_eq!(got.unwrap(), want.unwrap());
 }
 
 #[test]

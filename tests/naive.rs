@@ -166,7 +166,7 @@ const NAIVE: &[Naive] = &[
         what: "BCE with logits as max(x, 0) - x t + log(1 + e^-|x|)",
         path: "ops/bce_with_logits.wgsl",
         replacements: &[(
-            "zero_wins(e.pos_weight, positive)\n        + zero_wins(1.0 - e.t, q + max(e.x, vec4(0.0)))",
+            "weighted_target_product(e.pos_weight, e.t, q + max(-e.x, vec4(0.0)))\n        + zero_wins(1.0 - e.t, q + max(e.x, vec4(0.0)))",
             "max(e.x, vec4(0.0)) - e.x * e.t + log(1.0 + exp(-abs(e.x)))",
         )],
         by: By::Table("bce_with_logits", "", "none confident"),

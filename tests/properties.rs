@@ -10,13 +10,14 @@ use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::reference::Values;
 use wgloss::{Args, Array, Gpu, LogSoftmax, Op, Output, Pass, Reduction, Role, Softmax};
-use wgloss_testing::any::{self, AnyCall, shape};
+use wgloss_testing::any::{self, AnyCall, Draw, shape};
 use wgloss_testing::call::{
     Call, Elements, PASSES, REDUCTIONS, Rows, bits, bits_of, hold, judge, reference, run,
 };
 use wgloss_testing::compare::{Tolerance, compare};
 use wgloss_testing::devices::{Device, devices, own_devices};
 use wgloss_testing::random::{Logits, Random};
+use wgloss_testing::search;
 
 type Outcome = Result<(), TestCaseError>;
 
@@ -31,6 +32,9 @@ struct Cases {
 const SAME_KERNELS: Cases = Cases { automatic: 100, forced: 25 };
 /// Of any calls, and of rows of any size: most of the time goes into compiling.
 const ANY_CALL: Cases = Cases { automatic: 60, forced: 15 };
+
+/// Of calls of few numbers, all of f32: a short run of a search that `PROPTEST_CASES` makes a long one.
+const ANY_NUMBERS: Cases = Cases { automatic: 40, forced: 4 };
 
 /// Holds a property against cases on every device.
 fn for_all<S: Strategy>(
@@ -175,17 +179,45 @@ fn keeps_the_promise(gpu: &Gpu, call: &AnyCall) -> Outcome {
 
 #[test]
 fn calls_of_cross_entropy_keep_the_promise() {
-    for_all(ANY_CALL, own_devices(), any::cross_entropy(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::cross_entropy(Draw::Usual), keeps_the_promise);
 }
 
 #[test]
 fn calls_of_ops_over_rows_keep_the_promise() {
-    for_all(ANY_CALL, own_devices(), any::rows(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::rows(Draw::Usual), keeps_the_promise);
 }
 
 #[test]
 fn calls_of_element_wise_ops_keep_the_promise() {
-    for_all(ANY_CALL, own_devices(), any::elements(), keeps_the_promise);
+    for_all(ANY_CALL, own_devices(), any::elements(Draw::Usual), keeps_the_promise);
+}
+
+// ---- against the reference, over all of f32 ----
+
+/// Every pass, but for what the documentation excepts.
+fn keeps_the_promise_of_all_numbers(gpu: &Gpu, call: &AnyCall) -> Outcome {
+    search::hold(call, |op, pass, args| gpu.block_on(gpu.run(op, pass, args)))
+        .map_err(TestCaseError::fail)
+}
+
+#[test]
+fn any_numbers_of_cross_entropy() {
+    for_all(
+        ANY_NUMBERS,
+        own_devices(),
+        any::cross_entropy(Draw::All),
+        keeps_the_promise_of_all_numbers,
+    );
+}
+
+#[test]
+fn any_numbers_of_ops_over_rows() {
+    for_all(ANY_NUMBERS, own_devices(), any::rows(Draw::All), keeps_the_promise_of_all_numbers);
+}
+
+#[test]
+fn any_numbers_of_element_wise_ops() {
+    for_all(ANY_NUMBERS, own_devices(), any::elements(Draw::All), keeps_the_promise_of_all_numbers);
 }
 
 // ---- passes and properties of rows ----

@@ -57,6 +57,10 @@ struct Elements {
 override HAS_TARGET: bool = true;
 // Whether it is a loss of x - t, which is NaN where both are the same infinity.
 override OF_DIFFERENCE: bool = false;
+// Whether the gradient depends on the input. Where it does not, NaN in the input leaves it alone.
+override GRAD_READS_INPUT: bool = true;
+// A power of two that the op's gradient() leaves out.
+override GRAD_FACTOR: u32 = 1u;
 // Whether the gradient at NaN is 0.
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
@@ -122,6 +126,8 @@ struct Loaded {
     weight: vec4<f32>,
     // whether an operand is NaN, or the difference that the loss is of
     is_nan: vec4<bool>,
+    // the same for the gradient
+    is_nan_gradient: vec4<bool>,
     // whether the op does not take these numbers
     is_bad: vec4<bool>,
 }
@@ -133,7 +139,8 @@ fn load_elements(at: Vec4Index) -> Loaded {
         t = load_targets(element_index(TARGETS, at.outer_row, at.column), 1u, at.last);
     }
     let weights = load_weights(at);
-    var is_nan = is_nan4(x) | is_nan4(t);
+    let is_nan_target = is_nan4(t);
+    var is_nan = is_nan4(x) | is_nan_target;
     if OF_DIFFERENCE {
         is_nan |= is_same_infinity4(x, t);
     }
@@ -141,6 +148,7 @@ fn load_elements(at: Vec4Index) -> Loaded {
         Elements(x, t, weights.pos_weight),
         weights.weight,
         is_nan,
+        select(is_nan_target, is_nan, GRAD_READS_INPUT),
         unacceptable(at, x, t),
     );
 }
@@ -150,15 +158,31 @@ fn weighted_loss(loaded: Loaded) -> vec4<f32> {
     return select(value, vec4(nan()), loaded.is_nan | loaded.is_bad);
 }
 
+// The gradient times its scale. What is beyond f32 before that may be within it after: there the scale
+// is multiplied in first.
+fn scaled_gradient(loaded: Loaded, scale: vec4<f32>) -> vec4<f32> {
+    let factor = f32(GRAD_FACTOR);
+    let g = gradient(loaded.elements);
+    let value = zero_wins(loaded.weight, factor * g);
+    let scaled = zero_wins(value, scale);
+    if WEIGHTED || GRAD_FACTOR != 1u {
+        let is_beyond = is_infinity4(value);
+        // A factor that is not constant here, because a compiler may join constants.
+        let scaled_first = zero_wins(loaded.weight, zero_wins(g, scale))
+            * select(vec4(1.0), vec4(factor), is_beyond);
+        return select(scaled, scaled_first, is_beyond);
+    }
+    return scaled;
+}
+
 // Stores the gradient, whose factor for the reduction is `divided`.
 fn store_weighted_gradient(at: Vec4Index, loaded: Loaded, divided: f32) {
     let scale = upstream_of_elements(at) * divided;
-    let value = zero_wins(loaded.weight, gradient(loaded.elements));
-    var scaled = zero_wins(value, scale);
+    var scaled = scaled_gradient(loaded, scale);
     if ZERO_GRADIENT_AT_NAN {
-        scaled = select(scaled, vec4(0.0), loaded.is_nan);
+        scaled = select(scaled, vec4(0.0), loaded.is_nan_gradient);
     } else {
-        scaled = select(scaled, vec4(nan()), loaded.is_nan);
+        scaled = select(scaled, vec4(nan()), loaded.is_nan_gradient);
     }
     let stored = select(scaled, vec4(nan()), loaded.is_bad | is_nan4(scale));
     store_grad(element_index(GRAD, at.outer_row, at.column), 1u, at.last, stored);

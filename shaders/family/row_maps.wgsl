@@ -15,9 +15,6 @@
 //     fn map_gradient(k: u32, stats: RowStats, prepared: vec2<f32>, g: vec4<f32>) -> vec4<f32>
 //                                                the gradient there, for upstream gradients g
 
-// Whether there is an upstream gradient; ones otherwise.
-override HAS_UPSTREAM: bool = true;
-
 fn target_weights(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
     if c >= params.classes {
         return vec4(0.0);
@@ -26,10 +23,7 @@ fn target_weights(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
 }
 
 fn load_row_upstream(row: Row, c: u32) -> vec4<f32> {
-    if HAS_UPSTREAM {
-        return load_upstream(class_index(row.aligned, c), row.aligned.step, last_of_vec4(c));
-    }
-    return vec4(1.0);
+    return load_upstream(class_index(row.aligned, c), row.aligned.step, last_of_vec4(c));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -3,8 +3,7 @@
 
 fn loss(e: Elements) -> vec4<f32> {
     let q = log1p_unit(exp_nonpositive(-abs(e.x)));
-    let positive = target_product(e.t, q + max(-e.x, vec4(0.0)));
-    return zero_wins(e.pos_weight, positive)
+    return weighted_target_product(e.pos_weight, e.t, q + max(-e.x, vec4(0.0)))
         + zero_wins(1.0 - e.t, q + max(e.x, vec4(0.0)));
 }
 

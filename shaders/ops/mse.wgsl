@@ -5,6 +5,7 @@ fn loss(e: Elements) -> vec4<f32> {
     return d * d;
 }
 
+// A fourth of it (GRAD_FACTOR).
 fn gradient(e: Elements) -> vec4<f32> {
-    return 2.0 * (e.x - e.t);
+    return half_difference4(e.x, e.t);
 }

@@ -38,6 +38,10 @@ fn is_negative_infinity4(x: vec4<f32>) -> vec4<bool> {
     return bitcast<vec4<u32>>(x) == vec4(0xff800000u);
 }
 
+fn is_infinity4(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) == vec4(0x7f800000u);
+}
+
 fn is_same_infinity4(x: vec4<f32>, y: vec4<f32>) -> vec4<bool> {
     let bits = bitcast<vec4<u32>>(x);
     return (bits == bitcast<vec4<u32>>(y)) & ((bits & vec4(0x7fffffffu)) == vec4(0x7f800000u));
@@ -236,6 +240,34 @@ fn add_up(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
+// (x - y) / 2, also where x - y is beyond f32, which makes both numbers large. They are halved there by
+// their exponents, because a compiler may factor a half out of two products.
+fn half_difference4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
+    return select(0.5 * (x - y), difference_of_halves4(x, y), is_difference_beyond4(x, y));
+}
+
+// Whether x - y is beyond f32, and not an operand.
+fn is_difference_beyond4(x: vec4<f32>, y: vec4<f32>) -> vec4<bool> {
+    return is_infinity4(x - y) & !(is_infinity4(x) | is_infinity4(y));
+}
+
+// x / 2 - y / 2 of large numbers.
+fn difference_of_halves4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
+    let one_exponent = vec4(0x00800000u);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) - one_exponent)
+        - bitcast<vec4<f32>>(bitcast<vec4<u32>>(y) - one_exponent);
+}
+
+// factor * (|x - y| - threshold / 2), also where |x - y| is beyond f32 and that is not: of halves there, with
+// parts that are not constant, because a compiler may join constants.
+fn linear_loss4(x: vec4<f32>, y: vec4<f32>, factor: f32, threshold: f32) -> vec4<f32> {
+    let is_beyond = is_difference_beyond4(x, y);
+    let distance = select(abs(x - y), abs(difference_of_halves4(x, y)), is_beyond);
+    let part = select(vec4(0.5), vec4(0.25), is_beyond);
+    let whole = select(vec4(1.0), vec4(2.0), is_beyond);
+    return (factor * (distance - part * threshold)) * whole;
+}
+
 // factor * value, where a factor of exactly 0 gives 0 whatever the value is: an infinity, or NaN.
 // Where a NaN must win, its place is taken afterwards.
 fn zero_wins(factor: vec4<f32>, value: vec4<f32>) -> vec4<f32> {
@@ -259,5 +291,12 @@ fn target_product(t: vec4<f32>, cost: vec4<f32>) -> vec4<f32> {
     let product = zero_wins(select(t, enlarged(t), is_subnormal), cost);
     // The factor is selected, not the product, because a product that is subnormal costs a
     // processor a hundred cycles, also where it is not selected.
+    return product * select(vec4(1.0), vec4(SMALLEST), is_subnormal);
+}
+
+// The same times a weight, which may be large where the product is subnormal.
+fn weighted_target_product(weight: vec4<f32>, t: vec4<f32>, cost: vec4<f32>) -> vec4<f32> {
+    let is_subnormal = is_subnormal4(t);
+    let product = zero_wins(weight, zero_wins(select(t, enlarged(t), is_subnormal), cost));
     return product * select(vec4(1.0), vec4(SMALLEST), is_subnormal);
 }

@@ -265,7 +265,9 @@ fn loss_of(stats: RowStats) -> f32 {
             let loss = target_sum * log1p(stats.denom_minus_1) + stats.margin_sum;
             if Z_LOSS {
                 let log_denom = logsumexp(stats);
-                return loss + params.z_loss * log_denom * log_denom;
+                let z_loss = params.z_loss * log_denom * log_denom;
+                // what is infinite of the loss itself is below that
+                return select(loss + z_loss, z_loss, is_infinity4(vec4(z_loss)).x);
             }
             return loss;
         }
@@ -286,7 +288,12 @@ fn row_gradient(stats: RowStats) -> RowGradient {
     let inverse = 1.0 / (1.0 + stats.denom_minus_1);
     var z_gradient = 0.0;
     if Z_LOSS {
-        z_gradient = 2.0 * params.z_loss * logsumexp(stats);
+        let log_denom = logsumexp(stats);
+        z_gradient = 2.0 * params.z_loss * log_denom;
+        // scaled logits may be beyond f32 where this is not
+        if SCALED && is_infinity4(vec4(log_denom)).x {
+            z_gradient = (2.0 * params.z_loss * params.scale) * stats.m;
+        }
     }
     let at_max =
         ((stats.target_below + z_gradient) - stats.denom_minus_1 * stats.target_at_max) * inverse;
@@ -301,8 +308,12 @@ fn row_gradient(stats: RowStats) -> RowGradient {
 // The gradient with respect to four logits, whose exponentials are e and whose target weights are
 // a.
 fn gradient_of_vec4(gradient: RowGradient, e: vec4<f32>, a: vec4<f32>) -> vec4<f32> {
-    return select(
-        e * gradient.factor - a, vec4(gradient.at_max), e > vec4(gradient.threshold));
+    var shared_part = e * gradient.factor;
+    if Z_LOSS {
+        // the factor may be infinite
+        shared_part = zero_wins(e, vec4(gradient.factor));
+    }
+    return select(shared_part - a, vec4(gradient.at_max), e > vec4(gradient.threshold));
 }
 
 // The logits that numbers of the input stand for, without the scale of SCALED. -inf stays.

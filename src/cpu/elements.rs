@@ -6,7 +6,7 @@ use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stor
 use super::threads;
 use crate::ops::{Elementwise, divisor, weight_dims};
 use crate::shape::Dim;
-use crate::{Args, Array, Output, Reduction, Result, Role};
+use crate::{Args, Array, Op, Output, Reduction, Result, Role};
 
 /// Elements of a tile: 4 KiB of each argument and result.
 const TILE: usize = 1024;
@@ -53,6 +53,8 @@ struct Job<'a, E, S> {
     upstream: Option<&'a [S]>,
     /// What gradients are multiplied by: the scalar upstream gradient over the divisor.
     scale: f32,
+    /// Whether it is read: the gradient alone may not depend on it.
+    reads_input: bool,
 }
 
 /// What one task writes: the results from element `first` on.
@@ -69,6 +71,8 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
     args: &Args<Array<'_>>,
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
+    let result = if E::TARGET { Role::Loss } else { Role::Output };
+    let has_loss = output.get(result).is_some();
     let input = slice::<S>(args.input())?;
     let reduction = op.reduction();
     let divisor = divisor(reduction, args.input().shape());
@@ -83,10 +87,9 @@ fn run<E: Elementwise, S: Stored, L: Stored>(
         dims: weight_dims(&args.layouts())?,
         upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
         scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
+        reads_input: has_loss || Op::kind(op).grad_reads_input,
     };
 
-    let result = if E::TARGET { Role::Loss } else { Role::Output };
-    let has_loss = output.get(result).is_some();
     let [to_result, to_grad] = output.places([result, Role::Grad])?;
     let mut losses = if is_none { slice_mut::<L>(to_result)? } else { None };
     let mut grad = slice_mut::<S>(to_grad)?;
@@ -144,9 +147,15 @@ impl<E: Elementwise, S: Stored> Job<'_, E, S> {
             let count = TILE.min(task.first + task.count - first);
             let elements = first..first + count;
             let Buffers { x, t, weight, pos_weight, upstream, loss, grad } = &mut *buffers;
-            let x = as_f32(&self.input[elements.clone()], x);
-            // A map has no target; its hooks read none.
-            let t = self.target.map_or(x, |target| as_f32(&target[elements.clone()], t));
+            // A map has no target, and its hooks read none; nor does a gradient that does not depend
+            // on the input read that.
+            let (x, t) = match self.target.map(|target| as_f32(&target[elements.clone()], t)) {
+                Some(t) if !self.reads_input => (t, t),
+                t => {
+                    let x = as_f32(&self.input[elements.clone()], x);
+                    (x, t.unwrap_or(x))
+                }
+            };
             if let Some(values) = self.weight {
                 broadcast(values, &self.dims, 0, first, &mut weight[..count]);
             }
@@ -194,41 +203,80 @@ impl Tile<'_> {
     fn compute<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         vectorized!(self.points(op, loss, grad));
         if self.weight.is_some() || self.upstream.is_some() {
-            vectorized!(self.weigh(loss, grad));
+            vectorized!(self.weigh::<E>(loss, grad));
         }
     }
 
     #[inline(always)]
     fn points<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         let gradient_at_nan = if op.zero_gradient_at_nan() { 0.0 } else { f32::NAN };
-        // A weight is multiplied in before the scale, so that a weight of 0 gives 0 under any
-        // scale.
-        let scale = if self.weight.is_some() { 1.0 } else { self.scale };
-        let is_number = !scale.is_nan();
+        let is_scaled = self.weight.is_none() && self.upstream.is_none();
+        let is_number = !self.scale.is_nan();
         let given = self.x.iter().zip(self.t).zip(self.pos_weight);
         for ((loss, grad), ((&x, &t), &pos_weight)) in loss.iter_mut().zip(grad).zip(given) {
             let point = op.point(x, t, pos_weight);
             // a NaN comes out whatever the hooks made of it
             let is_nan = x.is_nan() | t.is_nan() | (E::OF_DIFFERENCE & (x - t).is_nan());
             *loss = select(is_nan, f32::NAN, point.loss);
+            let is_nan = if E::GRAD_READS_INPUT { is_nan } else { t.is_nan() };
             let g = select(is_nan, gradient_at_nan, point.grad);
-            *grad = select((g == 0.0) & is_number, 0.0, g * scale);
+            *grad = match is_scaled {
+                true => {
+                    let scaled = scaled::<E>(g, self.scale);
+                    select((g == 0.0) & is_number, 0.0, scaled)
+                }
+                false => g,
+            };
         }
     }
 
     /// Multiplies by weights and upstream gradients.
     #[inline(always)]
-    fn weigh(&self, loss: &mut [f32], grad: &mut [f32]) {
-        if let Some(weight) = self.weight {
-            for ((loss, grad), &weight) in loss.iter_mut().zip(&mut *grad).zip(weight) {
-                *loss = zero_wins_unless_nan(weight, *loss);
-                *grad = zero_wins_unless_nan(zero_wins_unless_nan(weight, *grad), self.scale);
+    fn weigh<E: Elementwise>(&self, loss: &mut [f32], grad: &mut [f32]) {
+        for (loss, &weight) in loss.iter_mut().zip(self.weight.unwrap_or_default()) {
+            *loss = zero_wins_unless_nan(weight, *loss);
+        }
+        match (self.weight, self.upstream) {
+            (Some(weight), Some(upstream)) => {
+                let factors = weight.iter().zip(upstream);
+                for (grad, (&weight, &upstream)) in grad.iter_mut().zip(factors) {
+                    *grad = weighted::<E>(weight, *grad, upstream);
+                }
+            }
+            (Some(weight), None) => {
+                for (grad, &weight) in grad.iter_mut().zip(weight) {
+                    *grad = weighted::<E>(weight, *grad, self.scale);
+                }
+            }
+            (None, upstream) => {
+                for (grad, &upstream) in grad.iter_mut().zip(upstream.unwrap_or_default()) {
+                    let scaled = scaled::<E>(*grad, upstream);
+                    *grad = select((*grad == 0.0) & !upstream.is_nan(), 0.0, scaled);
+                }
             }
         }
-        for (grad, &upstream) in grad.iter_mut().zip(self.upstream.unwrap_or_default()) {
-            *grad = zero_wins_unless_nan(*grad, upstream);
-        }
     }
+}
+
+/// A gradient times its scale. What is beyond f32 before that may be within it after: there the scale
+/// is multiplied in first.
+#[inline(always)]
+fn scaled<E: Elementwise>(g: f32, scale: f32) -> f32 {
+    let factor = E::GRAD_FACTOR as f32;
+    let value = factor * g;
+    match E::GRAD_FACTOR {
+        1 => value * scale,
+        _ => select(value.is_infinite(), factor * (g * scale), value * scale),
+    }
+}
+
+/// The same with a weight, which a weight of 0 makes 0 under any scale.
+#[inline(always)]
+fn weighted<E: Elementwise>(weight: f32, g: f32, scale: f32) -> f32 {
+    let factor = E::GRAD_FACTOR as f32;
+    let value = zero_wins_unless_nan(weight, factor * g);
+    let scaled_first = zero_wins_unless_nan(weight, zero_wins_unless_nan(g, scale));
+    select(value.is_infinite(), factor * scaled_first, zero_wins_unless_nan(value, scale))
 }
 
 /// The sum of a tile's numbers.

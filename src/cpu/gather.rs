@@ -1,7 +1,7 @@
 //! Negative log-likelihood: the loss gathers one entry of each row, that at the target. The
 //! gradient is 0 at all others.
 
-use super::labels::Labels;
+use super::labels::{self, Labels};
 use super::math::zero_wins_unless_nan;
 use super::storage::{Stored, slice, slice_mut, slice_of, with_stored};
 use super::threads;
@@ -37,10 +37,7 @@ fn run<T: Stored>(
     let weight = slice_of::<f32>(args.get(Role::Weight))?;
     let is_none = op.reduction == Reduction::None;
     let divisor = match op.reduction {
-        Reduction::Mean => match labels.kept(weight).1 {
-            0.0 => f64::NAN,
-            weights => weights,
-        },
+        Reduction::Mean => labels::divisor(labels.kept(weight).1),
         _ => 1.0,
     };
     // the target weight of a kept row, and the index of its entry
@@ -65,7 +62,7 @@ fn run<T: Stored>(
         } else {
             let sum_of = |first| losses(first).map(f64::from).sum::<f64>();
             let sums = threads::run((0..shape.rows()).step_by(TASK), sum_of);
-            to.fill((sums.iter().sum::<f64>() / divisor) as f32);
+            to.fill(labels::mean(sums.iter().sum(), divisor) as f32);
         }
     }
     let Some(grad) = slice_mut::<T>(output.place(Role::Grad))? else { return Ok(()) };

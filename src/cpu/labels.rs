@@ -80,3 +80,19 @@ impl<'a> Labels<'a> {
         tasks.into_iter().fold((0, 0.0), |(n, sum), (count, weights)| (n + count, sum + weights))
     }
 }
+
+/// What the mean of rows with these weights in sum divides by: NaN for 0, and infinite where the sum is
+/// beyond f32, as kernels have it.
+pub(super) fn divisor(weights: f64) -> f64 {
+    match weights as f32 {
+        _ if weights == 0.0 => f64::NAN,
+        sum if sum.is_infinite() => sum.into(),
+        _ => weights,
+    }
+}
+
+/// A mean from the sum of losses. Under an infinite divisor it is 0, or NaN where the sum is beyond f32
+/// too.
+pub(super) fn mean(sum: f64, divisor: f64) -> f64 {
+    if divisor.is_infinite() { f64::from(sum as f32) / divisor } else { sum / divisor }
+}

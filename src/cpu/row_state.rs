@@ -30,7 +30,7 @@
 //! arrays, because these stay in registers where no reference can point into them.
 
 use super::math::{
-    LANES, LOWEST, Lanes, exp_nonpositive, log1p, max, max_lanes, or_lanes, select, sum_lanes,
+    LANES, LOWEST, Lanes, exp_nonpositive, log1p, max, max_lanes, min, or_lanes, select, sum_lanes,
     tanh, tanh_slope, zero_wins_unless_nan,
 };
 use super::tiles::{Tiling, map};
@@ -475,10 +475,14 @@ impl RowStats {
             let inverse = 1.0 / (1.0 + denom_minus_1);
             let logsumexp = m * distance_scale + log;
             let z = select(z_loss == 0.0, 0.0, z_loss * logsumexp);
-            let z_gradient = 2.0 * z;
+            // scaled logits may be beyond f32 where this is not
+            let z_of_scaled = (2.0 * z_loss * distance_scale) * m;
+            let z_gradient = select(logsumexp.is_infinite(), z_of_scaled, 2.0 * z);
 
             let loss_of_z = select(z_loss == 0.0, 0.0, z * logsumexp);
             let loss = target_sum * log + margin_sum + loss_of_z;
+            // what is infinite of the loss itself is below that
+            let loss = select(loss_of_z.is_infinite(), loss_of_z, loss);
             let loss = select(flags & HAS_POSITIVE_COST != 0, f32::INFINITY, loss);
             let loss = select(flags & HAS_NEGATIVE_COST != 0, f32::NEG_INFINITY, loss);
             // infinities of both signs have no sum
@@ -492,7 +496,8 @@ impl RowStats {
             logs[lane] = select(is_nan, f32::NAN, log);
             inverses[lane] = select(is_nan, f32::NAN, inverse);
 
-            factor[lane] = inverse * (target_sum + z_gradient);
+            // finite, since exponentials of 0 are multiplied by it too
+            factor[lane] = min(-LOWEST, max(LOWEST, inverse * (target_sum + z_gradient)));
             at_max[lane] = inverse * ((target_below + z_gradient) - denom_minus_1 * target_at_max);
             // Where all others have less than half of the maximum's mass together, its
             // exponential of 1 is the only one above 3/4. With a nearer rival the general form

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::labels::Labels;
+use super::labels::{self, Labels};
 use super::math::{LANES, Lanes, vectorized, zero_wins_unless_nan};
 use super::row_state::{
     HAS_NAN_LOGIT, Logits, Results, RowGradients, RowStats, Rows, cap, exponentials, first_at,
@@ -111,8 +111,7 @@ fn run<T: Stored>(
     let is_none = op.reduction == Reduction::None;
     let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
     let divisor = match op.reduction {
-        Reduction::Mean if weights == 0.0 => f64::NAN,
-        Reduction::Mean => weights,
+        Reduction::Mean => labels::divisor(weights),
         _ => 1.0,
     };
     let tiling = Tiling::of(shape);
@@ -185,7 +184,8 @@ fn run<T: Stored>(
 
     if has_loss && !is_none {
         let mean_of_none = op.reduction == Reduction::Mean && kept == 0;
-        let loss = if mean_of_none { op.empty_mean } else { sums.iter().sum::<f64>() / divisor };
+        let loss =
+            if mean_of_none { op.empty_mean } else { labels::mean(sums.iter().sum(), divisor) };
         slice_mut::<f32>(to_loss)?.into_iter().for_each(|to| to.fill(loss as f32));
     }
     Ok(())

@@ -34,6 +34,8 @@ use crate::{Reduction, Role};
 /// - An input or target outside `[0, 1]`, or NaN: from the host an error before any work; on the
 ///   device loss and gradient of that element are NaN, and the status names it.
 /// - A factor of exactly 0 (a weight, `t`, `1 - t`) annihilates what it multiplies.
+/// - A weight that is not finite: from the host an error before any work. In a device tensor it is not
+///   looked for, and no status tells of it.
 /// - No elements: mean NaN, sum 0.
 ///
 /// Source: PyTorch's `torch.nn.BCELoss`.

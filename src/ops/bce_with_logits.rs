@@ -36,6 +36,8 @@ use crate::{Reduction, Role};
 ///   gradients stay finite.
 /// - A factor of exactly 0 (a weight, `t`, `1 - t`) annihilates what it multiplies, an infinity
 ///   too. A NaN input or target makes loss and gradient NaN.
+/// - A weight that is not finite: from the host an error before any work. In a device tensor it is not
+///   looked for, and no status tells of it.
 /// - No elements: mean NaN, sum 0.
 ///
 /// Source: PyTorch's `torch.nn.BCEWithLogitsLoss`.
@@ -93,9 +95,13 @@ impl Elementwise for BceWithLogits {
         use crate::cpu::prelude::*;
         let Logistic { log1p_exp, sigmoid, complement } = logistic(x);
         let (positive, negative) = (pos_weight * t, 1.0 - t);
+        // 2^64 times as large where it might be subnormal, and have lost digits that its cost brings back
+        let is_small = positive.abs() < 1e-30;
+        let enlarged = pos_weight * select(is_small, t * 18_446_744_073_709_551_616.0, t);
+        let of_positive = zero_wins(enlarged, log1p_exp + max(-x, 0.0))
+            * select(is_small, 1.0 / 18_446_744_073_709_551_616.0, 1.0);
         Point {
-            loss: zero_wins(positive, log1p_exp + max(-x, 0.0))
-                + zero_wins(negative, log1p_exp + max(x, 0.0)),
+            loss: of_positive + zero_wins(negative, log1p_exp + max(x, 0.0)),
             grad: negative * sigmoid - positive * complement,
         }
     }

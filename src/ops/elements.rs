@@ -13,10 +13,10 @@ use super::{
 };
 #[cfg(feature = "cpu")]
 use crate::cpu;
-use crate::kernel::{self, File as Shader, Kernel};
+use crate::kernel::{self, Access, File as Shader, Kernel};
 use crate::limits::{Chunk, Split};
 use crate::program::{Binding, Port, Program, View, first_index};
-use crate::reference::{self, Values};
+use crate::reference::{self, Tolerance, Values};
 use crate::shape::{self, Layout, MAX_DIMS};
 use crate::tuning::DeviceProfile;
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
@@ -176,6 +176,12 @@ pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
     const TARGET: bool = true;
     /// Whether it is a loss of `x - t`, which is NaN where both are the same infinity.
     const OF_DIFFERENCE: bool = false;
+    /// Whether the gradient depends on the input. Where it does not, backward does not read the input,
+    /// whose numbers `gradient` then finds to be 0, and a NaN there leaves the gradient alone.
+    const GRAD_READS_INPUT: bool = true;
+    /// A power of two that `gradient` leaves out, because what is beyond f32 with it may be within f32
+    /// after the division by a mean's divisor. [`reference`](Self::reference) has it.
+    const GRAD_FACTOR: u32 = 1;
     /// Which of `weight` and `pos_weight` it takes.
     const WEIGHTS: &'static [Role] = &[];
     /// Whether inputs and targets must lie in `[0, 1]`.
@@ -210,6 +216,11 @@ pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
         false
     }
 
+    /// How many times as large as promised of all ops errors may be: above 1 for options that make it so.
+    fn error_factor(&self) -> f64 {
+        1.0
+    }
+
     /// What inputs and targets stand for, and what becomes of other targets: so tests and benches draw
     /// them.
     fn numbers(&self) -> (Numbers, Numbers, Others) {
@@ -226,7 +237,8 @@ pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
     #[doc(hidden)]
     fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point {
         let Point { loss, grad } = self.reference(x.into(), t.into(), pos_weight.into());
-        cpu::Point { loss: loss.value as f32, grad: grad.value as f32 }
+        let grad = grad.value / f64::from(Self::GRAD_FACTOR);
+        cpu::Point { loss: loss.value as f32, grad: grad as f32 }
     }
 }
 
@@ -283,6 +295,7 @@ impl<E: Elementwise> Op for E {
             weight: E::WEIGHTS.contains(&Role::Weight).then_some(Weight::Elements),
             pos_weight: E::WEIGHTS.contains(&Role::PosWeight),
             fused_in_place: true,
+            grad_reads_input: E::GRAD_READS_INPUT || E::UNIT_INTERVAL,
             row_outputs: false,
         }
     }
@@ -328,6 +341,9 @@ impl<E: Elementwise> Op for E {
         }
         Weights::of(args)?;
         expect_upstream(args, self.reduction(), input.shape())?;
+        if !E::TARGET && pass.has_grad() {
+            args.required(Role::Upstream, describe)?;
+        }
         let result = pass.has_loss().then(|| match E::TARGET {
             true => loss_layout(self.reduction(), input.shape()),
             false => Layout::new(input.shape(), input.dtype()),
@@ -365,9 +381,13 @@ impl<E: Elementwise> Op for E {
         let result = if E::TARGET { Role::Loss } else { Role::Output };
         let result = outputs.get(result).map(|layout| View::of(result, layout));
 
+        let access = match Op::kind(self).grad_reads_input || pass.has_loss() {
+            true => Access::of(args.in_place),
+            false => Access::Unread,
+        };
         // all that has an element for each of the input's; in place, the input is bound as the gradient
         let tensors: Vec<(Port, View)> = [
-            (ports::INPUT, argument(Role::Input).filter(|_| !args.in_place)),
+            (ports::INPUT, argument(Role::Input).filter(|_| access == Access::Apart)),
             (ports::TARGETS, argument(Role::Target)),
             (ports::UPSTREAM, upstream.clone().filter(|_| upstream_is_tensor)),
             (ports::GRAD, grad_view(args, outputs)),
@@ -394,7 +414,7 @@ impl<E: Elementwise> Op for E {
                     kernel::upstream(args.get(Role::Upstream).is_some(), !upstream_is_tensor),
                     kernel::results(E::TARGET),
                 ][..],
-                &kernel::storage(input.dtype(), vec4, args.in_place),
+                &kernel::storage(input.dtype(), vec4, access),
             ]
             .concat(),
             entry_point: pass.name(),
@@ -402,6 +422,8 @@ impl<E: Elementwise> Op for E {
                 vec![
                     ("HAS_TARGET", E::TARGET.into()),
                     ("OF_DIFFERENCE", E::OF_DIFFERENCE.into()),
+                    ("GRAD_READS_INPUT", E::GRAD_READS_INPUT.into()),
+                    ("GRAD_FACTOR", E::GRAD_FACTOR),
                     ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
                     ("WEIGHTED", args.get(Role::Weight).is_some().into()),
                     ("POS_WEIGHTED", args.get(Role::PosWeight).is_some().into()),
@@ -477,6 +499,10 @@ impl<E: Elementwise> Op for E {
             program.keep_first_fault();
         }
         Ok(program)
+    }
+
+    fn promise(&self, role: Role) -> Tolerance {
+        Tolerance::of(role).times(self.error_factor())
     }
 
     fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {

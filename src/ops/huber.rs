@@ -1,7 +1,7 @@
 //! Huber loss.
 
 use super::elements::{Elementwise, Point};
-use super::options::{Opt, REDUCTIONS, equal_by_options, number, positive, reduction};
+use super::options::{Opt, REDUCTIONS, equal_by_options, number, positive_or_infinite, reduction};
 use crate::Reduction;
 #[cfg(feature = "cpu")]
 use crate::cpu;
@@ -64,7 +64,7 @@ impl Huber {
         self
     }
 
-    /// Where the squared part ends: above 0. Default: 1.
+    /// Where the squared part ends: above 0. Default: 1. With infinity the loss is half the squared error.
     pub fn delta(mut self, delta: f64) -> Self {
         self.delta = delta;
         self
@@ -78,12 +78,13 @@ impl Elementwise for Huber {
     const ABOUT: &'static str = "Squared error below delta, absolute error times delta above";
     const SHADER: File = shader!("ops/huber.wgsl");
     const OF_DIFFERENCE: bool = true;
+    const GRAD_FACTOR: u32 = 2;
     const OPTIONS: &'static [Opt<Self>] = &[
         reduction(REDUCTIONS, |op| &mut op.reduction),
         number(
             "delta",
             "Where the one becomes the other, above 0",
-            positive(&[0.01, 0.75, 1.0, 5.0]),
+            positive_or_infinite(&[0.01, 0.75, 1.0, 5.0, f64::INFINITY]),
             |op| &mut op.delta,
         ),
     ];
@@ -98,7 +99,8 @@ impl Elementwise for Huber {
 
     fn reference(&self, x: f64, t: f64, _pos_weight: f64) -> Point {
         let (d, delta) = (x - t, self.delta);
-        if d.abs() < delta {
+        // nothing is beyond an infinite delta, an infinite difference included
+        if d.abs() < delta || delta.is_infinite() {
             return Point::new([d * d / 2.0], [d]);
         }
         Point::new([delta * d.abs(), -delta * delta / 2.0], [delta * sign(d)])
@@ -108,11 +110,14 @@ impl Elementwise for Huber {
     #[inline(always)]
     fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
-        let (d, delta) = (x - t, self.delta as f32);
-        let size = d.abs();
+        // half of the difference, since all of it may be beyond f32
+        let (d, half, delta) = (x - t, 0.5 * x - 0.5 * t, self.delta as f32);
+        let is_squared = (d.abs() < delta) | delta.is_infinite();
+        let linear = delta * (half.abs() - 0.25 * delta);
         Point {
-            loss: select(size < delta, 0.5 * d * d, delta * (size - 0.5 * delta)),
-            grad: select(size < delta, d, delta * sign(d)),
+            loss: select(is_squared, 0.5 * d * d, 2.0 * linear),
+            // half of the gradient
+            grad: select(is_squared, half, 0.5 * delta * sign(d)),
         }
     }
 }

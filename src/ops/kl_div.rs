@@ -34,7 +34,8 @@ use crate::reference::times;
 ///   an infinity where the input is -inf. A negative target's loss is NaN.
 /// - No elements: mean NaN, sum 0; `batchmean` NaN without rows (shape `[0, C]`), 0 with rows of no
 ///   elements (`[N, 0]`).
-/// - A NaN input or target makes loss and gradient NaN.
+/// - A NaN target makes loss and gradient NaN, a NaN input the loss alone: the gradient does not depend
+///   on the input, which backward takes for its layout and does not read.
 ///
 /// Source: PyTorch's `torch.nn.KLDivLoss`; Kullback and Leibler, "On Information and Sufficiency",
 /// 1951.
@@ -75,6 +76,7 @@ impl Elementwise for KlDiv {
     const ABOUT: &'static str =
         "Kullback-Leibler divergence of probabilities from log-probabilities";
     const SHADER: File = shader!("ops/kl_div.wgsl");
+    const GRAD_READS_INPUT: bool = false;
     const OPTIONS: &'static [Opt<Self>] = &[
         reduction(
             &[Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::BatchMean],

@@ -22,12 +22,14 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// | name | shape | storage |
 /// | --- | --- | --- |
 /// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
-/// | `upstream` | the input's; ones without it | the input's |
+/// | `upstream` | the input's; passes with a gradient ask for it | the input's |
 ///
 /// # Edges
 /// - Confident rows keep their digits, in the output at the maximum and in the gradient.
 /// - A class at -inf is -inf. A row that is all -inf, or holds +inf or NaN, is NaN, output and
 ///   gradient; a NaN of the upstream gradient makes its row's gradient NaN.
+/// - Where the sum of a row's upstream gradients is beyond f32, on the way too, the row's gradient is
+///   infinite or NaN.
 ///
 /// Source: PyTorch's `torch.nn.LogSoftmax`.
 ///

@@ -63,7 +63,7 @@ use std::hash::{Hash, Hasher};
 use options::{Info, Key, Kind, Value};
 
 use crate::program::{Program, Slot, View};
-use crate::reference::Values;
+use crate::reference::{Tolerance, Values};
 use crate::shape::Layout;
 use crate::tuning::DeviceProfile;
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
@@ -141,6 +141,13 @@ pub trait Op: fmt::Debug + Send + Sync + sealed::Sealed {
         outputs: &Output<Layout>,
         profile: &DeviceProfile,
     ) -> Result<Program>;
+
+    /// What is promised of a result's error, before upstream gradient and divisor (see
+    /// [`Tolerance::scaled`]) and before it is stored: [`Tolerance::GRAD`] of gradients and entropies,
+    /// [`Tolerance::LOSS`] of others, and more where an option says so.
+    fn promise(&self, role: Role) -> Tolerance {
+        Tolerance::of(role)
+    }
 
     /// The definition in float64, over arrays that `outputs` and `check_values` have passed.
     #[doc(hidden)]

@@ -49,6 +49,8 @@ use crate::{Args, Array, Error, Output, Pass, Reduction, Result, Role};
 ///   NaN, and NaN gradients at the picked entries.
 /// - The sum of weights is f32's, as PyTorch's is: where weights of both signs nearly cancel it has only
 ///   the digits that they leave, and where it is beyond f32 the mean is 0 or NaN.
+/// - A weight that is not finite: from the host an error before any work. In a device tensor it is not
+///   looked for, and no status tells of it.
 /// - A weight of 0 annihilates an infinite log-probability. A picked NaN makes the loss NaN; the
 ///   gradient does not look at it.
 /// - A class outside `0..C`: as in [`CrossEntropy`](super::CrossEntropy).
@@ -122,6 +124,7 @@ impl Op for NllLoss {
             pos_weight: false,
             // the loss reads entries that the gradient would have overwritten
             fused_in_place: false,
+            grad_reads_input: false,
             row_outputs: false,
         }
     }

@@ -144,7 +144,7 @@ enum Field<O> {
 pub(crate) struct Range {
     /// In words.
     expected: &'static str,
-    /// Whether infinities and NaN are among them.
+    /// Whether infinities and NaN are among them, as far as `accepts` says yes.
     has_infinities: bool,
     accepts: fn(f64) -> bool,
     samples: &'static [f64],
@@ -162,6 +162,11 @@ pub(crate) const fn finite(
 /// Finite numbers above 0.
 pub(crate) const fn positive(samples: &'static [f64]) -> Range {
     finite("a finite number above 0", |v| v > 0.0, samples)
+}
+
+/// Numbers above 0, infinity too.
+pub(crate) const fn positive_or_infinite(samples: &'static [f64]) -> Range {
+    Range { expected: "a number above 0", has_infinities: true, accepts: |v| v > 0.0, samples }
 }
 
 /// Any number, infinities and NaN too.
@@ -286,7 +291,7 @@ impl<O: Clone> Opt<O> {
             (
                 Field::Number { range, .. } | Field::Optional { range, .. },
                 Value::Number(value) | Value::Optional(Some(value)),
-            ) if value.is_finite() || !range.has_infinities => {
+            ) if value.is_finite() || !range.has_infinities || !(range.accepts)(value) => {
                 expect_number(self.name, value, range.expected, range.accepts)
             }
             (Field::Reduction { allowed, .. }, Value::Reduction(value))
@@ -432,6 +437,9 @@ pub struct Kind {
     pub pos_weight: bool,
     /// Whether the fused pass can write the gradient over the input.
     pub fused_in_place: bool,
+    /// Whether the gradient depends on the input. Where it does not, backward takes the input for its
+    /// layout alone, and does not read it.
+    pub grad_reads_input: bool,
     /// Whether it can keep its rows' state for backward, and give each row's logsumexp and argmax.
     pub row_outputs: bool,
 }
@@ -445,6 +453,7 @@ impl Kind {
         weight: None,
         pos_weight: false,
         fused_in_place: true,
+        grad_reads_input: true,
         row_outputs: false,
     };
 }
@@ -600,13 +609,15 @@ mod tests {
                 number(1.5),
                 "alpha: expected a number in [0, 1], or a negative one for none, got 1.5",
             ),
-            ("huber", "delta", number(0.0), "delta: expected a finite number above 0, got 0"),
+            ("huber", "delta", number(0.0), "delta: expected a number above 0, got 0"),
+            ("huber", "delta", number(f64::NAN), "delta: expected a number above 0, got NaN"),
             (
-                "huber",
-                "delta",
-                Value::Bool(true),
-                "delta: expected a finite number above 0, got true",
+                "smooth_l1",
+                "beta",
+                number(f64::INFINITY),
+                "beta: expected a finite number, 0 or more, got inf",
             ),
+            ("huber", "delta", Value::Bool(true), "delta: expected a number above 0, got true"),
             ("huber", "beta", number(1.0), "option: expected one of reduction, delta, got beta"),
             ("sigmoid", "beta", number(1.0), "option: expected no options, got beta"),
             (

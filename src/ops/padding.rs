@@ -45,7 +45,7 @@ impl Program {
                 label: format!("zero_padding.{}", layout.dtype()),
                 files: [
                     &[kernel::PADDING, kernel::MATH, kernel::OFFSETS][..],
-                    &kernel::storage(layout.dtype(), false, false),
+                    &kernel::storage(layout.dtype(), false, kernel::Access::Apart),
                 ]
                 .concat(),
                 entry_point: "zero_padding",

@@ -40,7 +40,7 @@ use crate::reference::times;
 ///   Any other one costs an infinity there.
 /// - Without `log_input`, an input below `-eps` has a loss of NaN, and the gradient of the formula.
 /// - Any number is accepted as a target, but nothing is promised of infinite ones.
-/// - A subnormal rate, and the inverse of one above 2^126, may count as 0, since GPUs may flush them.
+/// - A subnormal rate may count as 0, since GPUs may flush it.
 /// - No elements: mean NaN, sum 0.
 /// - A NaN input or target makes loss and gradient NaN.
 ///

@@ -3,7 +3,7 @@
 use super::pieces::{RowTensor, pieces};
 use super::rows::{RowParams, ports};
 use super::{FLOATS, expect_args, expect_dtype, expect_shape, grad_layout, grad_view};
-use crate::kernel::{self, File, Kernel};
+use crate::kernel::{self, Access, File, Kernel};
 use crate::program::{Binding, Program, View};
 use crate::shape::{ClassShape, Layout};
 use crate::tuning::DeviceProfile;
@@ -21,11 +21,13 @@ pub(super) struct RowMap {
 impl RowMap {
     pub fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let known: &[_] = if pass.has_grad() { &[Role::Upstream] } else { &[] };
-        expect_args(pass, args, known, || format!("{}.{}", self.name, pass.name()))?;
+        let describe = || format!("{}.{}", self.name, pass.name());
+        expect_args(pass, args, known, describe)?;
         let input = args.input();
         expect_dtype(Role::Input, input, &FLOATS)?;
         rows_along(input.shape(), self.dim)?;
-        if let Some(upstream) = args.get(Role::Upstream) {
+        if pass.has_grad() {
+            let upstream = args.required(Role::Upstream, describe)?;
             expect_dtype(Role::Upstream, upstream, &[input.dtype()])?;
             expect_shape(Role::Upstream, upstream, input.shape())?;
         }
@@ -75,7 +77,7 @@ impl RowMap {
         }
         let launch = profile.for_rows(shape)?;
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
-        let storage = kernel::storage(input.dtype(), vec4, args.in_place);
+        let storage = kernel::storage(input.dtype(), vec4, Access::of(args.in_place));
         let kernel = Kernel {
             label: format!("{}.{}.{}", self.name, pass.name(), input.dtype()),
             files: [
@@ -86,7 +88,6 @@ impl RowMap {
             entry_point: pass.name(),
             constants: vec![
                 ("DENSE_TARGET", (pass.has_grad() && self.upstream_is_target).into()),
-                ("HAS_UPSTREAM", args.get(Role::Upstream).is_some().into()),
                 ("STRIDED", (shape.positions > 1).into()),
             ],
             defines: kernel::tile(launch.tile),
@@ -103,7 +104,8 @@ impl RowMap {
                 ..RowParams::default()
             };
             let mut bindings = piece.bindings;
-            if args.get(Role::Upstream).is_none() {
+            if !pass.has_grad() {
+                // its text names the upstream gradient
                 bindings.push(Binding::placeholder(ports::UPSTREAM));
             }
             piece.before.iter().for_each(|&copy| program.copy(copy));

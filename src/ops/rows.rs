@@ -6,7 +6,7 @@ use super::pieces::{RowTensor, pieces};
 use super::sum::{SumParams, Terms, Total};
 use super::{expect_dtype, expect_finite, expect_shape, grad_view};
 use crate::array::Data;
-use crate::kernel::{self, File, Kernel};
+use crate::kernel::{self, Access, File, Kernel};
 use crate::program::{Binding, Copy, Program, View, first_index};
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::tuning::{DeviceProfile, RowLaunch, Tile};
@@ -366,7 +366,7 @@ impl RowLoss {
             RowKernel::Gather => kernel::GATHER,
         };
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
-        let storage = kernel::storage(layout.dtype(), vec4, operands.is_in_place());
+        let storage = kernel::storage(layout.dtype(), vec4, Access::of(operands.is_in_place()));
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
         if self.family == RowKernel::Rows {

@@ -20,7 +20,7 @@ use crate::reference::sigmoid;
 /// | name | shape | storage |
 /// | --- | --- | --- |
 /// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
-/// | `upstream` | the input's; ones without it | the input's |
+/// | `upstream` | the input's; passes with a gradient ask for it | the input's |
 ///
 /// # Edges
 /// - Right at any input, infinities too; small results keep their digits. NaN gives NaN.

@@ -81,8 +81,11 @@ impl SigmoidFocal {
         self
     }
 
-    /// How strongly easy elements are discounted: 0 or more. Default: 2. Above 10, errors grow with it:
-    /// the rounding of `q` is that of `q^gamma`, `gamma` times.
+    /// How strongly easy elements are discounted: 0 or more. Default: 2.
+    ///
+    /// Above 10, errors are up to `gamma / 10` times as large as is promised of all ops
+    /// ([`Tolerance`](crate::reference::Tolerance)), since the rounding of `q` is that of `q^gamma`,
+    /// `gamma` times.
     pub fn gamma(mut self, gamma: f64) -> Self {
         self.gamma = gamma;
         self
@@ -117,6 +120,10 @@ impl Elementwise for SigmoidFocal {
 
     fn reduction(&self) -> Reduction {
         self.reduction
+    }
+
+    fn error_factor(&self) -> f64 {
+        (self.gamma / 10.0).max(1.0)
     }
 
     fn settings(&self) -> Vec<f64> {

@@ -65,7 +65,8 @@ impl SmoothL1 {
         self
     }
 
-    /// Where the squared part ends: 0 or more. Default: 1.
+    /// Where the squared part ends: 0 or more, and finite, since with infinity every loss would be 0.
+    /// Default: 1.
     pub fn beta(mut self, beta: f64) -> Self {
         self.beta = beta;
         self
@@ -115,10 +116,12 @@ impl Elementwise for SmoothL1 {
         use crate::cpu::prelude::*;
         let (d, beta) = (x - t, self.beta as f32);
         let size = d.abs();
+        // half of the loss, since the difference may be beyond f32 where the loss is not
+        let linear = (0.5 * x - 0.5 * t).abs() - 0.25 * beta;
         // at 0 nothing lies below beta
         let part = d / max(beta, f32::MIN_POSITIVE);
         Point {
-            loss: select(size < beta, 0.5 * size * part.abs(), size - 0.5 * beta),
+            loss: select(size < beta, 0.5 * size * part.abs(), 2.0 * linear),
             grad: select(size < beta, part, sign(d)),
         }
     }

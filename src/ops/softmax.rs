@@ -24,7 +24,7 @@ use crate::{Args, Array, Layout, Output, Pass, Result};
 /// | name | shape | storage |
 /// | --- | --- | --- |
 /// | `input` | any, 0-dimensional too | f32, f16 or bf16 |
-/// | `upstream` | the input's; ones without it | the input's |
+/// | `upstream` | the input's; passes with a gradient ask for it | the input's |
 ///
 /// # Edges
 /// - A class at -inf has `p = 0`, and a gradient of 0 whatever its upstream gradient, but for NaN. A row

@@ -3,15 +3,18 @@
 use std::fmt;
 
 use super::Values;
-use crate::DType;
+use crate::{DType, Role};
 
 /// The error that is promised of an f32 result, as a multiple of its T (see
 /// [`Values::magnitudes`]): `2e-6` for losses and `4e-6` for gradients where T is at least 1e-3,
-/// `1e-5` where it is at least 1e-30.
+/// `1e-5` where it is at least 1e-30. [`Op::promise`](crate::Op::promise) tells that of an op, which its
+/// options may widen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// For T of at least 1e-3.
     wide: f64,
+    /// For T from 1e-30 to 1e-3.
+    narrow: f64,
     /// The largest factor that upstream and divisor have put on T: the promise is made before them.
     scale: f64,
     storage: Storage,
@@ -47,16 +50,35 @@ impl Storage {
 
 impl Tolerance {
     /// For losses: 2e-6 T.
-    pub const LOSS: Tolerance = Tolerance { wide: 2e-6, scale: 1.0, storage: Storage::F32 };
+    pub const LOSS: Tolerance =
+        Tolerance { wide: 2e-6, narrow: 1e-5, scale: 1.0, storage: Storage::F32 };
     /// For gradients: 4e-6 T.
-    pub const GRAD: Tolerance = Tolerance { wide: 4e-6, scale: 1.0, storage: Storage::F32 };
-    /// For T from 1e-30 to 1e-3.
-    const NARROW: f64 = 1e-5;
+    pub const GRAD: Tolerance = Tolerance { wide: 4e-6, ..Self::LOSS };
+
+    /// What is promised of a result without further ado.
+    pub(crate) fn of(role: Role) -> Tolerance {
+        match role {
+            Role::Grad | Role::Entropy => Self::GRAD,
+            _ => Self::LOSS,
+        }
+    }
 
     /// The same promise for results that were multiplied by `factor` (the greatest upstream, over
     /// the divisor of a mean) at the end: 1e-3 and 1e-30 move along.
     pub fn scaled(self, factor: f64) -> Tolerance {
         Tolerance { scale: self.scale * factor.abs(), ..self }
+    }
+
+    /// The promise of [`CrossEntropy`](crate::CrossEntropy) with a softcap: `4 softcap 2^-24 T` more, since
+    /// capped logits have the rounding of numbers as large as the cap.
+    pub fn softcapped(self, softcap: f64) -> Tolerance {
+        let more = 4.0 * softcap * Storage::F32.rounding;
+        Tolerance { wide: self.wide + more, narrow: self.narrow + more, ..self }
+    }
+
+    /// The same promise with errors so many times as large.
+    pub fn times(self, factor: f64) -> Tolerance {
+        Tolerance { wide: self.wide * factor, narrow: self.narrow * factor, ..self }
     }
 
     /// The same promise for results that are stored in this type: they are rounded to it once.
@@ -75,7 +97,7 @@ impl Tolerance {
         if magnitude >= 1e-3 * self.scale {
             self.wide * magnitude
         } else if magnitude >= 1e-30 * self.scale {
-            Self::NARROW * magnitude
+            self.narrow * magnitude
         } else {
             // No digits are promised here, only that the result is about as small: `want` is at
             // most T.

@@ -28,12 +28,13 @@ pub(crate) fn elements<E: Elementwise>(
         let (x, t, w) = (input[i], target[i], weight[i]);
         // A NaN first; then a zero annihilates whatever it multiplies.
         let is_nan = x.is_nan() || t.is_nan() || E::OF_DIFFERENCE && (x - t).is_nan();
+        let is_nan_gradient = if E::GRAD_READS_INPUT { is_nan } else { t.is_nan() };
         let point = op.reference(x, t, pos_weight[i]);
         losses.push(if is_nan { f64::NAN } else { times(w, point.loss.value) });
         loss_magnitudes.push(times(w.abs(), point.loss.magnitude));
         if pass.has_grad() {
             let factor = factors.of(i);
-            let value = match is_nan {
+            let value = match is_nan_gradient {
                 true if op.zero_gradient_at_nan() => 0.0,
                 true => f64::NAN,
                 false => times(w, point.grad.value),

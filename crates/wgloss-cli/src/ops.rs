@@ -27,7 +27,7 @@ pub struct Common {
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// Upstream gradient: one value for mean and sum, otherwise the shape of loss or output
-    /// [default: 1]
+    /// [default: 1; the gradient of a map needs one]
     #[arg(long, value_name = "FILE")]
     pub upstream: Option<Place>,
     /// What to compute [default: forward-backward with --grad, otherwise forward]

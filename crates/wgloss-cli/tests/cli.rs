@@ -488,8 +488,8 @@ fn batches_of_rows_are_the_whole() {
         "kl-div --input hollow.npy --target hollow.npy --reduction batchmean".into(),
         "kl-div --input none.npy --target none.npy --reduction batchmean".into(),
         "softmax --input x.npy --upstream u103.npy".into(),
-        "log-softmax --input deep.npy --dim 1".into(),
-        "sigmoid --input x.npy".into(),
+        "log-softmax --input deep.npy --dim 1 --upstream deep.npy".into(),
+        "sigmoid --input x.npy --upstream x.npy".into(),
     ];
     // The host divides, whatever computes: one command of each kind of rows will do elsewhere.
     let of_each_kind = [1, 13, 22].map(|i| &commands[i]);

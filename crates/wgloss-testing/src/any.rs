@@ -44,6 +44,23 @@ impl AnyCall {
             divisor: 1.0,
         }
     }
+
+    /// The same of a loss that is reduced, whose mean divides by `divisor`.
+    pub fn over(self, divisor: f64) -> Self {
+        AnyCall { divisor, ..self }
+    }
+
+    pub fn weight(self, weight: Array<'static>) -> Self {
+        AnyCall { weight: Some(weight), ..self }
+    }
+
+    pub fn pos_weight(self, pos_weight: Array<'static>) -> Self {
+        AnyCall { pos_weight: Some(pos_weight), ..self }
+    }
+
+    pub fn upstream(self, upstream: Array<'static>) -> Self {
+        AnyCall { upstream: Some(upstream), ..self }
+    }
 }
 
 impl Call for AnyCall {
@@ -145,15 +162,27 @@ fn ignore_index() -> impl Strategy<Value = i64> {
     prop_oneof![2 => Just(-100), 1 => select(&[0, 2, -1, 1 << 40, i64::MIN][..])]
 }
 
+/// What numbers are drawn from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Draw {
+    /// Such as people compute with, and a few edges. Squares and their sums stay finite.
+    Usual,
+    /// All of f32: huge, tiny, subnormal, infinite, none, equal.
+    All,
+}
+
 /// Cross entropy with targets of either kind.
-pub fn cross_entropy() -> impl Strategy<Value = AnyCall> {
+pub fn cross_entropy(draw: Draw) -> impl Strategy<Value = AnyCall> {
     let classes = (cross_entropy_options(), ignore_index());
     let classes = classes.prop_map(|((op, drawn), ignore_index)| {
         let op = Arc::new(op.ignore_index(ignore_index));
         Drawn { op, ignore_index, ..drawn }
     });
     let probabilities = cross_entropy_options().prop_map(|(_, drawn)| drawn);
-    prop_oneof![calls(Kind::Classes, classes), calls(Kind::ClassProbabilities, probabilities)]
+    prop_oneof![
+        calls(Kind::Classes, classes, draw),
+        calls(Kind::ClassProbabilities, probabilities, draw),
+    ]
 }
 
 /// Every option takes part; but of those that are compiled into the kernel only eight combinations,
@@ -163,8 +192,7 @@ fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
     // of f32, as inputs are
     let scale = prop_oneof![select(&[0.5, 0.75, 2.0, 4.0][..]), 0.1..5.0_f32];
     let scale = scale.prop_map(f64::from);
-    // a cap costs a few units in its own last place, so caps are small
-    let cap = select(&[0.5, 2.0, 3.0][..]);
+    let cap = select(&[0.5, 2.0, 3.0, 30.0, 50.0][..]);
     let z_loss = prop_oneof![Just(1e-4), -0.1..0.1_f64];
     let empty_mean = select(&[f64::NAN, f64::NAN, 0.0, -2.5][..]);
     let numbers = (smoothing, scale, cap, z_loss, empty_mean);
@@ -191,7 +219,7 @@ fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
 }
 
 /// The other ops over rows: negative log-likelihood, softmax and log-softmax.
-pub fn rows() -> impl Strategy<Value = AnyCall> {
+pub fn rows(draw: Draw) -> impl Strategy<Value = AnyCall> {
     let nll_loss = (reduction(), ignore_index(), any::<bool>());
     let nll_loss = nll_loss.prop_map(|(reduction, ignore_index, is_weighted)| {
         let op = NllLoss::default().reduction(reduction).ignore_index(ignore_index);
@@ -206,15 +234,15 @@ pub fn rows() -> impl Strategy<Value = AnyCall> {
         let rank = if matches!(dim, -1 | 0) { 0 } else { dim.max(-dim - 1) as usize + 1 };
         Drawn { rank, ..drawn }
     });
-    prop_oneof![2 => calls(Kind::Classes, nll_loss), 3 => calls(Kind::RowMap, map)]
+    prop_oneof![2 => calls(Kind::Classes, nll_loss, draw), 3 => calls(Kind::RowMap, map, draw)]
 }
 
 /// The element-wise ops.
-pub fn elements() -> impl Strategy<Value = AnyCall> {
+pub fn elements(draw: Draw) -> impl Strategy<Value = AnyCall> {
     let all = ops::of(|kind| !kind.family.has_rows()).flat_map(ops::variants);
-    Union::new(all.map(|op| {
+    Union::new(all.map(move |op| {
         let kind = Kind::Elements(op.kind());
-        calls(kind, any_options(op)).boxed()
+        calls(kind, any_options(op), draw).boxed()
     }))
 }
 
@@ -279,6 +307,14 @@ impl Kind {
         matches!(self, Kind::Classes | Kind::ClassProbabilities)
     }
 
+    fn is_map(self) -> bool {
+        match self {
+            Kind::RowMap => true,
+            Kind::Elements(kind) => !kind.family.is_loss(),
+            _ => false,
+        }
+    }
+
     fn input(self) -> Numbers {
         match self {
             Kind::Elements(kind) => kind.input,
@@ -286,7 +322,10 @@ impl Kind {
         }
     }
 
-    fn inputs(self) -> BoxedStrategy<Vec<f32>> {
+    fn inputs(self, draw: Draw) -> BoxedStrategy<Vec<f32>> {
+        if draw == Draw::All {
+            return self.input().all();
+        }
         match self.input() {
             Numbers::Probabilities => few_of(unit()),
             Numbers::LogProbabilities => few_of(log()),
@@ -312,7 +351,14 @@ impl Kind {
         }
     }
 
-    fn targets(self) -> BoxedStrategy<Vec<f32>> {
+    fn targets(self, draw: Draw) -> BoxedStrategy<Vec<f32>> {
+        if draw == Draw::All {
+            return match self.target() {
+                _ if self == Kind::ClassProbabilities => Numbers::Probabilities.all(),
+                Some((target, _)) => target.all(),
+                None => Just(vec![]).boxed(),
+            };
+        }
         let unit_or =
             |others: &'static [f32]| few_of(prop_oneof![15 => unit(), 1 => select(others)]);
         if self == Kind::ClassProbabilities {
@@ -389,6 +435,97 @@ fn numbers() -> BoxedStrategy<Vec<f32>> {
     .boxed()
 }
 
+/// All numbers of f32 that an argument may hold, of one nature or of all.
+trait All {
+    fn all(self) -> BoxedStrategy<Vec<f32>>;
+}
+
+impl All for Numbers {
+    fn all(self) -> BoxedStrategy<Vec<f32>> {
+        /// Of a magnitude between powers of two.
+        fn sized(exponents: Range<i32>) -> impl Strategy<Value = f32> {
+            let of = |(sign, exponent, mantissa): (f32, i32, f32)| {
+                // in float64, which holds subnormals of f32
+                (f64::from(sign * mantissa) * 2_f64.powi(exponent)) as f32
+            };
+            (select(&[1.0, -1.0][..]), exponents, 1.0..2.0_f32).prop_map(of)
+        }
+        const EDGES: [f32; 26] = [
+            0.0,
+            -0.0,
+            1e-45,
+            -1e-40,
+            f32::MIN_POSITIVE,
+            1e-30,
+            6e-8,
+            0.5,
+            1.0,
+            -1.0,
+            1.000_000_1,
+            0.999_999_94,
+            17.0,
+            88.7,
+            -87.4,
+            -104.0,
+            1.8e19,
+            -1.9e19,
+            1e30,
+            1e38,
+            1.8e38,
+            -1.8e38,
+            3e38,
+            -3e38,
+            f32::MAX,
+            f32::MIN,
+        ];
+        // of probabilities, counts and logarithms those that they may be
+        let within = move |x: f32| match self {
+            Numbers::Probabilities if x.abs() > 1.0 => (1.0 / x).abs(),
+            Numbers::Probabilities | Numbers::Counts => x.abs(),
+            Numbers::LogProbabilities => -x.abs(),
+            Numbers::Signs => 1_f32.copysign(x),
+            _ => x,
+        };
+        let special: &[f32] = match self {
+            Numbers::Probabilities => &[0.0, 1.0],
+            // of infinite counts nothing is promised
+            Numbers::Counts => &[0.0, NAN],
+            _ => &[INF, -INF, NAN, -NAN],
+        };
+        let number =
+            || prop_oneof![3 => ordinary(), 2 => sized(-149..128), 3 => select(&EDGES[..])];
+        let of_one = prop_oneof![
+            3 => few_of(number()),
+            2 => few_of(prop_oneof![1 => ordinary(), 2 => sized(120..128)]),
+            1 => few_of(prop_oneof![1 => ordinary(), 2 => sized(-149..-120)]),
+            1 => few_of(select(&EDGES[..])),
+            2 => few_of(prop_oneof![9 => number(), 1 => select(special)]),
+        ];
+        let within = move |all: Vec<f32>| all.into_iter().map(within).collect();
+        of_one.prop_map(within).boxed()
+    }
+}
+
+/// Upstream gradients from small to nearly all that f32 holds. A row map's are multiplied by
+/// probabilities and summed, so theirs stay below what overflows on the way.
+fn large_factors(kind: Kind) -> impl Strategy<Value = Vec<f32>> {
+    let most = if kind == Kind::RowMap { 1e35 } else { 3e38 };
+    let sizes = [1e-20, 1e-3, 1.0, 1.0, 65536.0, 1e20, most];
+    (select(sizes.to_vec()), few_of(-1.0..1.0_f32)).prop_map(|(size, all)| {
+        // not 0, whose product with a gradient beyond f32 is NaN
+        let factor = |f: f32| size * if f.abs() < 0.01 { 0.01 } else { f };
+        all.into_iter().map(factor).collect()
+    })
+}
+
+/// Shapes of few numbers, whole vec4s and others.
+fn small_shape() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        4 => (1..6_usize, select(&[1, 2, 3, 5, 8, 9][..])).prop_map(|(n, c)| vec![n, c]),
+        1 => (1..4_usize, 1..6_usize, 1..4_usize).prop_map(|(n, c, d)| vec![n, c, d]),
+    ]
+}
+
 /// A number in [0, 1].
 fn unit() -> impl Strategy<Value = f32> {
     prop_oneof![
@@ -434,15 +571,31 @@ fn weight() -> impl Strategy<Value = Weight> {
 fn calls(
     kind: Kind,
     drawn: impl Strategy<Value = Drawn> + 'static,
+    draw: Draw,
 ) -> impl Strategy<Value = AnyCall> {
     // each number lies so much above the one before: rows that rise or fall, without ties
-    let tilt = prop_oneof![3 => Just(0.0), 1 => -0.1..0.1_f32];
+    let tilt = match draw {
+        Draw::Usual => prop_oneof![3 => Just(0.0), 1 => -0.1..0.1_f32].boxed(),
+        Draw::All => Just(0.0).boxed(),
+    };
     // a class, or none: an ignored row
     let classes = few_of(prop::option::weighted(0.9, 0..2000_usize));
-    let upstream = prop::option::weighted(0.9, factors());
-    let values = (kind.inputs(), tilt, kind.targets(), classes, upstream);
+    let factors = match draw {
+        Draw::Usual => factors().boxed(),
+        Draw::All => large_factors(kind).boxed(),
+    };
+    let upstream = match kind.is_map() {
+        // they have no gradient without one
+        true => factors.prop_map(Some).boxed(),
+        false => prop::option::weighted(0.9, factors).boxed(),
+    };
+    let values = (kind.inputs(draw), tilt, kind.targets(draw), classes, upstream);
+    let shapes = match draw {
+        Draw::Usual => any_shape().boxed(),
+        Draw::All => small_shape().boxed(),
+    };
     let dtype = prop_oneof![14 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
-    (any_shape(), dtype, drawn, values, weight(), weight()).prop_map(
+    (shapes, dtype, drawn, values, weight(), weight()).prop_map(
         move |(mut shape, dtype, drawn, values, weight, pos_weight)| {
             let (input, tilt, target, classes, upstream) = values;
             while shape.len() < drawn.rank {
@@ -491,7 +644,15 @@ fn calls(
                 }
                 _ => None,
             };
-            let upstream = upstream.map(|upstream| match drawn.reduction {
+            // f16 makes infinities of large ones
+            let most = if (dtype, draw) == (DType::F16, Draw::All) { 6e4 } else { INF };
+            let bounded = |upstream: Vec<f32>| -> Vec<f32> {
+                upstream
+                    .into_iter()
+                    .map(|f| if f.abs() > most { most.copysign(f) } else { f })
+                    .collect()
+            };
+            let upstream = upstream.map(bounded).map(|upstream| match drawn.reduction {
                 Reduction::None => array(&upstream, &losses).to_dtype(dtype).unwrap(),
                 _ => array(&upstream, &[]),
             });

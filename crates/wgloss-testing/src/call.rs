@@ -435,21 +435,25 @@ pub fn judge(
     got: &Output<Array<'_>>,
     want: &Output<Values>,
 ) -> Result<(), String> {
+    for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
+        judge_part(call, role, got.get(role), want.get(role), promise(call, role))?;
+    }
+    Ok(())
+}
+
+/// What is promised of a result of a call.
+fn promise(call: &dyn Call, role: Role) -> Tolerance {
     // a divisor of 0 makes everything NaN or 0, and has no scale
     let over = if call.divisor() == 0.0 { 1.0 } else { call.divisor() };
     // the largest upstream gradient that scales a finite result
     let finite = |max: f64, v: f64| if v.is_finite() { max.max(v.abs()) } else { max };
     let upstream = call.upstream().map_or(1.0, |all| all.to_f64().into_iter().fold(0.0, finite));
-    for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
-        let bound = match role {
-            Role::Loss => Tolerance::LOSS.scaled(1.0 / over),
-            Role::Grad => Tolerance::GRAD.scaled(upstream / over),
-            Role::Entropy => Tolerance::GRAD,
-            _ => Tolerance::LOSS,
-        };
-        judge_part(call, role, got.get(role), want.get(role), bound)?;
+    let promise = call.op().promise(role);
+    match role {
+        Role::Loss => promise.scaled(1.0 / over),
+        Role::Grad => promise.scaled(upstream / over),
+        _ => promise,
     }
-    Ok(())
 }
 
 fn judge_part(

@@ -172,7 +172,10 @@ fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> 
                             if kind.target.is_some() {
                                 args = args.target(float(shape));
                             }
-                            add(&*op, pass, &args);
+                            // maps have no gradient without an upstream one
+                            if kind.family.is_loss() || !pass.has_grad() {
+                                add(&*op, pass, &args);
+                            }
                             if pass.has_grad() {
                                 args = args.upstream(upstream_of(reduction, shape));
                             }

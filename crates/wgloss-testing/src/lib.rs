@@ -21,6 +21,7 @@ pub mod kernels;
 pub mod memory;
 pub mod ops;
 pub mod random;
+pub mod search;
 pub mod table;
 pub mod timer;
 pub mod workload;

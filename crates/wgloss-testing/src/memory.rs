@@ -8,7 +8,7 @@ use wgloss::{
     Role, Tensor, reference,
 };
 
-use crate::compare::{Tolerance, compare_part};
+use crate::compare::compare_part;
 use crate::ops;
 use crate::random::Random;
 
@@ -167,11 +167,8 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
         upstream.to_f64().into_iter().fold(0.0, |most: f64, g| most.max(g.abs()))
     });
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
-        let bound = match role {
-            Role::Grad => Tolerance::GRAD.scaled(largest),
-            Role::Entropy => Tolerance::GRAD,
-            _ => Tolerance::LOSS,
-        };
+        let scale = if role == Role::Grad { largest } else { 1.0 };
+        let bound = job.op.promise(role).scaled(scale);
         match (want.get(role), got.get(role)) {
             (None, None) => {}
             (Some(want), Some(got)) => {

@@ -118,11 +118,13 @@ pub fn table() -> Vec<Row> {
             "classes, scale, z-loss, row outputs",
             ce().logit_scale(0.7).z_loss(1e-3).row_outputs(true),
         ),
-        // a small cap: its error is a few units in its last place (see the documentation)
         row(
             "classes, scale, softcap, row outputs",
             ce().logit_scale(0.7).softcap(2.0).row_outputs(true),
         ),
+        // those that people use
+        row("classes, softcap 30, row outputs", ce().softcap(30.0).row_outputs(true)),
+        row("probabilities, softcap 50, weights", ce().softcap(50.0)).weighted().probabilities(),
         Row { shapes: MANY_ROWS, ..row("classes, many rows", ce()) },
         row("probabilities", ce()).probabilities(),
         row("probabilities, weights, smoothing", ce().label_smoothing(0.2))

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use wgloss::options::{Numbers, Target};
-use wgloss::reference::{self, Tolerance, compare};
+use wgloss::reference::{self, compare};
 use wgloss::{Args, Array, DType, Op, Output, Pass, Role};
 
 use crate::ops;
@@ -79,13 +79,11 @@ impl Workload {
         let losses = if has_rows(self.op.name()) { self.shape[0] as f64 } else { elements };
         let is_mean = want.get(Role::Loss).is_some_and(|loss| loss.shape.is_empty());
         // upstream gradients are normal: few of them exceed 5
-        let bounds = match is_mean {
-            true => [Tolerance::LOSS.scaled(1.0 / losses), Tolerance::GRAD.scaled(1.0 / losses)],
-            false => [Tolerance::LOSS, Tolerance::GRAD.scaled(5.0)],
-        };
+        let scales = if is_mean { [1.0 / losses; 2] } else { [1.0, 5.0] };
         let mut worst = 0.0_f64;
         for (role, got) in got.iter() {
-            let bound = if role == Role::Grad { bounds[1] } else { bounds[0] };
+            let scale = scales[usize::from(role == Role::Grad)];
+            let bound = self.op.promise(role).scaled(scale);
             if let Some(want) = want.get(role) {
                 let bound = bound.stored_as(got.dtype());
                 worst = worst.max(compare(&got.to_f32(), want, bound)?.units);
@@ -94,13 +92,16 @@ impl Workload {
         Ok(worst)
     }
 
+    /// Bytes of every argument that the pass reads, and of every result, each counted once: the least that
+    /// has to be moved.
+    pub fn bytes(&self, args: &Args<Array<'_>>, output: &Output<Array<'_>>) -> u64 {
+        let reads_input = self.pass.has_loss() || self.op.kind().grad_reads_input;
+        let read = args.iter().filter(|(role, _)| *role != Role::Input || reads_input);
+        read.chain(output.iter()).map(|(_, array)| array.layout().bytes()).sum()
+    }
+
     /// `cross_entropy forward_backward f32 [4096, 1000]`.
     pub fn name(&self) -> String {
         format!("{} {} {} {:?}", self.op.name(), self.pass.name(), self.dtype, self.shape)
     }
-}
-
-/// Bytes of every argument and result, each counted once: the least that has to be moved.
-pub fn bytes(args: &Args<Array<'_>>, output: &Output<Array<'_>>) -> u64 {
-    args.iter().chain(output.iter()).map(|(_, array)| array.layout().bytes()).sum()
 }

@@ -253,7 +253,7 @@ fn time(
     let host = || gpu.block_on(gpu.run(&*workload.op, workload.pass, args));
     let output = host()?;
     let max_error = workload.judge(args, &output)?;
-    let bytes = workload::bytes(args, &output);
+    let bytes = workload.bytes(args, &output);
     drop(output);
 
     let timer = Timer::new(gpu);

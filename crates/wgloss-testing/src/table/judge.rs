@@ -32,9 +32,6 @@ impl Case<'_> {
         // the largest upstream gradient that scales a finite result
         let largest = upstream.to_f64().into_iter().filter(|g| g.is_finite());
         let largest = largest.fold(0.0, |most: f64, g| most.max(g.abs()));
-        let [loss, grad] =
-            [Tolerance::LOSS.scaled(1.0 / over), Tolerance::GRAD.scaled(largest / over)];
-
         let mut state = None;
         Ok(PASSES.map(|pass| {
             let args = match (pass, &state) {
@@ -51,12 +48,12 @@ impl Case<'_> {
             }
             let mut worst = 0.0_f64;
             for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
+                let promise = op.promise(role);
                 let (is_asked, bound) = match role {
-                    Role::Grad => (pass.has_grad(), grad),
-                    Role::Loss | Role::Output => (pass.has_loss(), loss),
-                    Role::Entropy => (pass.has_loss(), Tolerance::GRAD),
-                    // a logsumexp's error is absolute
-                    _ => (pass.has_loss(), Tolerance::LOSS),
+                    Role::Grad => (pass.has_grad(), promise.scaled(largest / over)),
+                    Role::Loss | Role::Output => (pass.has_loss(), promise.scaled(1.0 / over)),
+                    // of a row, whatever the reduction
+                    _ => (pass.has_loss(), promise),
                 };
                 let want = want.get(role).filter(|_| is_asked);
                 let units =
