@@ -312,7 +312,7 @@ fn time_on_cpu(workload: &Workload, rounds: u32, bar: &indicatif::ProgressBar) -
     let calls: Vec<_> = (0..2).map(|turn| workload.draw(turn)).collect::<Result<_>>()?;
     let mut output = cpu.run(&*workload.op, workload.pass, &calls[0])?;
     let max_error = workload.judge(&calls[0], &output)?;
-    let bytes = workload::bytes(&calls[0], &output);
+    let bytes = workload.bytes(&calls[0], &output);
     let mut memory = Memory::new(bytes);
     let mut times = Times::default();
     // the first round warms up
