@@ -1,6 +1,7 @@
 //! Random files, good and damaged, and random command lines, in this process. Cases are the same on every
 //! run; `PROPTEST_CASES` asks for more of each property, `PROPTEST_RNG_SEED` for others.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -94,19 +95,30 @@ fn good_files_mean_what_they_say() {
 #[test]
 fn damaged_files_are_refused_or_mean_what_they_say() {
     let folder = TempDir::new().unwrap();
+    let [tried, taken] = [const { Cell::new(0) }; 2];
     for_all(6000, |random| {
         let shape = random.pick(&SHAPES);
-        let kind = random.pick(&[Kind::Numbers, Kind::Classes, Kind::ClassesOrNumbers]);
+        let kind =
+            random.pick(&[Kind::Numbers, Kind::Numbers, Kind::Classes, Kind::ClassesOrNumbers]);
         let good = array_file(random, "input", shape, Elements::Numbers);
         let bytes = damaged(random, &good.bytes);
         let path = folder.path().join(&good.name);
         fs::write(&path, &bytes).unwrap();
+        tried.update(|tried| tried + 1);
         let Ok((shape, values)) = read(&path, good.key.as_deref(), kind) else { return };
+        taken.update(|taken| taken + 1);
         match good.key {
             None => expect_of_npy(&bytes, &shape, values.len()),
             Some(key) => expect_of_safetensors(&bytes, &key, &shape, &values),
         }
     });
+    expect_both(tried.get(), taken.get());
+}
+
+/// Of what is tried, some must be taken and some refused, or it is no test.
+fn expect_both(tried: u32, taken: u32) {
+    let part = f64::from(taken) / f64::from(tried);
+    assert!(tried < 100 || (0.01..0.99).contains(&part), "{taken} of {tried} were taken");
 }
 
 /// What was read of a `.npy` file is in its header's own words, and takes all of its bytes.
@@ -198,6 +210,7 @@ fn write_files(random: &mut Random, folder: &Path) -> Vec<String> {
 #[test]
 fn random_command_lines_end_well() {
     report::be_quiet();
+    let [tried, taken] = [const { Cell::new(0) }; 2];
     for_all(3000, |random| {
         let folder = TempDir::new().unwrap();
         let files = write_files(random, folder.path());
@@ -234,6 +247,8 @@ fn random_command_lines_end_well() {
             }
             run::run(&job)
         });
+        tried.update(|tried| tried + 1);
+        taken.update(|taken| taken + u32::from(result.is_ok()));
         let after = names(folder.path());
         let left: Vec<_> = after.difference(&before).collect();
         match result {
@@ -248,4 +263,5 @@ fn random_command_lines_end_well() {
             }
         }
     });
+    expect_both(tried.get(), taken.get());
 }

@@ -54,9 +54,20 @@ fn send(signal: &str, child: &Child) {
     assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
 }
 
+/// Whether a signal is ignored here, as ^C is in the background jobs of scripts, and so in what is started
+/// from here.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1)
+}
+
 #[test]
 fn a_signal_leaves_nothing_beside_the_output() {
     for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("QUIT", 3), ("XCPU", 24)] {
+        if is_ignored(number) {
+            continue;
+        }
         let folder = folder();
         fs::write(folder.path().join("y.npy"), "as it was").unwrap();
         let mut child = started(folder.path(), &format!("ulimit -c 0; exec {LONG}"));

@@ -205,7 +205,7 @@ pub fn damaged(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
         let near = if random.chance(0.7) { bytes.len().min(160) } else { bytes.len() };
         let at = random.below(near.max(1)).min(bytes.len());
         let end = bytes.len().min(at + random.below(24));
-        match random.below(9) {
+        match random.below(10) {
             0 => bytes.truncate(at),
             1 | 2 => {
                 if let Some(byte) = bytes.get_mut(at) {
@@ -224,6 +224,7 @@ pub fn damaged(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, part);
             }
             7 => with_other_number(random, &mut bytes),
+            8 => with_another_entry(random, &mut bytes),
             _ => {
                 let size = random.pick(&[0, 1, 99_999_999, 100_000_001, u64::MAX, 1 << 63]);
                 let size: [u8; 8] = size.to_le_bytes();
@@ -236,6 +237,34 @@ pub fn damaged(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Puts another entry into a header, whose length is as it must be: often of a key that is there already.
+fn with_another_entry(random: &mut Random, bytes: &mut Vec<u8>) {
+    let is_npy = bytes.starts_with(b"\x93NUMPY");
+    let entries: [&str; 3] = match is_npy {
+        true => ["'shape': (1,), ", "'descr': '<f4', ", "'fortran_order': False, "],
+        false => [
+            "\"input\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},",
+            "\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},",
+            "\"__metadata__\":{\"a\":\"1\",\"a\":\"2\"},",
+        ],
+    };
+    let entry = random.pick(&entries);
+    let Some(brace) = bytes.iter().position(|&byte| byte == b'{') else { return };
+    let (at, size) = match (is_npy, bytes.get(6)) {
+        (true, Some(1)) => (8, 2),
+        (true, _) => (8, 4),
+        (false, _) => (0, 8),
+    };
+    if brace < at + size {
+        return;
+    }
+    let mut length = [0; 8];
+    length[..size].copy_from_slice(&bytes[at..at + size]);
+    let length = u64::from_le_bytes(length).wrapping_add(entry.len() as u64).to_le_bytes();
+    bytes[at..at + size].copy_from_slice(&length[..size]);
+    bytes.splice(brace + 1..=brace, entry.bytes());
 }
 
 /// Puts another number in place of one of a header's.
