@@ -67,7 +67,8 @@ fn main() -> Result<()> {
         let (contexts, targets): (Vec<_>, Vec<_>) =
             starts.map(|at| (&text[at..at + CONTEXT], text[at + CONTEXT])).unzip();
         let contexts = TensorData::new(contexts.concat(), [BATCH, CONTEXT]);
-        let targets = Tensor::from_data(TensorData::new(targets, [BATCH]), &device);
+        let targets = TensorData::new(targets, [BATCH]);
+        let targets = Tensor::<1, Int>::from_data(targets, &device);
         let logits = model.forward(Tensor::from_data(contexts, &device));
         let loss = criterion.forward(logits, targets);
         let grads = GradientsParams::from_grads(loss.backward(), &model);

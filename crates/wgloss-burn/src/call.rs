@@ -2,6 +2,7 @@
 
 use burn::backend::{Dispatch, DispatchTensor, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor};
+use wgloss::options::Value;
 use wgloss::{Layout, Op, Output, Pass, Role};
 
 use crate::autodiff::Differentiable;
@@ -198,6 +199,18 @@ fn expect_rank<const R: usize>(op: &dyn Op, args: &Args, role: Role) -> Result<(
     }
 }
 
+/// Refuses a class to be left out that no target can be, since targets become i32.
+fn expect_i32(op: &dyn Op) -> Result<()> {
+    let ignored = op.options().into_iter().find(|option| option.name == "ignore_index");
+    match ignored.map(|option| option.value) {
+        Some(Value::Integer(class)) if i32::try_from(class).is_err() => {
+            let (argument, expected) = ("ignore_index", "an integer that i32 holds".into());
+            Err(wgloss::Error::Value { argument, expected, actual: class.to_string() }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks all that can be checked before burn computes, which may be much later and on another thread.
 fn expect_valid(op: &dyn Op, args: &Args) -> Result<Output<Layout>> {
     let device = Device::new(args.input.device());
@@ -223,6 +236,7 @@ fn expect_valid(op: &dyn Op, args: &Args) -> Result<Output<Layout>> {
         };
     }
     let outputs = op.outputs(Pass::Forward, &layouts)?;
+    expect_i32(op)?;
     if let Some(role) = args.tracked {
         return Err(Error::Tracked { argument: role.name() });
     }

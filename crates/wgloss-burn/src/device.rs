@@ -85,6 +85,9 @@ pub fn share(device: &Device, setup: &WgpuSetup) -> Result<()> {
 /// an error: a class out of range, whose row's loss is NaN; a lost device; too little memory. Since
 /// that waits, call it now and then, such as once an epoch.
 ///
+/// With fusion, that is all that this thread has asked for, and what others have asked for whose results
+/// were needed.
+///
 /// Losses do not report such faults themselves, since burn computes later than it is called. The
 /// results of a call that has failed are NaN, and -1 where they are integers.
 ///
