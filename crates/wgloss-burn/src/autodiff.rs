@@ -10,7 +10,9 @@ use burn_cubecl::tensor::CubeTensor;
 use wgloss::Op;
 use wgloss::options::Value;
 
-use crate::bridge::{Kernels, Others, Results, Slot, forward_specs};
+#[cfg(feature = "fusion")]
+use crate::bridge::forward_specs;
+use crate::bridge::{Kernels, Others, Results, Slot};
 
 /// An op on whatever backend, in a graph where there is one.
 #[backend_extension(Cube, Autodiff, Fusion: cfg(feature = "fusion"))]
