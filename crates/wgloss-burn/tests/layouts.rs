@@ -147,6 +147,20 @@ fn classes_may_be_the_second_of_many_dimensions() {
     expect_close("gradient", want, grad.permute([0, 2, 1]).reshape([15, 7]), 1e-6);
 }
 
+/// Rows lie as far apart as they would, but what is in them lies otherwise.
+#[test]
+fn permuted_within_rows() {
+    let device = device();
+    let x = normal([3, 5, 7], &device).permute([0, 2, 1]);
+    let y = classes([3, 5], 7, &device);
+    let copy = Tensor::<3>::from_data(x.clone().into_data(), &device);
+    let op = CrossEntropy::default();
+    let of = |x| loss::<1>(&op, Args::new(x).classes(y.clone())).unwrap();
+    assert_eq!(distance(of(x.clone()), of(copy.clone())), 0.0);
+    let of = |x| loss::<1>(&Mse::default(), Args::new(copy.clone()).target(x)).unwrap();
+    assert_eq!(values(of(x)), [0.0]);
+}
+
 #[test]
 fn empty_batches() {
     let device = autodiff();
