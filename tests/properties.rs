@@ -34,7 +34,7 @@ const SAME_KERNELS: Cases = Cases { automatic: 100, forced: 25 };
 const ANY_CALL: Cases = Cases { automatic: 60, forced: 15 };
 
 /// Of calls of few numbers, all of f32: a short run of a search that `PROPTEST_CASES` makes a long one.
-const ANY_NUMBERS: Cases = Cases { automatic: 40, forced: 4 };
+const ANY_NUMBERS: Cases = Cases { automatic: 15, forced: 1 };
 
 /// Holds a property against cases on every device.
 fn for_all<S: Strategy>(

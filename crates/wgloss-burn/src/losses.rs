@@ -1,0 +1,558 @@
+//! Losses as modules, made from configs as burn's are, with the names that burn's have where burn has
+//! them: a program changes its `use` lines.
+//!
+//! ```no_run
+//! use burn::tensor::{Device, Int, Tensor};
+//! use wgloss_burn::CrossEntropyLossConfig; // instead of burn::nn::loss::CrossEntropyLossConfig
+//!
+//! # fn f(device: &Device, logits: Tensor<2>, targets: Tensor<1, Int>) {
+//! let loss = CrossEntropyLossConfig::new().with_smoothing(Some(0.1)).init(device);
+//! let loss: Tensor<1> = loss.forward(logits, targets);
+//! # }
+//! ```
+//!
+//! Their methods panic where [`loss`](crate::loss()) returns an error, at the call and before anything is
+//! computed, since burn's have no result type; [`op`](CrossEntropyLoss::op) gives what to call `loss` with.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::loss::Reduction;
+use burn::tensor::{Device, Int, Tensor};
+use wgloss::options::Value;
+use wgloss::{
+    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, Mse, NllLoss as Nll, Op, PoissonNll,
+    SigmoidFocal, SmoothL1, SoftMargin,
+};
+
+use crate::activation::expect;
+use crate::call::{Args, RowOutputs, loss, loss_and_rows};
+
+/// The op with a reduction; `None` for none.
+fn reduced(op: &dyn Op, reduction: Option<Reduction>) -> Box<dyn Op> {
+    let reduction = match reduction {
+        None => wgloss::Reduction::None,
+        Some(Reduction::Sum) => wgloss::Reduction::Sum,
+        Some(Reduction::BatchMean) => wgloss::Reduction::BatchMean,
+        // what burn means by it
+        Some(Reduction::Auto) if op.name() == KlDiv::default().name() => {
+            wgloss::Reduction::BatchMean
+        }
+        Some(Reduction::Mean | Reduction::Auto) => wgloss::Reduction::Mean,
+    };
+    let mut op = op.boxed();
+    expect(op.set("reduction", Value::Reduction(reduction)).map_err(Into::into));
+    op
+}
+
+fn to_tensor(weights: Option<&Vec<f32>>, device: &Device) -> Option<Tensor<1>> {
+    let weights = weights?;
+    Some(Tensor::from_floats(&weights[..], &device.clone().without_autodiff()))
+}
+
+// ---------------------------------------------------------------------------- rows of classes
+
+/// Configuration of [`CrossEntropyLoss`]. See [`wgloss::CrossEntropy`] for what each option does, to the
+/// edge cases.
+#[derive(Config, Debug)]
+pub struct CrossEntropyLossConfig {
+    /// Targets that are left out, as burn's are. With them, there is no other `ignore_index`.
+    pub pad_tokens: Option<Vec<usize>>,
+    /// The target that is left out: any that an i32 holds.
+    #[config(default = "-100")]
+    pub ignore_index: i64,
+    /// A weight for each class: any finite numbers.
+    pub weights: Option<Vec<f32>>,
+    /// The share, in `[0, 1]`, of the target's weight that is spread evenly over all classes.
+    pub smoothing: Option<f64>,
+    /// The mean where every target is left out. None: NaN.
+    pub empty_mean: Option<f64>,
+    /// What logits are multiplied by.
+    #[config(default = "1.0")]
+    pub logit_scale: f64,
+    /// Bounds logits: each becomes `softcap * tanh(x / softcap)`.
+    pub softcap: Option<f64>,
+    /// Adds `z_loss * logsumexp^2` to each row's loss.
+    #[config(default = "0.0")]
+    pub z_loss: f64,
+}
+
+impl CrossEntropyLossConfig {
+    /// The loss, with its weights on this device. Options outside their range are refused when it is
+    /// called.
+    pub fn init(&self, device: &Device) -> CrossEntropyLoss {
+        let pad_tokens = self.pad_tokens.clone().unwrap_or_default();
+        let mut op = CrossEntropy::default()
+            .ignore_index(pad_tokens.first().map_or(self.ignore_index, |&token| token as i64))
+            .label_smoothing(self.smoothing.unwrap_or(0.0))
+            .empty_mean(self.empty_mean.unwrap_or(f64::NAN))
+            .logit_scale(self.logit_scale)
+            .z_loss(self.z_loss);
+        if let Some(softcap) = self.softcap {
+            op = op.softcap(softcap);
+        }
+        let weights = to_tensor(self.weights.as_ref(), device);
+        CrossEntropyLoss { weights, pad_tokens, op }
+    }
+}
+
+/// Softmax cross entropy of logits `[N, C]` or `[N, C, d1, ...]`.
+#[derive(Module, Debug)]
+pub struct CrossEntropyLoss {
+    weights: Option<Tensor<1>>,
+    #[module(skip)]
+    pad_tokens: Vec<usize>,
+    #[module(skip)]
+    op: CrossEntropy,
+}
+
+impl CrossEntropyLoss {
+    /// The op with its options: for [`loss`](crate::loss()), which returns errors.
+    pub fn op(&self) -> &CrossEntropy {
+        &self.op
+    }
+
+    /// The mean over the rows that are not left out; with weights, over the sum of their targets'
+    /// weights. Targets are class indices in the logits' shape without the dimension C.
+    ///
+    /// # Panics
+    /// Where [`loss`](crate::loss()) returns an error.
+    pub fn forward<const D: usize, const T: usize>(
+        &self,
+        logits: Tensor<D>,
+        targets: Tensor<T, Int>,
+    ) -> Tensor<1> {
+        self.forward_with_reduction(logits, targets, Reduction::Mean)
+    }
+
+    /// The mean or the sum.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_reduction<const D: usize, const T: usize>(
+        &self,
+        logits: Tensor<D>,
+        targets: Tensor<T, Int>,
+        reduction: Reduction,
+    ) -> Tensor<1> {
+        expect(loss(&*reduced(&self.op, Some(reduction)), self.args(logits, targets)))
+    }
+
+    /// Each row's loss, in the targets' shape.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_no_reduction<const D: usize, const T: usize>(
+        &self,
+        logits: Tensor<D>,
+        targets: Tensor<T, Int>,
+    ) -> Tensor<T> {
+        expect(loss(&*reduced(&self.op, None), self.args(logits, targets)))
+    }
+
+    /// The mean, and for metrics each row's logsumexp, largest class, whether that is the target, and
+    /// entropy: in the same read of the logits.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_rows<const D: usize, const T: usize>(
+        &self,
+        logits: Tensor<D>,
+        targets: Tensor<T, Int>,
+    ) -> (Tensor<1>, RowOutputs<T>) {
+        let op = self.op.clone().row_outputs(true);
+        expect(loss_and_rows(&op, self.args(logits, targets)))
+    }
+
+    /// The mean, with a probability for each class as targets, in the logits' shape and storage type.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward); with `pad_tokens`, since such targets are never left out.
+    pub fn forward_probabilities<const D: usize>(
+        &self,
+        logits: Tensor<D>,
+        targets: Tensor<D>,
+    ) -> Tensor<1> {
+        let args = self.weighted(Args::new(logits).target(targets));
+        expect(loss(&self.op, args))
+    }
+
+    fn args<const D: usize, const T: usize>(
+        &self,
+        logits: Tensor<D>,
+        mut targets: Tensor<T, Int>,
+    ) -> Args {
+        if let [first, others @ ..] = &self.pad_tokens[..] {
+            for &token in others {
+                let is_pad = targets.clone().equal_scalar(token as i64);
+                targets = targets.mask_fill(is_pad, *first as i64);
+            }
+        }
+        self.weighted(Args::new(logits).classes(targets))
+    }
+
+    fn weighted(&self, args: Args) -> Args {
+        match &self.weights {
+            Some(weights) => args.weight(weights.clone()),
+            None => args,
+        }
+    }
+}
+
+/// Configuration of [`NllLoss`]. See [`wgloss::NllLoss`].
+#[derive(Config, Debug)]
+pub struct NllLossConfig {
+    /// The target that is left out: any that an i32 holds.
+    #[config(default = "-100")]
+    pub ignore_index: i64,
+    /// A weight for each class: any finite numbers.
+    pub weights: Option<Vec<f32>>,
+}
+
+impl NllLossConfig {
+    /// The loss, with its weights on this device.
+    pub fn init(&self, device: &Device) -> NllLoss {
+        let weights = to_tensor(self.weights.as_ref(), device);
+        NllLoss { weights, op: Nll::default().ignore_index(self.ignore_index) }
+    }
+}
+
+/// Negative log-likelihood of log-probabilities `[N, C]` or `[N, C, d1, ...]`.
+#[derive(Module, Debug)]
+pub struct NllLoss {
+    weights: Option<Tensor<1>>,
+    #[module(skip)]
+    op: Nll,
+}
+
+impl NllLoss {
+    /// The op with its options: for [`loss`](crate::loss()), which returns errors.
+    pub fn op(&self) -> &Nll {
+        &self.op
+    }
+
+    /// The mean or the sum. Targets are class indices in the input's shape without the dimension C.
+    ///
+    /// # Panics
+    /// Where [`loss`](crate::loss()) returns an error.
+    pub fn forward<const D: usize, const T: usize>(
+        &self,
+        log_probabilities: Tensor<D>,
+        targets: Tensor<T, Int>,
+        reduction: Reduction,
+    ) -> Tensor<1> {
+        let op = reduced(&self.op, Some(reduction));
+        expect(loss(&*op, self.args(log_probabilities, targets)))
+    }
+
+    /// Each row's loss, in the targets' shape.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_no_reduction<const D: usize, const T: usize>(
+        &self,
+        log_probabilities: Tensor<D>,
+        targets: Tensor<T, Int>,
+    ) -> Tensor<T> {
+        expect(loss(&*reduced(&self.op, None), self.args(log_probabilities, targets)))
+    }
+
+    fn args<const D: usize, const T: usize>(
+        &self,
+        input: Tensor<D>,
+        targets: Tensor<T, Int>,
+    ) -> Args {
+        let args = Args::new(input).classes(targets);
+        match &self.weights {
+            Some(weights) => args.weight(weights.clone()),
+            None => args,
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------- elements
+
+/// A module for an element-wise loss without weights.
+macro_rules! element_loss {
+    ($(#[$doc:meta])* $Loss:ident, $Op:ty) => {
+        $(#[$doc])*
+        #[derive(Module, Debug)]
+        pub struct $Loss {
+            #[module(skip)]
+            op: $Op,
+        }
+
+        impl $Loss {
+            /// The op with its options: for [`loss`](crate::loss()), which returns errors.
+            pub fn op(&self) -> &$Op {
+                &self.op
+            }
+
+            /// The reduced loss of predictions and targets of the same shape and storage type.
+            ///
+            /// # Panics
+            /// Where [`loss`](crate::loss()) returns an error.
+            pub fn forward<const D: usize>(
+                &self,
+                predictions: Tensor<D>,
+                targets: Tensor<D>,
+                reduction: Reduction,
+            ) -> Tensor<1> {
+                let op = reduced(&self.op, Some(reduction));
+                expect(loss(&*op, Args::new(predictions).target(targets)))
+            }
+
+            /// Each element's loss.
+            ///
+            /// # Panics
+            /// As [`forward`](Self::forward).
+            pub fn forward_no_reduction<const D: usize>(
+                &self,
+                predictions: Tensor<D>,
+                targets: Tensor<D>,
+            ) -> Tensor<D> {
+                expect(loss(&*reduced(&self.op, None), Args::new(predictions).target(targets)))
+            }
+        }
+    };
+}
+
+/// The loss of an op without options.
+macro_rules! plain_loss {
+    ($Loss:ident, $Op:ty) => {
+        impl $Loss {
+            /// The loss.
+            pub fn new() -> Self {
+                $Loss { op: <$Op>::default() }
+            }
+        }
+
+        impl Default for $Loss {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+    };
+}
+
+element_loss!(
+    /// The squared error: [`wgloss::Mse`].
+    MseLoss,
+    Mse
+);
+plain_loss!(MseLoss, Mse);
+
+element_loss!(
+    /// The absolute error: [`wgloss::L1`].
+    L1Loss,
+    L1
+);
+plain_loss!(L1Loss, L1);
+
+element_loss!(
+    /// `ln(1 + e^(-t x))`: [`wgloss::SoftMargin`].
+    SoftMarginLoss,
+    SoftMargin
+);
+plain_loss!(SoftMarginLoss, SoftMargin);
+
+/// Configuration of [`SmoothL1Loss`].
+#[derive(Config, Debug)]
+pub struct SmoothL1LossConfig {
+    /// Where the square ends: 0 or more.
+    #[config(default = "1.0")]
+    pub beta: f64,
+}
+
+impl SmoothL1LossConfig {
+    /// The loss.
+    pub fn init(&self) -> SmoothL1Loss {
+        SmoothL1Loss { op: SmoothL1::default().beta(self.beta) }
+    }
+}
+
+element_loss!(
+    /// The absolute error, squared near 0: [`wgloss::SmoothL1`].
+    SmoothL1Loss,
+    SmoothL1
+);
+
+/// Configuration of [`HuberLoss`].
+#[derive(Config, Debug)]
+pub struct HuberLossConfig {
+    /// Where the square ends: above 0.
+    pub delta: f64,
+}
+
+impl HuberLossConfig {
+    /// The loss.
+    pub fn init(&self) -> HuberLoss {
+        HuberLoss { op: Huber::default().delta(self.delta) }
+    }
+}
+
+element_loss!(
+    /// The squared error, linear far from 0: [`wgloss::Huber`].
+    HuberLoss,
+    Huber
+);
+
+/// Configuration of [`KLDivLoss`].
+#[derive(Config, Debug)]
+pub struct KLDivLossConfig {
+    /// Whether targets are log-probabilities.
+    #[config(default = "false")]
+    pub log_target: bool,
+}
+
+impl KLDivLossConfig {
+    /// The loss.
+    pub fn init(&self) -> KLDivLoss {
+        KLDivLoss { op: KlDiv::default().log_target(self.log_target) }
+    }
+}
+
+element_loss!(
+    /// The Kullback-Leibler divergence of log-probabilities from targets: [`wgloss::KlDiv`].
+    /// `Reduction::Auto` is `BatchMean`, as burn's is.
+    KLDivLoss,
+    KlDiv
+);
+
+/// Configuration of [`PoissonNllLoss`].
+#[derive(Config, Debug)]
+pub struct PoissonNllLossConfig {
+    /// Whether predictions are the logarithms of rates.
+    #[config(default = "true")]
+    pub log_input: bool,
+    /// Adds Stirling's term where targets exceed 1.
+    #[config(default = "false")]
+    pub full: bool,
+    /// What is added to a rate whose logarithm is taken: above 0.
+    #[config(default = "1e-8")]
+    pub eps: f64,
+}
+
+impl PoissonNllLossConfig {
+    /// The loss.
+    pub fn init(&self) -> PoissonNllLoss {
+        let op = PoissonNll::default().log_input(self.log_input).full(self.full).eps(self.eps);
+        PoissonNllLoss { op }
+    }
+}
+
+element_loss!(
+    /// The negative log-likelihood of counts: [`wgloss::PoissonNll`].
+    PoissonNllLoss,
+    PoissonNll
+);
+
+/// Configuration of [`SigmoidFocalLoss`].
+#[derive(Config, Debug)]
+pub struct SigmoidFocalLossConfig {
+    /// The weight of the positive term, in `[0, 1]`; negative for none.
+    #[config(default = "0.25")]
+    pub alpha: f64,
+    /// How much confident elements count less: 0 or more.
+    #[config(default = "2.0")]
+    pub gamma: f64,
+}
+
+impl SigmoidFocalLossConfig {
+    /// The loss.
+    pub fn init(&self) -> SigmoidFocalLoss {
+        SigmoidFocalLoss { op: SigmoidFocal::default().alpha(self.alpha).gamma(self.gamma) }
+    }
+}
+
+element_loss!(
+    /// The focal loss of logits: [`wgloss::SigmoidFocal`].
+    SigmoidFocalLoss,
+    SigmoidFocal
+);
+
+/// Configuration of [`BinaryCrossEntropyLoss`].
+#[derive(Config, Debug)]
+pub struct BinaryCrossEntropyLossConfig {
+    /// A weight for each index of the last dimension: any finite numbers. (burn's differ for inputs
+    /// of one dimension, where it takes a weight for each of the two targets.)
+    pub weights: Option<Vec<f32>>,
+    /// A weight of the positive term for each index of the last dimension; with `logits` alone.
+    pub pos_weights: Option<Vec<f32>>,
+    /// Whether inputs are logits rather than probabilities.
+    #[config(default = "false")]
+    pub logits: bool,
+}
+
+impl BinaryCrossEntropyLossConfig {
+    /// The loss, with its weights on this device.
+    pub fn init(&self, device: &Device) -> BinaryCrossEntropyLoss {
+        BinaryCrossEntropyLoss {
+            weights: to_tensor(self.weights.as_ref(), device),
+            pos_weights: to_tensor(self.pos_weights.as_ref(), device),
+            logits: self.logits,
+        }
+    }
+}
+
+/// Binary cross entropy of logits ([`wgloss::BceWithLogits`]) or of probabilities ([`wgloss::Bce`]).
+#[derive(Module, Debug)]
+pub struct BinaryCrossEntropyLoss {
+    weights: Option<Tensor<1>>,
+    pos_weights: Option<Tensor<1>>,
+    logits: bool,
+}
+
+impl BinaryCrossEntropyLoss {
+    /// The op: for [`loss`](crate::loss()), which returns errors.
+    pub fn op(&self) -> Box<dyn Op> {
+        match self.logits {
+            true => Box::new(BceWithLogits::default()),
+            false => Box::new(Bce::default()),
+        }
+    }
+
+    /// The mean, with targets that are 0 or 1.
+    ///
+    /// # Panics
+    /// Where [`loss`](crate::loss()) returns an error.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>, targets: Tensor<D, Int>) -> Tensor<1> {
+        let targets = targets.float().cast(input.dtype());
+        self.forward_probabilities(input, targets, Reduction::Mean)
+    }
+
+    /// The mean or the sum, with targets of any numbers (with logits) or of numbers in `[0, 1]`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_probabilities<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        targets: Tensor<D>,
+        reduction: Reduction,
+    ) -> Tensor<1> {
+        expect(loss(&*reduced(&*self.op(), Some(reduction)), self.args(input, targets)))
+    }
+
+    /// Each element's loss.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_no_reduction<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        targets: Tensor<D>,
+    ) -> Tensor<D> {
+        expect(loss(&*reduced(&*self.op(), None), self.args(input, targets)))
+    }
+
+    fn args<const D: usize>(&self, input: Tensor<D>, targets: Tensor<D>) -> Args {
+        let mut args = Args::new(input).target(targets);
+        if let Some(weights) = &self.weights {
+            args = args.weight(weights.clone());
+        }
+        if let Some(pos_weights) = &self.pos_weights {
+            args = args.pos_weight(pos_weights.clone());
+        }
+        args
+    }
+}
