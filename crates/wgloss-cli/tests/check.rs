@@ -141,22 +141,26 @@ fn every_op_and_option_of_the_format_is_known() {
         let raw = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
         tensors.0.insert("x".into(), (Dtype::F32, vec![2, 3], raw(&x)));
         tensors.0.insert("t".into(), (Dtype::F32, vec![2, 3], raw(&t)));
-        // without an upstream gradient: 1 everywhere
+        tensors.0.insert("u".into(), (Dtype::F32, vec![2, 3], raw(&t)));
         for (i, (params, op)) in ops.into_iter().enumerate() {
             let (input, target) = args();
             let is_map = ["logsigmoid", "log_softmax"].contains(&op.name());
             let args = Args::new(input);
-            let args = if is_map { args } else { args.target(target) };
+            // maps have an upstream gradient, losses one of 1
+            let args = if is_map { args.upstream(target) } else { args.target(target) };
             let want = reference::run(&*op, Pass::ForwardBackward, &args).unwrap();
             for (part, want) in [("out", result(&want)), ("grad", want.grad().unwrap())] {
                 let bytes = bytemuck::cast_slice(&want.values).to_vec();
                 tensors.0.insert(format!("{i}/{part}"), (Dtype::F64, want.shape.clone(), bytes));
             }
-            let target = if is_map { Value::Null } else { "t".into() };
+            let (target, upstream) = match is_map {
+                true => (Value::Null, "u".into()),
+                false => ("t".into(), Value::Null),
+            };
             cases.push(json!({
                 "name": i.to_string(), "op": op.name(), "params": params, "file": "t.safetensors",
                 "tensors": {
-                    "input": "x", "target": target,
+                    "input": "x", "target": target, "upstream": upstream,
                     "out_ref": format!("{i}/out"), "grad_ref": format!("{i}/grad"),
                 },
             }));

@@ -226,9 +226,10 @@ fn every_op_takes_its_options() {
     for (name, array) in [("x.npy", &x), ("t.npy", &t), ("w.npy", &w), ("y.npy", &classes)] {
         write(name, array);
     }
-    let map = Args::new(x.clone());
-    let loss = map.clone().target(t);
-    let rows = map.clone().target(classes);
+    let input = Args::new(x.clone());
+    let map = input.clone().upstream(t.clone());
+    let loss = input.clone().target(t);
+    let rows = input.target(classes);
     let weighted = loss.clone().weight(w.clone());
     let cases: Vec<(&str, Box<dyn Op>, &Args<Array<'_>>)> = vec![
         ("smooth-l1 --target t.npy --beta 0.25", Box::new(SmoothL1::default().beta(0.25)), &loss),
@@ -247,9 +248,9 @@ fn every_op_takes_its_options() {
         ),
         ("bce --target t.npy --weight w.npy", Box::new(Bce::default()), &weighted),
         ("nll-loss --target y.npy", Box::new(NllLoss::default()), &rows),
-        ("softmax --dim -2", Box::new(Softmax::default().dim(-2)), &map),
-        ("log-softmax", Box::new(LogSoftmax::default()), &map),
-        ("logsigmoid", Box::new(LogSigmoid), &map),
+        ("softmax --upstream t.npy --dim -2", Box::new(Softmax::default().dim(-2)), &map),
+        ("log-softmax --upstream t.npy", Box::new(LogSoftmax::default()), &map),
+        ("logsigmoid --upstream t.npy", Box::new(LogSigmoid), &map),
         (
             "cross-entropy --target y.npy --logit-scale 2 --softcap 0.5 --z-loss 0.1",
             Box::new(CrossEntropy::default().logit_scale(2.0).softcap(0.5).z_loss(0.1)),
@@ -530,8 +531,11 @@ fn batches_of_rows_are_the_whole() {
 fn any_number_of_rows_of_nothing_is_one_batch() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("x.npy"), npy("<f4", &[1 << 40, 0], "False", &[])).unwrap();
-    for command in ["softmax", "mse --target x.npy", "kl-div --target x.npy --reduction batchmean"]
-    {
+    for command in [
+        "softmax --upstream x.npy",
+        "mse --target x.npy",
+        "kl-div --target x.npy --reduction batchmean",
+    ] {
         let command =
             format!("run {command} --input x.npy --batch-rows 16 --device cpu --grad g.npy");
         let report = wgloss(folder.path(), &command, &[]).report();
@@ -576,12 +580,12 @@ fn what_cannot_be_done_in_batches_is_refused() {
     for device in devices {
         for (command, message) in [
             (
-                "softmax --input x.npy --dim 0",
+                "softmax --input x.npy --upstream x.npy --dim 0",
                 "--batch-rows: expected a --dim other than the first of [10, 3], which is divided \
                  into batches, got 0",
             ),
             (
-                "log-softmax --input x.npy --dim -2",
+                "log-softmax --input x.npy --upstream x.npy --dim -2",
                 "--batch-rows: expected a --dim other than the first of [10, 3], which is divided \
                  into batches, got -2",
             ),
@@ -590,19 +594,19 @@ fn what_cannot_be_done_in_batches_is_refused() {
                 "--batch-rows: expected an input of shape [N, C] or [N, C, d1, ...], got [3]",
             ),
             (
-                "sigmoid --input u.npy",
+                "sigmoid --input u.npy --upstream u.npy",
                 "--batch-rows: expected an input of at least one dimension, got []",
             ),
             (
-                "softmax --input u.npy",
+                "softmax --input u.npy --upstream u.npy",
                 "--batch-rows: expected an input of at least one dimension, got []",
             ),
             (
-                "log-softmax --input u.npy --dim 0",
+                "log-softmax --input u.npy --upstream u.npy --dim 0",
                 "--batch-rows: expected an input of at least one dimension, got []",
             ),
             (
-                "sigmoid --input fortran.npy",
+                "sigmoid --input fortran.npy --upstream x.npy",
                 "--input fortran.npy: expected C order for --batch-rows, got Fortran order: convert with \
                  np.ascontiguousarray",
             ),
