@@ -18,8 +18,10 @@ fn main() -> Result<()> {
     let device = wgloss_burn::init()?.autodiff();
     device.seed(1);
     let fusion = if cfg!(feature = "fusion") { "with fusion" } else { "without fusion" };
-    println!("| N x C | burn {fusion}, ms | here, ms | times | burn's memory, MiB | here |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "| N x C | burn {fusion}, ms | here, ms | times | burn's host, us | here | burn's memory, MiB | here |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for [rows, classes] in SHAPES {
         let logits = Tensor::<2>::random([rows, classes], Distribution::Normal(0.0, 3.0), &device);
         let targets = Distribution::Uniform(0.0, classes as f64);
@@ -29,6 +31,7 @@ fn main() -> Result<()> {
         let burns = |x, y| burns.forward(x, y);
         let ours = |x, y| ours.forward(x, y);
         let mut times = [const { Vec::new() }; 2];
+        let mut hosts = [const { Vec::new() }; 2];
         let mut memory = [0; 2];
         let mut losses = [0.0; 2];
         // the first round compiles
@@ -41,18 +44,22 @@ fn main() -> Result<()> {
                 };
                 if round > 0 {
                     times[who].push(step.seconds);
+                    hosts[who].push(step.host);
                 }
                 (memory[who], losses[who]) = (step.bytes, step.loss);
             }
         }
         ensure!((losses[0] - losses[1]).abs() < 1e-4 * losses[0].abs(), "{losses:?}");
         let [a, b] = times.map(median);
+        let [c, d] = hosts.map(median);
         let mib = memory.map(|bytes| bytes as f64 / f64::from(1 << 20));
         println!(
-            "| {rows} x {classes} | {:.2} | {:.2} | {:.1} | {:.1} | {:.1} |",
+            "| {rows} x {classes} | {:.2} | {:.2} | {:.1} | {:.0} | {:.0} | {:.1} | {:.1} |",
             a * 1e3,
             b * 1e3,
             a / b,
+            c * 1e6,
+            d * 1e6,
             mib[0],
             mib[1],
         );
@@ -63,6 +70,8 @@ fn main() -> Result<()> {
 struct Step {
     /// Until the gradient is there.
     seconds: f64,
+    /// Until the calls have returned.
+    host: f64,
     /// What burn's pools hold more than before.
     bytes: u64,
     loss: f32,
@@ -82,11 +91,12 @@ fn step(
     let (before, start) = (reserved(), Instant::now());
     let loss = loss(logits, targets);
     let grads = loss.backward();
+    let host = start.elapsed().as_secs_f64();
     device.sync()?;
     let seconds = start.elapsed().as_secs_f64();
     let bytes = reserved().saturating_sub(before);
     drop(grads);
-    Ok(Step { seconds, bytes, loss: loss.into_scalar::<f32>() })
+    Ok(Step { seconds, host, bytes, loss: loss.into_scalar::<f32>() })
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

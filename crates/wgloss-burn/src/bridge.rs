@@ -1,7 +1,5 @@
 //! The bridge: ops over the buffers that burn's tensors lie in.
 
-use std::convert::Infallible;
-
 #[cfg(feature = "fusion")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
@@ -268,13 +266,15 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
             Role::Input | Role::Target => may_have_rows_apart && has_input_shape,
             _ => false,
         };
-        Ok::<_, Infallible>(match row_stride(&tensor) {
+        Ok::<_, wgloss::Error>(match row_stride(&tensor) {
             Some(stride) if may_stay || stride == row_elements(&tensor) => tensor,
             _ => contiguous(tensor),
         })
     };
-    let Ok(args) = map(&args, read);
-    args
+    match map(&args, read) {
+        Ok(args) => args,
+        Err(_) => unreachable!("nothing above fails"),
+    }
 }
 
 /// Whether the op gives one loss.
