@@ -8,6 +8,8 @@ mod values;
 mod sums;
 mod bce_with_logits;
 mod elements;
+// on the device and the CPU
+#[cfg(feature = "cpu")]
 mod overflow;
 mod state;
 
