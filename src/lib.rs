@@ -36,15 +36,14 @@
 //! `2e-6 T` and that of a gradient at most `4e-6 T`, for T from 1e-3, and `1e-5 T` for T from 1e-30,
 //! before the upstream gradient and the divisor are applied. Two options widen that, as their documentation
 //! says: [`CrossEntropy::softcap`], and [`SigmoidFocal::gamma`] above 10 ([`Op::promise`] tells by how
-//! much). Adding a constant to a row of logits
-//! changes its loss only by what rounding the logits did. On the same device, driver and settings,
-//! results are the same to the bit on every run and in every process.
+//! much). Adding a constant to a row of logits changes its loss only by what rounding the logits did. On
+//! the same device, driver and settings, results are the same to the bit on every run and in every process.
 //!
 //! Where f32 ends: a loss or gradient beyond 3.4e38 is infinite; so is a mean whose sum is, though the
-//! mean itself may not be (as in PyTorch). Where T is beyond f32, before the upstream gradient and the
-//! divisor are applied or after, or the quotient of these two is, a result may be infinite or NaN though
-//! terms or factors cancel. Inputs and factors below 1.2e-38 may count as 0, as drivers
-//! choose.
+//! mean itself may not be (as in PyTorch). Where T is beyond f32, before weights of elements, the upstream
+//! gradient and the divisor are applied or after, or the quotient of the last two is, a result may be
+//! infinite or NaN though terms or factors cancel. Inputs and factors below 1.2e-38 may count as 0, as
+//! drivers choose.
 //!
 //! # Features
 //! `cpu` adds [`Cpu`](https://docs.rs/wgloss/latest/wgloss/struct.Cpu.html): every op on host arrays
