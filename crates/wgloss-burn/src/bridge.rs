@@ -68,6 +68,7 @@ pub struct Results<B: Backend> {
 
 /// What fusion has to know of results before they are computed.
 #[cfg(feature = "fusion")]
+#[expect(clippy::borrowed_box, reason = "burn's macro calls it with references to the arguments")]
 pub fn forward_specs(
     input: &TensorSpec,
     others: &OthersMetadata,

@@ -29,7 +29,7 @@ fn views() -> Vec<(&'static str, Tensor<2>)> {
         ("broadcast columns", normal([64, 1], &device).expand([64, 100])),
         ("flipped", normal([64, 100], &device).flip([0, 1])),
         ("permuted", normal([10, 64, 10], &device).permute([1, 0, 2]).reshape([64, 100])),
-        ("of a larger one", normal([2, 64, 100], &device).slice([1..2]).reshape([64, 100])),
+        ("of a larger one", normal([2, 64, 100], &device).slice([1..2, 0..64]).reshape([64, 100])),
     ]
 }
 
@@ -54,7 +54,8 @@ fn views_that_nobody_keeps() {
     let device = autodiff();
     let y = classes([64], 100, &device);
     let whole = normal([80, 137], &device);
-    let cuts: [(&str, fn(Tensor<2>) -> Tensor<2>); 4] = [
+    type Cut = fn(Tensor<2>) -> Tensor<2>;
+    let cuts: [(&str, Cut); 4] = [
         ("columns", |x| (x * 2.0).slice([0..64, 13..113])),
         ("rows", |x| (x * 2.0).slice([10..74, 0..100])),
         ("transposed", |x| (x * 2.0).slice([0..80, 0..64]).transpose().pad((0, 20, 0, 0), 0.5)),
