@@ -8,7 +8,7 @@ use crate::call::map;
 /// Softmax along a dimension.
 ///
 /// # Panics
-/// Where [`map`](crate::map) returns an error, which it does before anything is computed: for a
+/// Where [`map`] returns an error, which it does before anything is computed: for a
 /// dimension that the tensor has not, and on devices that are not shared.
 pub fn softmax<const D: usize>(tensor: Tensor<D>, dim: usize) -> Tensor<D> {
     expect(map(&Softmax::default().dim(dim as i64), tensor))

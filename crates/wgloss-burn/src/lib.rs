@@ -1,4 +1,4 @@
-//! [wgloss](wgloss)'s losses on [burn](burn)'s tensors: fused kernels in burn's own device memory, with
+//! [wgloss]'s losses on [burn]'s tensors: fused kernels in burn's own device memory, with
 //! autodiff.
 //!
 //! ```no_run
