@@ -280,16 +280,20 @@ fn memory_is_used_again_and_can_be_freed() {
         stream.blocking(std::iter::repeat_n(args.clone(), count)).for_each(|o| drop(o.unwrap()));
         allocated(&gpu).unwrap()
     };
-    // input, target and gradient; staging buffers for two batches, and one before it is idle again
-    let few = stream(3);
-    assert!((3 * bytes..=13 * bytes).contains(&(few - fresh)), "{fresh} {few}, {bytes} each");
-    assert_eq!(stream(30), few);
+    // input, target and gradient; staging buffers for two batches, and one before it is idle again, which
+    // depends on when the driver tells: however many batches there are
+    let expect_few = |count| {
+        let few = stream(count);
+        assert!((3 * bytes..=13 * bytes).contains(&(few - fresh)), "{fresh} {few}, {bytes} each");
+    };
+    expect_few(3);
+    expect_few(30);
     for _ in 0..10 {
         gpu.block_on(gpu.run(&op, Pass::ForwardBackward, &args)).unwrap();
         let tensor = gpu.block_on(gpu.upload(&array)).unwrap();
         gpu.block_on(gpu.read(&tensor)).unwrap();
     }
-    assert_eq!(stream(3), few);
+    expect_few(3);
     gpu.trim();
     gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
     let trimmed = allocated(&gpu).unwrap();
