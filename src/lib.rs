@@ -42,8 +42,8 @@
 //! Where f32 ends: a loss or gradient beyond 3.4e38 is infinite; so is a mean whose sum is, though the
 //! mean itself may not be (as in PyTorch). Where T is beyond f32, before weights of elements, the upstream
 //! gradient and the divisor are applied or after, or the quotient of the last two is, a result may be
-//! infinite or NaN though terms or factors cancel. Inputs and factors below 1.2e-38 may count as 0, and
-//! differences below 2.4e-38 in the gradients of [`Mse`] and [`Huber`], as drivers choose.
+//! infinite or NaN though terms or factors cancel. Inputs and factors below 1.2e-38 may count as 0, as
+//! drivers choose.
 //!
 //! # Features
 //! `cpu` adds [`Cpu`](https://docs.rs/wgloss/latest/wgloss/struct.Cpu.html): every op on host arrays

@@ -59,8 +59,8 @@ override HAS_TARGET: bool = true;
 override OF_DIFFERENCE: bool = false;
 // Whether the gradient depends on the input. Where it does not, NaN in the input leaves it alone.
 override GRAD_READS_INPUT: bool = true;
-// A power of two that the op's gradient() leaves out.
-override GRAD_FACTOR: u32 = 1u;
+// Whether a gradient beyond f32 is proportional to input and target.
+override PROPORTIONAL: bool = false;
 // Whether the gradient at NaN is 0.
 override ZERO_GRADIENT_AT_NAN: bool = false;
 override WEIGHTED: bool = false;
@@ -159,18 +159,23 @@ fn weighted_loss(loaded: Loaded) -> vec4<f32> {
 }
 
 // The gradient times its scale. What is beyond f32 before that may be within it after: there the scale
-// is multiplied in first.
+// is multiplied in first, and a gradient that is itself beyond f32 is that of quarters, where the op
+// allows it.
 fn scaled_gradient(loaded: Loaded, scale: vec4<f32>) -> vec4<f32> {
-    let factor = f32(GRAD_FACTOR);
-    let g = gradient(loaded.elements);
-    let value = zero_wins(loaded.weight, factor * g);
+    var g = gradient(loaded.elements);
+    let value = zero_wins(loaded.weight, g);
     let scaled = zero_wins(value, scale);
-    if WEIGHTED || GRAD_FACTOR != 1u {
-        let is_beyond = is_infinity4(value);
-        // A factor that is not constant here, because a compiler may join constants.
-        let scaled_first = zero_wins(loaded.weight, zero_wins(g, scale))
-            * select(vec4(1.0), vec4(factor), is_beyond);
-        return select(scaled, scaled_first, is_beyond);
+    var whole = vec4(1.0);
+    if PROPORTIONAL {
+        let e = loaded.elements;
+        let is_beyond = is_infinity4(g);
+        g = select(g, gradient(Elements(quarter4(e.x), quarter4(e.t), e.pos_weight)), is_beyond);
+        // not a constant, because a compiler may join constants
+        whole = select(whole, vec4(4.0), is_beyond);
+    }
+    if WEIGHTED || PROPORTIONAL {
+        let scaled_first = zero_wins(loaded.weight, zero_wins(g, scale)) * whole;
+        return select(scaled, scaled_first, is_infinity4(value));
     }
     return scaled;
 }

@@ -12,9 +12,8 @@ fn loss(e: Elements) -> vec4<f32> {
     return select(linear, 0.5 * d * d, is_squared(d, delta));
 }
 
-// Half of it (GRAD_FACTOR).
 fn gradient(e: Elements) -> vec4<f32> {
     let delta = params.settings[0].x;
     let d = e.x - e.t;
-    return select(0.5 * delta * sign(d), half_difference4(e.x, e.t), is_squared(d, delta));
+    return select(delta * sign(d), d, is_squared(d, delta));
 }

@@ -240,10 +240,11 @@ fn add_up(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// (x - y) / 2, also where x - y is beyond f32, which makes both numbers large. They are halved there by
-// their exponents, because a compiler may factor a half out of two products.
-fn half_difference4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
-    return select(0.5 * (x - y), difference_of_halves4(x, y), is_difference_beyond4(x, y));
+// x / 4 beside numbers near the end of f32, where small ones count as 0; an infinity stays. By its
+// exponent, because a compiler may factor a quarter out of a difference of products.
+fn quarter4(x: vec4<f32>) -> vec4<f32> {
+    let quarter = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) - vec4(0x01000000u));
+    return select(select(quarter, vec4(0.0), abs(x) < vec4(1e-30)), x, is_infinity4(x));
 }
 
 // Whether x - y is beyond f32, and not an operand.

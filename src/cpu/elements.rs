@@ -203,7 +203,7 @@ impl Tile<'_> {
     fn compute<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         vectorized!(self.points(op, loss, grad));
         if self.weight.is_some() || self.upstream.is_some() {
-            vectorized!(self.weigh::<E>(loss, grad));
+            vectorized!(self.weigh(op, loss, grad));
         }
     }
 
@@ -222,7 +222,7 @@ impl Tile<'_> {
             let g = select(is_nan, gradient_at_nan, point.grad);
             *grad = match is_scaled {
                 true => {
-                    let scaled = scaled::<E>(g, self.scale);
+                    let scaled = scaled(op, [x, t, pos_weight], g, self.scale);
                     select((g == 0.0) & is_number, 0.0, scaled)
                 }
                 false => g,
@@ -232,25 +232,27 @@ impl Tile<'_> {
 
     /// Multiplies by weights and upstream gradients.
     #[inline(always)]
-    fn weigh<E: Elementwise>(&self, loss: &mut [f32], grad: &mut [f32]) {
+    fn weigh<E: Elementwise>(&self, op: &E, loss: &mut [f32], grad: &mut [f32]) {
         for (loss, &weight) in loss.iter_mut().zip(self.weight.unwrap_or_default()) {
             *loss = zero_wins_unless_nan(weight, *loss);
         }
+        let given = self.x.iter().zip(self.t).zip(self.pos_weight);
+        let grad = grad.iter_mut().zip(given.map(|((&x, &t), &pos_weight)| [x, t, pos_weight]));
         match (self.weight, self.upstream) {
             (Some(weight), Some(upstream)) => {
                 let factors = weight.iter().zip(upstream);
-                for (grad, (&weight, &upstream)) in grad.iter_mut().zip(factors) {
-                    *grad = weighted::<E>(weight, *grad, upstream);
+                for ((grad, given), (&weight, &upstream)) in grad.zip(factors) {
+                    *grad = weighted(op, given, weight, *grad, upstream);
                 }
             }
             (Some(weight), None) => {
-                for (grad, &weight) in grad.iter_mut().zip(weight) {
-                    *grad = weighted::<E>(weight, *grad, self.scale);
+                for ((grad, given), &weight) in grad.zip(weight) {
+                    *grad = weighted(op, given, weight, *grad, self.scale);
                 }
             }
             (None, upstream) => {
-                for (grad, &upstream) in grad.iter_mut().zip(upstream.unwrap_or_default()) {
-                    let scaled = scaled::<E>(*grad, upstream);
+                for ((grad, given), &upstream) in grad.zip(upstream.unwrap_or_default()) {
+                    let scaled = scaled(op, given, *grad, upstream);
                     *grad = select((*grad == 0.0) & !upstream.is_nan(), 0.0, scaled);
                 }
             }
@@ -258,25 +260,32 @@ impl Tile<'_> {
     }
 }
 
-/// A gradient times its scale. What is beyond f32 before that may be within it after: there the scale
-/// is multiplied in first.
+/// A gradient of x, t and a weight of positive terms, times its scale. What is beyond f32 before that may be
+/// within it after: there the scale is multiplied in first.
 #[inline(always)]
-fn scaled<E: Elementwise>(g: f32, scale: f32) -> f32 {
-    let factor = E::GRAD_FACTOR as f32;
-    let value = factor * g;
-    match E::GRAD_FACTOR {
-        1 => value * scale,
-        _ => select(value.is_infinite(), factor * (g * scale), value * scale),
-    }
+fn scaled<E: Elementwise>(op: &E, given: [f32; 3], g: f32, scale: f32) -> f32 {
+    let (part, whole) = part(op, given, g);
+    select(E::PROPORTIONAL & g.is_infinite(), part * scale * whole, g * scale)
 }
 
 /// The same with a weight, which a weight of 0 makes 0 under any scale.
 #[inline(always)]
-fn weighted<E: Elementwise>(weight: f32, g: f32, scale: f32) -> f32 {
-    let factor = E::GRAD_FACTOR as f32;
-    let value = zero_wins_unless_nan(weight, factor * g);
-    let scaled_first = zero_wins_unless_nan(weight, zero_wins_unless_nan(g, scale));
-    select(value.is_infinite(), factor * scaled_first, zero_wins_unless_nan(value, scale))
+fn weighted<E: Elementwise>(op: &E, given: [f32; 3], weight: f32, g: f32, scale: f32) -> f32 {
+    let value = zero_wins_unless_nan(weight, g);
+    let (part, whole) = part(op, given, g);
+    let scaled_first = zero_wins_unless_nan(weight, zero_wins_unless_nan(part, scale)) * whole;
+    select(value.is_infinite(), scaled_first, zero_wins_unless_nan(value, scale))
+}
+
+/// A gradient as a part and what it is to be multiplied by: itself, but where it is beyond f32 that of
+/// quarters, where the op allows it.
+#[inline(always)]
+fn part<E: Elementwise>(op: &E, [x, t, pos_weight]: [f32; 3], g: f32) -> (f32, f32) {
+    if !E::PROPORTIONAL {
+        return (g, 1.0);
+    }
+    let of_quarters = op.point(0.25 * x, 0.25 * t, pos_weight).grad;
+    (select(g.is_infinite(), of_quarters, g), select(g.is_infinite(), 4.0, 1.0))
 }
 
 /// The sum of a tile's numbers.

@@ -179,9 +179,9 @@ pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
     /// Whether the gradient depends on the input. Where it does not, backward does not read the input,
     /// whose numbers `gradient` then finds to be 0, and a NaN there leaves the gradient alone.
     const GRAD_READS_INPUT: bool = true;
-    /// A power of two that `gradient` leaves out, because what is beyond f32 with it may be within f32
-    /// after the division by a mean's divisor. [`reference`](Self::reference) has it.
-    const GRAD_FACTOR: u32 = 1;
+    /// Whether a gradient beyond f32 is proportional to input and target: it is computed of quarters then,
+    /// because it may be within f32 after the division by a mean's divisor.
+    const PROPORTIONAL: bool = false;
     /// Which of `weight` and `pos_weight` it takes.
     const WEIGHTS: &'static [Role] = &[];
     /// Whether inputs and targets must lie in `[0, 1]`.
@@ -237,8 +237,7 @@ pub trait Elementwise: fmt::Debug + Clone + Send + Sync + 'static {
     #[doc(hidden)]
     fn point(&self, x: f32, t: f32, pos_weight: f32) -> cpu::Point {
         let Point { loss, grad } = self.reference(x.into(), t.into(), pos_weight.into());
-        let grad = grad.value / f64::from(Self::GRAD_FACTOR);
-        cpu::Point { loss: loss.value as f32, grad: grad as f32 }
+        cpu::Point { loss: loss.value as f32, grad: grad.value as f32 }
     }
 }
 
@@ -423,7 +422,7 @@ impl<E: Elementwise> Op for E {
                     ("HAS_TARGET", E::TARGET.into()),
                     ("OF_DIFFERENCE", E::OF_DIFFERENCE.into()),
                     ("GRAD_READS_INPUT", E::GRAD_READS_INPUT.into()),
-                    ("GRAD_FACTOR", E::GRAD_FACTOR),
+                    ("PROPORTIONAL", E::PROPORTIONAL.into()),
                     ("ZERO_GRADIENT_AT_NAN", self.zero_gradient_at_nan().into()),
                     ("WEIGHTED", args.get(Role::Weight).is_some().into()),
                     ("POS_WEIGHTED", args.get(Role::PosWeight).is_some().into()),

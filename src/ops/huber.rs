@@ -78,7 +78,7 @@ impl Elementwise for Huber {
     const ABOUT: &'static str = "Squared error below delta, absolute error times delta above";
     const SHADER: File = shader!("ops/huber.wgsl");
     const OF_DIFFERENCE: bool = true;
-    const GRAD_FACTOR: u32 = 2;
+    const PROPORTIONAL: bool = true;
     const OPTIONS: &'static [Opt<Self>] = &[
         reduction(REDUCTIONS, |op| &mut op.reduction),
         number(
@@ -116,8 +116,7 @@ impl Elementwise for Huber {
         let linear = delta * (half.abs() - 0.25 * delta);
         Point {
             loss: select(is_squared, 0.5 * d * d, 2.0 * linear),
-            // half of the gradient
-            grad: select(is_squared, half, 0.5 * delta * sign(d)),
+            grad: select(is_squared, d, delta * sign(d)),
         }
     }
 }

@@ -60,7 +60,7 @@ impl Elementwise for Mse {
     const ABOUT: &'static str = "Squared error";
     const SHADER: File = shader!("ops/mse.wgsl");
     const OF_DIFFERENCE: bool = true;
-    const GRAD_FACTOR: u32 = 4;
+    const PROPORTIONAL: bool = true;
     const OPTIONS: &'static [Opt<Self>] = &[reduction(REDUCTIONS, |op| &mut op.reduction)];
 
     fn reduction(&self) -> Reduction {
@@ -77,7 +77,6 @@ impl Elementwise for Mse {
     fn point(&self, x: f32, t: f32, _pos_weight: f32) -> cpu::Point {
         use crate::cpu::prelude::*;
         let d = x - t;
-        // a fourth of the gradient
-        Point { loss: d * d, grad: 0.5 * x - 0.5 * t }
+        Point { loss: d * d, grad: 2.0 * d }
     }
 }
