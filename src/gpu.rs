@@ -43,7 +43,6 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     profile: DeviceProfile,
-    runtime_checks: bool,
     faults: Arc<Faults>,
     pipelines: Pipelines,
     plans: Mutex<Cache<PlanKey, Arc<CompiledPlan>>>,
@@ -164,7 +163,6 @@ impl Gpu {
                 queue,
                 info,
                 profile,
-                runtime_checks: options.runtime_checks,
                 faults,
                 pipelines: Pipelines::default(),
                 plans: Mutex::new(Cache::new(MAX_PLANS, MAX_PLAN_BYTES)),
@@ -252,7 +250,7 @@ impl Gpu {
     }
 
     pub(crate) fn has_runtime_checks(&self) -> bool {
-        self.inner.runtime_checks
+        self.inner.profile.runtime_checks
     }
 
     /// The plans of calls on tensors and arrays.

@@ -17,8 +17,10 @@ pub struct Limits {
     pub device: String,
 }
 
-/// The bytes of workgroup memory that a member of a team of a workgroup takes (`shaders/team`).
+/// The bytes of workgroup memory that a member of a team of a workgroup takes (`shaders/team`), and those
+/// that all of them share (`shaders/uniform`).
 const WORKGROUP_BYTES_PER_MEMBER: u32 = 20;
+const WORKGROUP_BYTES_SHARED: u32 = 16;
 
 /// Refuses devices on which kernels cannot run, or programs would have no end: the caller may have
 /// asked for less than the adapter has, or for none of its compute.
@@ -49,7 +51,7 @@ pub fn expect_capable(limits: &wgpu::Limits, device: &str) -> Result<()> {
         ("max_compute_workgroup_size_x", 1, limits.max_compute_workgroup_size_x.into()),
         (
             "max_compute_workgroup_storage_size",
-            WORKGROUP_BYTES_PER_MEMBER.into(),
+            (WORKGROUP_BYTES_PER_MEMBER + WORKGROUP_BYTES_SHARED).into(),
             limits.max_compute_workgroup_storage_size.into(),
         ),
         (
@@ -74,10 +76,10 @@ pub fn expect_capable(limits: &wgpu::Limits, device: &str) -> Result<()> {
 
 /// The most invocations of a workgroup, whose team has its memory.
 pub fn max_workgroup_size(limits: &wgpu::Limits) -> u32 {
-    limits
-        .max_compute_invocations_per_workgroup
-        .min(limits.max_compute_workgroup_size_x)
-        .min(limits.max_compute_workgroup_storage_size / WORKGROUP_BYTES_PER_MEMBER)
+    limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x).min(
+        limits.max_compute_workgroup_storage_size.saturating_sub(WORKGROUP_BYTES_SHARED)
+            / WORKGROUP_BYTES_PER_MEMBER,
+    )
 }
 
 impl Limits {

@@ -359,7 +359,7 @@ fn least_limits() -> wgpu::Limits {
         max_storage_buffer_binding_size: 4096,
         max_compute_invocations_per_workgroup: 1,
         max_compute_workgroup_size_x: 1,
-        max_compute_workgroup_storage_size: 20,
+        max_compute_workgroup_storage_size: 36,
         ..Default::default()
     }
 }
@@ -389,7 +389,7 @@ fn devices_that_cannot_run_kernels() {
         (|l| l.max_buffer_size = 0, "max_buffer_size of at least 4096, got 0 on"),
         (|l| l.max_compute_invocations_per_workgroup = 0, "at least 1, got 0 on"),
         (|l| l.max_compute_workgroup_size_x = 0, "at least 1, got 0 on"),
-        (|l| l.max_compute_workgroup_storage_size = 0, "at least 20, got 0 on"),
+        (|l| l.max_compute_workgroup_storage_size = 0, "at least 36, got 0 on"),
         (|l| l.max_compute_workgroups_per_dimension = 0, "at least 1, got 0 on"),
     ];
     for (take, text) in takes {

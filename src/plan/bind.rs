@@ -61,7 +61,7 @@ impl Plan {
             let (bound, scopes) = scoped(self.gpu.device(), bind);
             match pollster::block_on(first_of(scopes)) {
                 Some(error) => Err(self.gpu.lost(true).unwrap_or(error)),
-                None => bound,
+                None => bound.map_err(|error| self.gpu.lost(true).unwrap_or(error)),
             }
         }
     }

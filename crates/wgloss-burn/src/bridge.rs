@@ -253,7 +253,6 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
             shape.num_dims() == 2 && matches!(dim, Some(Value::Integer(1 | -1)))
         }
     };
-    let is_reduced = is_reduced(op, &args);
     let input_dtype = args.input().dtype;
     let read = |role, tensor: &CubeTensor| {
         let tensor = tensor.clone();
@@ -261,7 +260,7 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
         let tensor = match role {
             Role::Target if tensor.dtype.is_int() || tensor.dtype.is_uint() => to_i32(tensor),
             // burn has the gradient of a loss in the loss's type, which is f32
-            Role::Upstream if is_reduced => converted(tensor, DType::F32),
+            Role::Upstream if is_reduced(op, &args) => converted(tensor, DType::F32),
             Role::Upstream => converted(tensor, input_dtype),
             _ => tensor,
         };

@@ -112,7 +112,10 @@ impl Machine {
         let once = arguments.bytes.saturating_add(results.bytes);
         match &self.engine {
             // staging buffers, and the device's own where that is the host's memory
-            Engine::Gpu(gpu) => once.saturating_mul(if gpu.is_software() { 3 } else { 2 }),
+            Engine::Gpu(gpu) => {
+                let has_own = gpu.info().device_type == wgloss::wgpu::DeviceType::DiscreteGpu;
+                once.saturating_mul(if has_own { 2 } else { 3 })
+            }
             Engine::Cpu(_) => once,
             // each argument in float64; each result in float64 beside its magnitude, and collected
             Engine::Reference => {

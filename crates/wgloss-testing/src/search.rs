@@ -97,8 +97,8 @@ fn flushed<'a>(args: &Args<Array<'a>>, of_all: bool) -> Args<Array<'a>> {
 fn allow_between(want: &mut Values, got: &[f64], others: &[f64]) {
     for (i, (value, magnitude)) in want.values.iter_mut().zip(&mut want.magnitudes).enumerate() {
         let (got, other) = (got[i], others[i]);
-        let is_other = *value != other && (got == other || got.is_nan() && other.is_nan());
-        if is_other || (got - *value).abs() <= (other - *value).abs() && got.is_finite() {
+        let is_other = got.is_nan() && other.is_nan();
+        if is_other || value.min(other) <= got && got <= value.max(other) {
             (*value, *magnitude) = (got, got.abs());
         }
     }
@@ -110,7 +110,7 @@ fn except(want: &mut Values, got: &[f64], terms: &[f64], sum_overflows: bool) {
     for (i, ((value, magnitude), &got)) in both.zip(got).enumerate() {
         let largest = terms.get(i).map_or(*magnitude, |terms| magnitude.max(*terms));
         let overflows = value.is_finite() && largest > f64::from(f32::MAX) / 2.0;
-        if sum_overflows || overflows && !got.is_finite() {
+        if (sum_overflows || overflows) && !got.is_finite() {
             (*value, *magnitude) = (got, got.abs());
         }
     }
