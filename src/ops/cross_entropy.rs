@@ -250,7 +250,7 @@ impl CrossEntropy {
     ];
 
     /// Refuses options outside their range.
-    fn check_options(&self) -> Result<()> {
+    pub(super) fn check_options(&self) -> Result<()> {
         options::check(self, Self::OPTIONS)?;
         match self.softcap {
             None => Ok(()),
@@ -342,7 +342,7 @@ impl Op for CrossEntropy {
             }
         }
         expect_class_weight(args)?;
-        expect_upstream(args, self.reduction, &rows)?;
+        expect_upstream(args, self.reduction, &rows, input.dtype())?;
         let state = Layout::new(&[shape.rows(), 4], DType::F32);
         if let Some(given) = args.get(Role::State) {
             expect_dtype(Role::State, given, &[DType::F32])?;
@@ -405,7 +405,11 @@ impl Op for CrossEntropy {
 
 impl CrossEntropy {
     /// The row outputs of a pass, and how they are stored.
-    fn rows(&self, pass: Pass, has_classes: bool) -> impl Iterator<Item = (Role, DType)> {
+    pub(super) fn rows(
+        &self,
+        pass: Pass,
+        has_classes: bool,
+    ) -> impl Iterator<Item = (Role, DType)> {
         let all = [
             (Role::LogSumExp, DType::F32),
             (Role::Argmax, DType::I32),

@@ -28,9 +28,18 @@ pub(super) fn expect_class_weight(args: &Args<Layout>) -> Result<()> {
 
 /// Refuses class weights that are not finite and classes out of range, naming the first.
 pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> Result<()> {
+    expect_class_values_of(ClassShape::of(args.input().shape())?.classes, args, ignore_index)
+}
+
+/// [`expect_class_values`] where there are so many classes.
+pub(super) fn expect_class_values_of(
+    classes: usize,
+    args: &Args<Array<'_>>,
+    ignore_index: i64,
+) -> Result<()> {
     expect_finite(Role::Weight, args.get(Role::Weight))?;
     let Some(target) = args.get(Role::Target) else { return Ok(()) };
-    let classes = ClassShape::of(args.input().shape())?.classes as i64;
+    let classes = classes as i64;
     let first = match target.data() {
         Data::I32(target) => {
             let ignored = i32::try_from(ignore_index).ok();

@@ -8,12 +8,14 @@
 pub(crate) mod compare;
 mod cross_entropy;
 mod elements;
+mod linear_cross_entropy;
 mod nll_loss;
 mod row_maps;
 
 pub use compare::{Mismatch, Tolerance, Worst, compare};
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
+pub(crate) use linear_cross_entropy::linear_cross_entropy;
 pub(crate) use nll_loss::nll_loss;
 pub(crate) use row_maps::{log_softmax, softmax};
 

@@ -295,7 +295,7 @@ impl OpCommand {
             Some(Given { name, place, kind })
         });
         let rows = match kind.family {
-            Family::RowLoss => Rows::OfClasses {
+            Family::RowLoss | Family::LinearLoss => Rows::OfClasses {
                 ignore_index: integer(&*op, "ignore_index"),
                 empty_mean: match value(&*op, "empty_mean") {
                     Some(Value::Number(empty_mean)) => empty_mean,

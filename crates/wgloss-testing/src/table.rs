@@ -173,7 +173,7 @@ fn ce() -> CrossEntropy {
 fn row(options: &'static str, op: impl Op + 'static) -> Row {
     let wgloss::options::Kind { family, input, target, .. } = op.kind();
     let kind = match (family, target) {
-        (Family::RowLoss, _) => {
+        (Family::RowLoss | Family::LinearLoss, _) => {
             Kind::Classes(ops::integer(&op, "ignore_index").expect("of row losses") as i32)
         }
         (Family::RowMap, _) => Kind::RowMap(ops::integer(&op, "dim").expect("of row maps")),
