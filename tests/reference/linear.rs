@@ -1,10 +1,11 @@
 //! Linear cross entropy: its values, its slopes, and how much T allows.
 
+use wgloss::options::Value;
 use wgloss::reference::{self, Values};
 use wgloss::{
-    Args, Array, CrossEntropy, DType, Data, LinearCrossEntropy, Op, Output, Pass, Reduction, Role,
+    Args, Array, CrossEntropy, Data, LinearCrossEntropy, Op, Output, Pass, Reduction, Role,
 };
-use wgloss_testing::compare::{Tolerance, compare, compare_part};
+use wgloss_testing::compare::compare_part;
 use wgloss_testing::random::Random;
 
 use super::{H, INF, NAN, REDUCTIONS, assert_all_nan, assert_near, assert_same, on_grid};
@@ -67,7 +68,7 @@ impl Call {
             .op
             .options()
             .iter()
-            .all(|option| option.value != wgloss::options::Value::Reduction(Reduction::None));
+            .all(|option| option.value != Value::Reduction(Reduction::None));
         let shape = if is_scalar { &[][..] } else { &self.sizes[..1] };
         self.forward_args().upstream(Array::new(&self.upstream, shape).unwrap())
     }
@@ -252,11 +253,8 @@ fn in_f32(call: &Call, loss: &CrossEntropy, round: fn(f32) -> f32) -> Output<Arr
 fn units(call: &Call, got: &Output<Array<'_>>) -> Vec<(Role, f64)> {
     let want = call.run();
     assert!(want.iter().map(|(role, _)| role).eq(got.iter().map(|(role, _)| role)));
-    let is_mean = call
-        .op
-        .options()
-        .iter()
-        .any(|option| option.value == wgloss::options::Value::Reduction(Reduction::Mean));
+    let is_mean =
+        call.op.options().iter().any(|option| option.value == Value::Reduction(Reduction::Mean));
     let weight = |&y: &i32| call.weight.as_ref().map_or(1.0, |w| f64::from(w[y as usize]));
     let divisor: f64 = call.target.iter().filter(|&&y| y != -100).map(weight).sum();
     // where all rows are ignored, gradients are 0
@@ -294,10 +292,7 @@ fn the_definition_in_f32_keeps_the_promise_and_logits_in_16_bits_do_not() {
         }
         for (role, units) in units(&call, &in_f32(&call, &loss, |logit| logit)) {
             assert!(units <= 1.0, "{role}: {units} of {call:?}");
-            match worst.iter_mut().find(|(of, _)| *of == role) {
-                Some((_, worst)) => *worst = worst.max(units),
-                None => worst.push((role, units)),
-            }
+            note(&mut worst, role, units);
         }
         calls += 1;
         let narrow = in_f32(&call, &loss, |logit| half::bf16::from_f32(logit).to_f32());
@@ -309,4 +304,254 @@ fn the_definition_in_f32_keeps_the_promise_and_logits_in_16_bits_do_not() {
         assert!(is_integer || units > 0.02, "{role}: at most {units} of what is allowed");
     }
     assert!(refused * 100 > calls * 95, "{refused} of {calls}");
+}
+
+/// Logits that lie so far from where they should be as f32 may leave them, with all options: results there are
+/// within T, and come near it.
+#[test]
+fn t_is_what_moved_logits_do() {
+    let mut random = Random::new(24);
+    let mut reached: Vec<(Role, f64)> = vec![];
+    for trial in 0..2000 {
+        let (rows, classes) = (random.pick(&[1, 2, 3]), random.pick(&[1, 2, 3, 8]));
+        let mut call = Call::random(&mut random, [rows, 2, classes], 1.0);
+        call.upstream.fill(1.0);
+        // x = (a, a) and w = (b + u, -b): products are large, and their sums are not
+        let (a, spread) = (16.0, random.pick(&[0.1, 0.3, 1.0]));
+        call.x.fill(a);
+        let height = random.pick(&[1.0, 100.0, 3000.0_f32, 20_000.0]);
+        for w in call.w.chunks_mut(2) {
+            let b = (height * random.uniform() as f32).round();
+            (w[0], w[1]) = (b + (random.normal() * spread) as f32, -b);
+        }
+        call.bias = None;
+        let loss = loss_of(&call.op).row_outputs(true);
+        call.op = LinearCrossEntropy::new(loss.clone());
+        let want = call.run();
+        if want.loss().unwrap().values.iter().any(|loss| loss.is_nan()) {
+            continue; // a mean over a divisor of 0
+        }
+        let (x, w) = (f64s(&call.x), f64s(&call.w));
+        let mut logits = vec![0.0; rows * classes];
+        let mut moves = vec![0.0; rows * classes];
+        for (i, logit) in logits.iter_mut().enumerate() {
+            let products = [0, 1].map(|d| x[i / classes * 2 + d] * w[i % classes * 2 + d]);
+            *logit = products[0] + products[1];
+            moves[i] = 10.0 * 2_f64.powi(-24) * (products[0].abs() + products[1].abs());
+        }
+        let at = |moved: Vec<f64>| {
+            let moved = Array::from_data(Data::F64(moved.into()), &[rows, classes]).unwrap();
+            of_logits(&call, &loss, moved)
+        };
+        // up the slope of a row's loss, or anywhere
+        let slopes = at(logits.clone()).grad().unwrap().values.clone();
+        let moved = (0..logits.len()).map(|i| {
+            let sign = if trial % 2 == 0 { slopes[i].signum() } else { random.pick(&[-1.0, 1.0]) };
+            logits[i] + sign * moves[i]
+        });
+        let got = at(moved.collect());
+        let g = &got.grad().unwrap().values;
+        let (mut dx, mut dw) = (vec![0.0; 2 * rows], vec![0.0; w.len()]);
+        for (i, g) in g.iter().enumerate() {
+            let (r, c) = (i / classes, i % classes);
+            for d in 0..2 {
+                dx[r * 2 + d] += g * w[c * 2 + d];
+                dw[c * 2 + d] += g * x[r * 2 + d];
+            }
+        }
+        let more = match call.op.options().into_iter().find(|o| o.name == "softcap").unwrap().value
+        {
+            Value::Optional(Some(cap)) => 4.0 * cap * 2_f64.powi(-24),
+            _ => 0.0,
+        };
+        let values = |role| got.get(role).unwrap().values.clone();
+        for (role, got, tolerance) in [
+            (Role::Loss, values(Role::Loss), 2e-6),
+            (Role::LogSumExp, values(Role::LogSumExp), 2e-6),
+            (Role::Entropy, values(Role::Entropy), 4e-6),
+            (Role::Grad, dx, 4e-6),
+            (Role::GradProjection, dw, 4e-6),
+        ] {
+            let want = want.get(role).unwrap();
+            for (i, got) in got.iter().enumerate() {
+                let allowed = (tolerance + more) * want.magnitudes[i];
+                let error = (got - want.values[i]).abs();
+                assert!(error <= allowed + 1e-300, "{role} {i}: {}, {call:?}", error / allowed);
+                if allowed > 0.0 {
+                    note(&mut reached, role, error / allowed);
+                }
+            }
+        }
+    }
+    println!("{reached:?}");
+    for (role, units) in reached {
+        assert!(units > 0.5, "{role}: moved logits reach {units} of what is allowed");
+    }
+}
+
+/// Keeps the largest of each role.
+fn note(worst: &mut Vec<(Role, f64)>, role: Role, units: f64) {
+    match worst.iter_mut().find(|(of, _)| *of == role) {
+        Some((_, worst)) => *worst = worst.max(units),
+        None => worst.push((role, units)),
+    }
+}
+
+fn per_row() -> CrossEntropy {
+    CrossEntropy::default().reduction(Reduction::None)
+}
+
+/// One loss a row: `x` of rows of D numbers, `w` of V rows.
+fn call<'a>(x: &'a [f32], w: &'a [f32], dims: usize, target: &'a [i32]) -> Args<Array<'a>> {
+    Args::new(Array::new(x, &[x.len() / dims, dims]).unwrap())
+        .projection(Array::new(w, &[w.len() / dims, dims]).unwrap())
+        .target(Array::from(target))
+}
+
+#[track_caller]
+fn run(op: &LinearCrossEntropy, args: &Args<Array<'_>>) -> Output<Values> {
+    reference::run(op, Pass::ForwardBackward, args).unwrap()
+}
+
+#[test]
+fn gradients_are_added_to_what_is_given_and_left_out_where_frozen() {
+    let (x, w) = ([1.0, 2.0, -1.0, 0.5], [0.5, 0.0, -1.0, 1.0, 0.25, 0.25]);
+    let (bias, op) = ([0.0, 0.5, -0.5], LinearCrossEntropy::default());
+    let args = call(&x, &w, 2, &[0, 2]).bias(Array::from(&bias));
+    let plain = run(&op, &args);
+    let given = [10.0, -20.0, 30.0, 0.0, 1.0, 2.0_f32];
+    let added = args
+        .clone()
+        .grad_projection(Array::new(&given, &[3, 2]).unwrap())
+        .grad_bias(Array::from(&[4.0, 5.0, 6.0_f32]));
+    let both = run(&op, &added);
+    for (role, given) in [(Role::GradProjection, &given[..]), (Role::GradBias, &[4.0, 5.0, 6.0])] {
+        let (plain, both) = (plain.get(role).unwrap(), both.get(role).unwrap());
+        for (i, given) in f64s(given).into_iter().enumerate() {
+            assert!((plain.values[i] + given - both.values[i]).abs() < 1e-14);
+            // two roundings of what is given at least, and not many more
+            let more = (both.magnitudes[i] - plain.magnitudes[i]) * 4e-6 / 2_f64.powi(-24);
+            assert!((2.0..=12.0).contains(&(more / given.abs())) || given == 0.0, "{role}: {more}");
+        }
+    }
+    let roles = |op: &LinearCrossEntropy| {
+        let roles: Vec<_> = run(op, &args).iter().map(|(role, _)| role).collect();
+        roles
+    };
+    let (all, op) = ([Role::Grad, Role::GradProjection, Role::GradBias], op);
+    for frozen in 0..7 {
+        let [a, b, c] = [1, 2, 4].map(|bit| frozen & bit != 0);
+        let op = op.clone().freeze_input(a).freeze_projection(b).freeze_bias(c);
+        let kept =
+            all.into_iter().zip([a, b, c]).filter_map(|(role, frozen)| (!frozen).then_some(role));
+        let want: Vec<_> = std::iter::once(Role::Loss).chain(kept).collect();
+        assert_eq!(roles(&op), want);
+    }
+}
+
+#[test]
+fn any_of_the_classes_that_rounding_may_make_the_largest_is_the_argmax() {
+    let op = LinearCrossEntropy::new(per_row().row_outputs(true));
+    // logits 1e4 and 1e4 + 1/1024: (2 + 8) 2^-24 2e4 is 0.012
+    let (x, w) = ([100.0, 0.0], [100.0, 0.0, 100.0 + 2_f32.powi(-17), 0.0, 99.0, 0.0]);
+    let rows = |target: i32| {
+        let (out, target) = (run(&op, &call(&x, &w, 2, &[target])), target);
+        let rows = out.rows().unwrap();
+        assert_eq!(rows.argmax.values, [1.0]);
+        assert_eq!(rows.correct.unwrap().values, [f64::from(u8::from(target == 1))]);
+        let holds = |value: i32, of: &Values| {
+            compare_part(Role::Argmax, &Array::from(&[value]), of, op.promise(Role::Argmax)).is_ok()
+        };
+        let classes = [0, 1, 2].map(|class| holds(class, rows.argmax));
+        (classes[..2] == [true, true], [0, 1].map(|value| holds(value, rows.correct.unwrap())))
+    };
+    assert_eq!(rows(0), (true, [true, true]));
+    assert_eq!(rows(1), (true, [true, true]));
+    assert_eq!(rows(2), (true, [true, false]));
+
+    // far enough from one another: only one is right
+    let w = [100.0, 0.0, 100.5, 0.0, 99.0, 0.0];
+    let out = run(&op, &call(&x, &w, 2, &[0]));
+    let rows = out.rows().unwrap();
+    assert_eq!(
+        (&rows.argmax.magnitudes[..], &rows.correct.unwrap().magnitudes[..]),
+        (&[0.0][..], &[0.0][..])
+    );
+    // equal without any rounding: the first
+    let out = run(&op, &call(&[0.0, 0.0], &w, 2, &[1]));
+    let rows = out.rows().unwrap();
+    assert_eq!((rows.argmax.values[0], rows.argmax.magnitudes[0]), (0.0, 0.0));
+}
+
+#[test]
+fn confident_rows_keep_their_digits_through_the_product() {
+    // logits 40, 0 and -2
+    let (x, w) = ([4.0, 1.0], [10.0, 0.0, 0.0, 0.0, 0.0, -2.0]);
+    let out = run(&LinearCrossEntropy::new(per_row()), &call(&x, &w, 2, &[0]));
+    let (p1, p2) = ((-40_f64).exp(), (-42_f64).exp());
+    assert_near(&out.loss().unwrap().values, &[p1 + p2], 1e-14);
+    assert_near(&out.grad().unwrap().values, &[-10.0 * (p1 + p2), -2.0 * p2], 1e-14);
+    let want = [-4.0 * (p1 + p2), -(p1 + p2), 4.0 * p1, p1, 4.0 * p2, p2];
+    assert_near(&out.grad_projection().unwrap().values, &want, 1e-14);
+    // T too: a loss of 0, or a gradient of 0, is none of these
+    for role in [Role::Loss, Role::Grad, Role::GradProjection] {
+        let of = out.get(role).unwrap();
+        for (value, t) in of.values.iter().zip(&of.magnitudes) {
+            assert!(*t < 1e3 * value.abs(), "{role}: T {t:e} of {value:e}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_spreads_as_products_spread_it() {
+    let op = LinearCrossEntropy::new(per_row().row_outputs(true));
+    let w = [1.0, 0.0, 0.0, 1.0, -1.0, 2.0];
+    // a bias of -inf masks a class: its gradient is 0, and adds nothing
+    let masked = call(&[1.0, 2.0], &w, 2, &[0]).bias(Array::from(&[0.0, -INF, 0.0]));
+    let out = run(&op, &masked);
+    assert_near(&out.loss().unwrap().values, &[2_f64.exp().ln_1p()], 1e-15);
+    assert!(
+        out.grad()
+            .unwrap()
+            .values
+            .iter()
+            .chain(&out.grad().unwrap().magnitudes)
+            .all(|v| v.is_finite())
+    );
+    assert_same(&out.grad_projection().unwrap().values[2..4], &[0.0, 0.0]);
+    assert!(out.rows().unwrap().entropy.magnitudes[0].is_finite());
+
+    // an infinity or NaN in a row: all of it, and the sums over rows; other rows keep their gradient
+    for broken in [INF, -INF, NAN] {
+        let out = run(&op, &call(&[broken, 2.0, 1.0, 1.0], &w, 2, &[0, 1]));
+        let (loss, grad) = (out.loss().unwrap(), out.grad().unwrap());
+        assert!(loss.values[0].is_nan() && loss.values[1].is_finite());
+        assert_all_nan(&grad.values[..2]);
+        assert!(grad.values[2..].iter().chain(&grad.magnitudes[2..]).all(|v| v.is_finite()));
+        assert_all_nan(&out.grad_projection().unwrap().values);
+    }
+    // an ignored row has no gradient, but 0 times an infinity is NaN
+    let out = run(&op, &call(&[INF, 2.0, 1.0, 1.0], &w, 2, &[-100, 1]));
+    assert_same(&out.grad().unwrap().values[..2], &[0.0, 0.0]);
+    assert_same(&out.grad().unwrap().magnitudes[..2], &[0.0, 0.0]);
+    let grad = &out.grad_projection().unwrap().values;
+    assert_all_nan(&[grad[0], grad[2], grad[4]]);
+    assert!([grad[1], grad[3], grad[5]].iter().all(|v| v.is_finite()));
+    assert_eq!(out.rows().unwrap().argmax.values[0], -1.0);
+}
+
+#[test]
+fn rows_keep_the_shape_of_the_input() {
+    let op = LinearCrossEntropy::new(per_row().row_outputs(true));
+    for shape in [&[2, 3, 2][..], &[6, 2], &[2], &[0, 2]] {
+        let rows = &shape[..shape.len() - 1];
+        let count = rows.iter().product();
+        let args = Args::new(Array::from_vec(vec![1.0; count * 2], shape).unwrap())
+            .projection(Array::new(&[0.5, 0.25, -1.0, 2.0], &[2, 2]).unwrap())
+            .target(Array::from_vec(vec![0; count], rows).unwrap());
+        let out = run(&op, &args);
+        assert_eq!(out.loss().unwrap().shape, rows);
+        assert_eq!(out.rows().unwrap().entropy.shape, rows);
+        assert_eq!(out.grad().unwrap().shape, shape);
+    }
 }
