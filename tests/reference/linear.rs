@@ -1,10 +1,14 @@
 //! Linear cross entropy: its values, its slopes, and how much T allows.
 
+use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
 use wgloss::options::Value;
 use wgloss::reference::{self, Values};
 use wgloss::{
     Args, Array, CrossEntropy, Data, LinearCrossEntropy, Op, Output, Pass, Reduction, Role,
 };
+use wgloss_testing::any;
+use wgloss_testing::call::hold;
 use wgloss_testing::compare::compare_part;
 use wgloss_testing::random::Random;
 
@@ -64,12 +68,8 @@ impl Call {
     }
 
     fn args(&self) -> Args<Array<'_>> {
-        let is_scalar = self
-            .op
-            .options()
-            .iter()
-            .all(|option| option.value != Value::Reduction(Reduction::None));
-        let shape = if is_scalar { &[][..] } else { &self.sizes[..1] };
+        let is_none = option(&self.op, "reduction") == Value::Reduction(Reduction::None);
+        let shape = if is_none { &self.sizes[..1] } else { &[] };
         self.forward_args().upstream(Array::new(&self.upstream, shape).unwrap())
     }
 
@@ -77,6 +77,10 @@ impl Call {
     fn run(&self) -> Output<Values> {
         reference::run(&self.op, Pass::ForwardBackward, &self.args()).unwrap()
     }
+}
+
+fn option(op: &dyn Op, name: &str) -> Value {
+    wgloss_testing::ops::option(op, name).unwrap()
 }
 
 fn f64s(values: &[f32]) -> Vec<f64> {
@@ -95,7 +99,7 @@ fn of_logits(call: &Call, loss: &CrossEntropy, logits: Array<'_>) -> Output<Valu
 }
 
 /// The options of the loss that a call's op is made of.
-fn loss_of(op: &LinearCrossEntropy) -> CrossEntropy {
+fn loss_of(op: &dyn Op) -> CrossEntropy {
     let mut loss = CrossEntropy::default();
     let names: Vec<_> = loss.options().into_iter().map(|option| option.name).collect();
     for option in op.options().into_iter().filter(|option| names.contains(&option.name)) {
@@ -201,60 +205,79 @@ fn gradients_are_slopes() {
 }
 
 /// The definition in f32, whose logits go through `round`: what a kernel may do.
-fn in_f32(call: &Call, loss: &CrossEntropy, round: fn(f32) -> f32) -> Output<Array<'static>> {
-    let [rows, dims, classes] = call.sizes;
+fn in_f32(
+    op: &dyn Op,
+    pass: Pass,
+    args: &Args<Array<'_>>,
+    round: fn(f32) -> f32,
+) -> Output<Array<'static>> {
+    let outputs = op.outputs(pass, &args.layouts()).unwrap();
+    let of = |role| args.get(role).map(Array::to_f32);
+    let (x, w, bias) = (args.input().to_f32(), of(Role::Projection).unwrap(), of(Role::Bias));
+    let &[classes, dims] = args.get(Role::Projection).unwrap().shape() else { unreachable!() };
+    let rows = x.len() / dims;
     let mut logits = vec![0.0; rows * classes];
-    for r in 0..rows {
-        for c in 0..classes {
-            let mut sum = 0.0_f32;
-            for d in 0..dims {
-                sum += call.x[r * dims + d] * call.w[c * dims + d];
-            }
-            logits[r * classes + c] = round(sum + call.bias.as_ref().map_or(0.0, |bias| bias[c]));
+    for (i, logit) in logits.iter_mut().enumerate() {
+        let (r, c) = (i / classes, i % classes);
+        let mut sum = 0.0_f32;
+        for d in 0..dims {
+            sum += x[r * dims + d] * w[c * dims + d];
         }
+        *logit = round(sum + bias.as_ref().map_or(0.0, |bias| bias[c]));
     }
-    let out = of_logits(call, loss, Array::new(&logits, &[rows, classes]).unwrap());
-    let g = out.grad().unwrap().to_array().unwrap().to_f32();
-    let (mut dx, mut dw, mut db) =
-        (vec![0.0; rows * dims], vec![0.0; classes * dims], vec![0.0; classes]);
-    for r in 0..rows {
-        for c in 0..classes {
-            let g = g[r * classes + c];
-            db[c] += g;
-            for d in 0..dims {
-                dx[r * dims + d] += g * call.w[c * dims + d];
-                dw[c * dims + d] += g * call.x[r * dims + d];
-            }
+    let logits = Array::new(&logits, &[rows, classes]).unwrap();
+    let target = args.get(Role::Target).unwrap().to_i64().unwrap();
+    let of_logits = args.iter().fold(Args::new(logits), |all, (role, array)| match role {
+        Role::Target => all.target(Array::from_vec(target.clone(), &[rows]).unwrap()),
+        Role::Weight => all.weight(array.clone()),
+        Role::Upstream => {
+            let is_none = option(op, "reduction") == Value::Reduction(Reduction::None);
+            let shape = if is_none { &[rows][..] } else { &[] };
+            all.upstream(Array::from_vec(array.to_f32(), shape).unwrap())
         }
-    }
-    let array = |values: Vec<f32>, shape: &[usize]| Array::from_vec(values, shape).unwrap();
-    let results = out.iter().filter(|(role, _)| *role != Role::Grad).map(|(role, values)| {
-        let floats = values.to_array().unwrap();
-        let integers = || floats.to_f32().into_iter().map(|value| value as i32).collect::<Vec<_>>();
-        (
-            role,
-            match role {
-                Role::Argmax | Role::Correct => Array::from_vec(integers(), &values.shape).unwrap(),
-                _ => floats,
-            },
-        )
+        _ => all,
     });
-    let results: Output<_> = results.collect();
-    let results = results
-        .with(Role::Grad, array(dx, &[rows, dims]))
-        .with(Role::GradProjection, array(dw, &[classes, dims]));
-    match &call.bias {
-        Some(_) => results.with(Role::GradBias, array(db, &[classes])),
-        None => results,
+    let loss = loss_of(op);
+    let out = reference::run(&loss, pass, &of_logits).unwrap();
+
+    let given = |role: Role, count: usize| of(role).unwrap_or_else(|| vec![0.0; count]);
+    let mut dx = vec![0.0; x.len()];
+    let mut dw = given(Role::GradProjection, w.len());
+    let mut db = given(Role::GradBias, classes);
+    let g = out.grad().map(|g| g.to_array().unwrap().to_f32()).unwrap_or_default();
+    for (i, g) in g.into_iter().enumerate() {
+        let (r, c) = (i / classes, i % classes);
+        db[c] += g;
+        for d in 0..dims {
+            dx[r * dims + d] += g * w[c * dims + d];
+            dw[c * dims + d] += g * x[r * dims + d];
+        }
     }
+    let result = |(role, layout): (Role, &wgloss::Layout)| {
+        let shape = layout.shape();
+        let values = match role {
+            Role::Grad => dx.clone(),
+            Role::GradProjection => dw.clone(),
+            Role::GradBias => db.clone(),
+            Role::State => vec![0.0; layout.elements()],
+            role => out.get(role).unwrap().to_array().unwrap().to_f32(),
+        };
+        let array = match role {
+            Role::Argmax | Role::Correct => {
+                Array::from_vec(values.into_iter().map(|value| value as i32).collect(), shape)
+            }
+            _ => Array::from_vec(values, shape).unwrap().to_dtype(layout.dtype()),
+        };
+        (role, array.unwrap())
+    };
+    outputs.iter().map(result).collect()
 }
 
 /// The error of each result in units of what is allowed, infinite where none is.
 fn units(call: &Call, got: &Output<Array<'_>>) -> Vec<(Role, f64)> {
     let want = call.run();
     assert!(want.iter().map(|(role, _)| role).eq(got.iter().map(|(role, _)| role)));
-    let is_mean =
-        call.op.options().iter().any(|option| option.value == Value::Reduction(Reduction::Mean));
+    let is_mean = option(&call.op, "reduction") == Value::Reduction(Reduction::Mean);
     let weight = |&y: &i32| call.weight.as_ref().map_or(1.0, |w| f64::from(w[y as usize]));
     let divisor: f64 = call.target.iter().filter(|&&y| y != -100).map(weight).sum();
     // where all rows are ignored, gradients are 0
@@ -275,6 +298,22 @@ fn units(call: &Call, got: &Output<Array<'_>>) -> Vec<(Role, f64)> {
     got.iter().map(of).collect()
 }
 
+/// Calls of every option, size and value.
+#[test]
+fn random_calls_in_f32_keep_the_promise() {
+    let config = ProptestConfig {
+        cases: 500,
+        rng_seed: RngSeed::Fixed(0),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let result = TestRunner::new(config).run(&any::linear_cross_entropy(), |call| {
+        let run = |op: &dyn Op, pass, args: &Args<Array<'_>>| Ok(in_f32(op, pass, args, |x| x));
+        hold(&call, run).map_err(TestCaseError::fail)
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// A bound that nothing comes near would hide faults, so the worst of each result is told from below too.
 #[test]
 fn the_definition_in_f32_keeps_the_promise_and_logits_in_16_bits_do_not() {
@@ -285,17 +324,17 @@ fn the_definition_in_f32_keeps_the_promise_and_logits_in_16_bits_do_not() {
         let sizes = random.pick(&[[4, 8, 9], [3, 32, 20], [1, 64, 33], [9, 3, 5], [2, 1, 7]]);
         let deviation = random.pick(&[0.3, 1.0, 4.0]);
         let mut call = Call::random(&mut random, sizes, deviation);
-        let loss = loss_of(&call.op).row_outputs(true);
-        call.op = LinearCrossEntropy::new(loss.clone());
+        call.op = LinearCrossEntropy::new(loss_of(&call.op).row_outputs(true));
         if call.run().grad().unwrap().values.iter().any(|g| g.is_nan()) {
             continue; // a mean over a divisor of 0
         }
-        for (role, units) in units(&call, &in_f32(&call, &loss, |logit| logit)) {
+        let got = |round| in_f32(&call.op, Pass::ForwardBackward, &call.args(), round);
+        for (role, units) in units(&call, &got(|logit| logit)) {
             assert!(units <= 1.0, "{role}: {units} of {call:?}");
             note(&mut worst, role, units);
         }
         calls += 1;
-        let narrow = in_f32(&call, &loss, |logit| half::bf16::from_f32(logit).to_f32());
+        let narrow = got(|logit| half::bf16::from_f32(logit).to_f32());
         refused += usize::from(units(&call, &narrow).iter().any(|(_, units)| *units > 1.0));
     }
     println!("{worst:?}, {refused} of {calls}");
@@ -359,8 +398,7 @@ fn t_is_what_moved_logits_do() {
                 dw[c * 2 + d] += g * x[r * 2 + d];
             }
         }
-        let more = match call.op.options().into_iter().find(|o| o.name == "softcap").unwrap().value
-        {
+        let more = match option(&call.op, "softcap") {
             Value::Optional(Some(cap)) => 4.0 * cap * 2_f64.powi(-24),
             _ => 0.0,
         };

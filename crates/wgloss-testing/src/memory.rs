@@ -8,6 +8,7 @@ use wgloss::{
     Role, Tensor, reference,
 };
 
+use crate::call::with_argument;
 use crate::compare::compare_part;
 use crate::ops;
 use crate::random::Random;
@@ -31,14 +32,7 @@ pub fn array(values: &[f32], shape: &[usize], dtype: DType) -> Array<'static> {
 pub fn args<T>(parts: impl IntoIterator<Item = (Role, T)>) -> Args<T> {
     let mut parts = parts.into_iter();
     let (_, input) = parts.next().expect("an input");
-    parts.fold(Args::new(input), |args, (role, part)| match role {
-        Role::Target => args.target(part),
-        Role::Weight => args.weight(part),
-        Role::PosWeight => args.pos_weight(part),
-        Role::Upstream => args.upstream(part),
-        Role::State => args.state(part),
-        other => panic!("no argument {other}"),
-    })
+    parts.fold(Args::new(input), |args, (role, part)| with_argument(args, role, part))
 }
 
 /// Every op with the most arguments that it takes, over an input of this shape, which has a
