@@ -33,7 +33,9 @@ pub struct Values {
     /// error is promised as a multiple of T, since terms that cancel leave no more than that.
     ///
     /// T is scaled like its value: by the divisor of a mean, and in gradients by the upstream. It
-    /// means nothing where the value is NaN or infinite.
+    /// means nothing where the value is NaN or infinite. Of integers it is 0, as they are exact; but where
+    /// [`LinearCrossEntropy`](crate::LinearCrossEntropy)'s largest logits are so near one another that their
+    /// rounding may make any of them the largest, it lets these pass.
     pub magnitudes: Vec<f64>,
 }
 

@@ -156,7 +156,8 @@ fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> 
                 }
             }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
-                for op in ops::of(|kind| kind.family != Family::RowLoss) {
+                let of_elements = |family| !matches!(family, Family::RowLoss | Family::LinearLoss);
+                for op in ops::of(|kind| of_elements(kind.family)) {
                     for op in ends(op) {
                         let kind = op.kind();
                         let reductions = ops::reductions(&*op);
