@@ -546,20 +546,21 @@ impl<'a> Linear<'a> {
         for block in blocks {
             let [first, count] = block;
             let logits = workspace.logits.rows([0, count]);
-            let input = match &workspace.input {
-                Some(wide) => {
-                    program.widen(&self.input.rows(block), &wide.rows([0, count]))?;
-                    wide.rows([0, count])
+            let mut input = self.input.rows(block);
+            if let Some(wide) = &workspace.input {
+                let wide = wide.rows([0, count]);
+                if count > 0 {
+                    program.widen(&input, &wide)?;
                 }
-                None => self.input.rows(block),
-            };
-            for chunk in self.classes() {
-                let projection = self.some_projection(chunk, &workspace, program)?;
-                let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
-                let operands = [&input, &projection, &logits.columns(chunk)];
-                program.product(profile, Form::Nt, operands, bias, false)?;
+                input = wide;
             }
             if count > 0 {
+                for chunk in self.classes() {
+                    let projection = self.some_projection(chunk, &workspace, program)?;
+                    let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
+                    let operands = [&input, &projection, &logits.columns(chunk)];
+                    program.product(profile, Form::Nt, operands, bias, false)?;
+                }
                 self.rows_of(&logits).push_rows(first, &mut results, program, profile)?;
             }
             if self.pass.has_grad() {

@@ -118,6 +118,9 @@ impl Matrix {
 
     /// For kernels that read whole vec4s, the last of a row too.
     fn in_vec4s(&self, port: Port) -> Binding {
+        if self.rows == 0 {
+            return Binding::placeholder(port);
+        }
         self.binding(port, self.columns.next_multiple_of(4)).in_vec4s()
     }
 }
@@ -151,7 +154,9 @@ impl Program {
             defines,
             read_write: 0,
         };
-        for [first, count] in chunks(terms, max_terms) {
+        // the sum of no terms is to be written too
+        for [first, count] in chunks(terms.max(1), max_terms) {
+            let count = count.min(terms);
             let part = [first, count];
             let [left, right] = match form {
                 Form::Nt => [left.columns(part), right.columns(part)],
