@@ -19,6 +19,7 @@ mod device;
 mod edges;
 mod errors;
 mod huge;
+mod linear;
 mod naive;
 mod ops;
 mod pieces;

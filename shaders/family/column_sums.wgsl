@@ -25,11 +25,11 @@ fn column_sums(
         let last = min(params.columns - 1u - column, 3u);
         let at = element_index(GRAD, 0u, column);
         var sum = vec4(0.0);
+        if params.accumulates != 0u {
+            sum = load_input(at, 1u, last);
+        }
         for (var row = 0u; row < params.rows; row += 1u) {
             sum += matrix[element_index(TARGETS, row, column / 4u)];
-        }
-        if params.accumulates != 0u {
-            sum += load_input(at, 1u, last);
         }
         store_grad(at, 1u, last, sum);
     }

@@ -1,10 +1,10 @@
 // Products of matrices in f32: a team computes a tile of the result, whose sums stay in the registers of its
 // members (product/).
 //
-//     out[i, j] = sum over k of left[i, k] right[k, j]  + bias[j], if asked for  + out[i, j], if it accumulates
+//     out[i, j] = (0, or bias[j], or out[i, j])  + sum over k of left[i, k] right[k, j]
 //
-// Each sum is taken in the order of its terms, in every file of product/, so that the bits do not depend on the
-// tile. Operands are read as vec4s: along the terms or across them, as the two overrides say.
+// Each sum begins with what it is added to, and is taken in the order of its terms, in every file of product/. So the bits
+// depend neither on the tile, nor on how the terms are divided among dispatches. Operands are read as vec4s: along the terms or across them, as the two overrides say.
 //
 //     LEFT_ALONG_TERMS  RIGHT_ALONG_TERMS    left             right
 //     true              true                 [rows, terms]    [columns, terms]     hidden states, projection
@@ -98,22 +98,28 @@ fn right_square(k: u32, column: u32) -> Square {
         right_columns(k + 2u, column), right_columns(k + 3u, column));
 }
 
-// Stores four columns of a row of the product, as far as there are such.
-fn store_product(row: u32, column: u32, product: vec4<f32>) {
+// What the sums of four columns of a row begin with.
+fn start_of(row: u32, column: u32) -> vec4<f32> {
     if row >= params.rows || column >= params.columns {
-        return;
+        return vec4(0.0);
     }
     let last = min(params.columns - 1u - column, 3u);
-    let at = element_index(GRAD, row, column);
-    var value = product;
     if params.has_bias != 0u {
         let i = element_index(BIAS, 0u, column) + min(vec4(0u, 1u, 2u, 3u), vec4(last));
-        value += vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
+        return vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
     }
     if params.accumulates != 0u {
-        value += load_input(at, 1u, last);
+        return load_input(element_index(GRAD, row, column), 1u, last);
     }
-    store_grad(at, 1u, last, value);
+    return vec4(0.0);
+}
+
+// Stores four columns of a row of the product, as far as there are such.
+fn store_product(row: u32, column: u32, product: vec4<f32>) {
+    if row < params.rows && column < params.columns {
+        let last = min(params.columns - 1u - column, 3u);
+        store_grad(element_index(GRAD, row, column), 1u, last, product);
+    }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -21,6 +21,9 @@ fn left_square(row: u32, k: u32) -> Square {
 
 fn multiply(invocation: Invocation, row: u32, column: u32) {
     var sums: Square;
+    for (var i = 0u; i < 4u; i += 1u) {
+        sums[i] = start_of(row + i, column);
+    }
     for (var k = 0u; k < params.terms; k += 4u) {
         let terms = left_square(row, k);
         let square = right_square(k, column);

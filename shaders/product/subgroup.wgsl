@@ -52,14 +52,23 @@ fn multiply(invocation: Invocation, row: u32, first_column: u32) {
     let first = invocation.index - member;
     let column = first_column + 4u * member;
     let next = column + 4u * MEMBERS;
-    var a: Sums;
-    var b: Sums;
-    var c: Sums;
-    var d: Sums;
-    var e: Sums;
-    var f: Sums;
-    var g: Sums;
-    var h: Sums;
+    // arrays of arrays, so that loops load and store them: unrolled, they take longer to compile than all else
+    var columns: array<Sums, 4>;
+    var nexts: array<Sums, 4>;
+    if params.has_bias + params.accumulates != 0u {
+        for (var i = 0u; i < TILE_ROWS; i += 1u) {
+            columns[i / 8u][i % 8u] = start_of(row + i, column);
+            nexts[i / 8u][i % 8u] = start_of(row + i, next);
+        }
+    }
+    var a = columns[0];
+    var b = nexts[0];
+    var c = columns[1];
+    var d = nexts[1];
+    var e = columns[2];
+    var f = nexts[2];
+    var g = columns[3];
+    var h = nexts[3];
     for (var k = 0u; k < params.terms; k += 4u) {
         let square = right_square(k, column);
         let other = right_square(k, next);
@@ -68,9 +77,8 @@ fn multiply(invocation: Invocation, row: u32, first_column: u32) {
         add_terms(&e, &f, share_of_left(row + 16u, k), first, square, other);
         add_terms(&g, &h, share_of_left(row + 24u, k), first, square, other);
     }
-    // in an array of arrays, so that one loop stores them: unrolled, it takes longer to compile than all else
-    var columns = array(a, c, e, g);
-    var nexts = array(b, d, f, h);
+    columns = array(a, c, e, g);
+    nexts = array(b, d, f, h);
     for (var i = 0u; i < TILE_ROWS; i += 1u) {
         store_product(row + i, column, columns[i / 8u][i % 8u]);
         store_product(row + i, next, nexts[i / 8u][i % 8u]);

@@ -59,6 +59,10 @@ fn multiply(invocation: Invocation, first_row: u32, first_column: u32) {
     let next = column + 4u * TILE_SIDE;
     var sums: Sums;
     var more: Sums;
+    for (var i = 0u; i < 8u; i += 1u) {
+        sums[i] = start_of(first_row + row + i, first_column + column);
+        more[i] = start_of(first_row + row + i, first_column + next);
+    }
     for (var k = 0u; k < params.terms; k += TILE_TERMS) {
         workgroupBarrier();
         load_tiles(first_row, first_column, k);

@@ -126,7 +126,7 @@ impl Matrix {
 }
 
 impl Program {
-    /// Adds the dispatches of a product: `out = left right + bias`, or `out += left right`.
+    /// Adds the dispatches of a product: `out = left right`, or `bias + left right`, or `out += left right`.
     pub(super) fn product(
         &mut self,
         profile: &DeviceProfile,
