@@ -75,6 +75,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 pub fn ops() -> Vec<Box<dyn Op>> {
     vec![
         Box::new(CrossEntropy::default()),
+        Box::new(LinearCrossEntropy::default()),
         Box::new(NllLoss::default()),
         Box::new(Bce::default()),
         Box::new(BceWithLogits::default()),
