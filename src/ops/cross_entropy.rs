@@ -379,11 +379,7 @@ impl Op for CrossEntropy {
         let target =
             if has_classes { RowTarget::Classes(target) } else { RowTarget::Probabilities(target) };
         let mut operands = RowOperands::of(args, outputs, target);
-        if self.row_outputs && pass.has_loss() {
-            let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
-            operands.row_outputs =
-                written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec();
-        }
+        operands.row_outputs = self.row_output_views(pass, outputs);
         self.push_rows(pass, operands, &mut program, profile)?;
         Ok(program)
     }
@@ -420,6 +416,19 @@ impl CrossEntropy {
         all.into_iter().filter(move |&(role, _)| is_given && (has_classes || role != Role::Correct))
     }
 
+    /// Where the row outputs of a pass go, in the order in which the kernel writes them.
+    pub(super) fn row_output_views(
+        &self,
+        pass: Pass,
+        outputs: &Output<Layout>,
+    ) -> Vec<Option<View>> {
+        if !self.row_outputs || !pass.has_loss() {
+            return vec![];
+        }
+        let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
+        written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec()
+    }
+
     /// Adds the loss of rows over any operands to a program that others have begun.
     #[doc(hidden)]
     pub fn push_rows(
@@ -432,7 +441,7 @@ impl CrossEntropy {
         self.row_loss(pass, operands).push(program, profile)
     }
 
-    fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
+    pub(super) fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
         let shape = operands.input.layout.shape();
         let classes = if shape.len() > 1 { shape[1] } else { shape[0] };
         let rows = operands.input.layout.elements() / classes.max(1);

@@ -3,12 +3,13 @@
 use super::options::{
     self, Family, Info, Key, Kind, Numbers, Opt, Target, Value, Weight, flag, integer,
 };
-use super::rows::{device_ignore_index, expect_class_values_of};
+use super::products::{Form, Matrix};
+use super::rows::{RowLoss, RowOperands, RowTarget, expect_class_values_of};
 use super::{
     CrossEntropy, FLOATS, Op, expect_args, expect_dtype, expect_shape, expect_upstream,
-    grad_layout, loss_layout, sealed,
+    grad_layout, grad_view, loss_layout, sealed,
 };
-use crate::program::Program;
+use crate::program::{Program, View, chunks};
 use crate::reference::{self, Tolerance, Values};
 use crate::shape::Layout;
 use crate::tuning::DeviceProfile;
@@ -101,6 +102,9 @@ pub(crate) struct LinearShape {
 
 impl LinearShape {
     /// Of layouts that [`Op::outputs`] has passed.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they do not fit one another.
     pub fn of(args: &Args<Layout>) -> Result<Self> {
         let projection = args.required(Role::Projection, || "linear_cross_entropy".into())?;
         let (input, projection) = (args.input().shape(), projection.shape());
@@ -124,6 +128,20 @@ impl LinearShape {
                 actual: projection.to_vec(),
             }),
         }
+    }
+}
+
+impl LinearShape {
+    /// The bytes of a row of logits and of a row of the projection, in f32 and whole vec4s.
+    fn padded_bytes(self) -> [u64; 2] {
+        [self.classes, self.dims].map(|n| (n as u64).div_ceil(4).saturating_mul(16))
+    }
+
+    /// The bytes of what one row needs at most: its logits, copies of it and of its gradient, and a copy of four rows of the
+    /// projection.
+    fn least_workspace(self) -> u64 {
+        let [logits, dims] = self.padded_bytes();
+        logits.saturating_add(dims.saturating_mul(6))
     }
 }
 
@@ -308,7 +326,8 @@ impl Op for LinearCrossEntropy {
         expect_dtype(Role::Input, input, &FLOATS)?;
         let projection = args.required(Role::Projection, describe)?;
         expect_dtype(Role::Projection, projection, &[input.dtype()])?;
-        let LinearShape { rows: count, classes, .. } = LinearShape::of(args)?;
+        let shape = LinearShape::of(args)?;
+        let LinearShape { rows: count, classes, .. } = shape;
         if !input.is_contiguous() && input.shape().len() != 2 {
             return Err(Error::Value {
                 argument: Role::Input.name(),
@@ -336,7 +355,7 @@ impl Op for LinearCrossEntropy {
             expect_dtype(Role::State, given, &[DType::F32])?;
             expect_shape(Role::State, given, state.shape())?;
         }
-        self.expect_workspace(classes)?;
+        self.expect_workspace(shape)?;
 
         let given = |role, layout: Layout| {
             // a sum lies where what it is added to does
@@ -372,8 +391,9 @@ impl Op for LinearCrossEntropy {
         outputs: &Output<Layout>,
         profile: &DeviceProfile,
     ) -> Result<Program> {
-        let _ = (pass, args, outputs, profile, device_ignore_index(0));
-        Err(Error::Internal("to come".into()))
+        let mut program = Program::new(&profile.limits);
+        Linear::of(self, pass, args, outputs, profile)?.push(&mut program, profile)?;
+        Ok(program)
     }
 
     fn promise(&self, role: Role) -> Tolerance {
@@ -391,16 +411,263 @@ impl Op for LinearCrossEntropy {
 }
 
 impl LinearCrossEntropy {
-    /// Refuses a workspace that does not hold the logits of one row.
-    fn expect_workspace(&self, classes: usize) -> Result<()> {
-        let least = (classes as u64).saturating_mul(4);
+    /// Refuses a workspace that does not hold one row.
+    fn expect_workspace(&self, shape: LinearShape) -> Result<()> {
+        let least = shape.least_workspace();
         if u64::try_from(self.workspace_bytes).is_ok_and(|bytes| bytes >= least) {
             return Ok(());
         }
         Err(Error::Value {
             argument: "workspace_bytes",
-            expected: format!("at least {least}, for the logits of one row of {classes} classes"),
+            expected: format!("at least {least}, for one row of {} classes", shape.classes),
             actual: self.workspace_bytes.to_string(),
         })
     }
+}
+
+/// The matrices of a call, and the blocks in which it works on them.
+struct Linear<'a> {
+    op: &'a LinearCrossEntropy,
+    pass: Pass,
+    shape: LinearShape,
+    input: Matrix,
+    projection: Matrix,
+    bias: Option<View>,
+    grad: Option<Matrix>,
+    grad_projection: Option<Matrix>,
+    grad_bias: Option<View>,
+    /// Whether the last two are added to what is there.
+    adds: [bool; 2],
+    /// What the rows' losses need beside the logits.
+    per_row: RowOperands,
+    /// The most rows of a block, and the most classes of one dispatch.
+    block_rows: u64,
+    chunk_classes: u64,
+}
+
+/// Memory for one block after the other.
+struct Workspace {
+    logits: Matrix,
+    input: Option<Matrix>,
+    projection: Option<Matrix>,
+    grad: Option<Matrix>,
+    grad_projection: Option<Matrix>,
+}
+
+impl<'a> Linear<'a> {
+    fn of(
+        op: &'a LinearCrossEntropy,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        profile: &DeviceProfile,
+    ) -> Result<Self> {
+        let shape = LinearShape::of(args)?;
+        let [rows, dims, classes] = [shape.rows, shape.dims, shape.classes].map(|n| n as u64);
+        let argument = |role| args.required(role, || op.name().into());
+        let result = |role| outputs.get(role).map(|layout| View::of(role, layout));
+        let target = View::of(Role::Target, argument(Role::Target)?);
+        let mut per_row = RowOperands::of(args, outputs, RowTarget::Classes(target));
+        per_row.row_outputs = op.loss.row_output_views(pass, outputs);
+        let mut linear = Linear {
+            op,
+            pass,
+            shape,
+            input: Matrix::of(View::of(Role::Input, args.input()), rows, dims),
+            projection: Matrix::of(
+                View::of(Role::Projection, argument(Role::Projection)?),
+                classes,
+                dims,
+            ),
+            bias: args.get(Role::Bias).map(|layout| View::of(Role::Bias, layout)),
+            grad: grad_view(args, outputs).map(|view| Matrix::of(view, rows, dims)),
+            grad_projection: result(Role::GradProjection)
+                .map(|view| Matrix::of(view, classes, dims)),
+            grad_bias: result(Role::GradBias),
+            adds: [Role::GradProjection, Role::GradBias].map(|role| args.get(role).is_some()),
+            per_row,
+            block_rows: 1,
+            chunk_classes: 4,
+        };
+        linear.fit(profile);
+        Ok(linear)
+    }
+
+    /// Chooses blocks that the workspace and bindings hold.
+    ///
+    /// Every block reads the projection, and reads and writes its gradient, so a block has as many rows as there is room
+    /// for, up to some thousands, where that costs little beside the products.
+    fn fit(&mut self, profile: &DeviceProfile) {
+        const MOST_ROWS: u64 = 4096;
+        // of one dispatch, so that a slow device answers in between
+        const MULTIPLICATIONS: u64 = 1 << 37;
+        let workspace = self.op.workspace_bytes as u64;
+        let binding = profile.limits.chunk_bytes();
+        let launch = profile.for_products();
+        let [logits, dims] = self.shape.padded_bytes();
+        let copies = u64::from(!self.input.is_wide()) + u64::from(self.narrows_grad());
+        let per_row = logits + copies * dims;
+
+        // the projection's rows and those of its gradient, in f32 or as they are stored
+        let stored = self.projection.stride * self.projection.dtype().size() as u64;
+        let mut bytes = launch.max_projection_bytes.min(binding * dims / stored.max(dims));
+        if !self.projection.is_wide() {
+            bytes = bytes.min(workspace / 4).min(workspace.saturating_sub(per_row));
+        }
+        let classes = self.shape.classes as u64;
+        let of_classes = |bytes: u64| (bytes / dims).min(classes);
+        let copied =
+            if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), 64, 4) * dims };
+        let rows = (workspace.saturating_sub(copied) / per_row).min(binding / logits);
+        let rows = rounded(rows.min(MOST_ROWS), launch.rows.into(), 1);
+        // blocks of about one size
+        let all = (self.shape.rows as u64).max(1);
+        let blocks = all.div_ceil(rows);
+        self.block_rows = all.div_ceil(blocks).next_multiple_of(launch.rows.into()).min(rows);
+        let by_time = MULTIPLICATIONS / (self.block_rows * self.shape.dims as u64).max(1);
+        self.chunk_classes = rounded(of_classes(bytes).min(by_time), 64, 4);
+    }
+
+    /// Whether the input's gradient is summed in f32 before it is stored.
+    fn narrows_grad(&self) -> bool {
+        self.grad.as_ref().is_some_and(|grad| grad.dtype() != DType::F32)
+    }
+
+    fn push(&self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
+        let rows = self.shape.rows as u64;
+        let workspace = self.workspace(program);
+        let loss = self.rows_of(&workspace.logits);
+        let mut results = loss.begin(self.shape.classes, rows, program, profile)?;
+        let mut blocks: Vec<_> = chunks(rows, self.block_rows).collect();
+        if blocks.is_empty() {
+            // gradients of nothing are zeros, which are to be written too
+            blocks.push([0, 0]);
+        }
+        for block in blocks {
+            let [first, count] = block;
+            let logits = workspace.logits.rows([0, count]);
+            let mut input = self.input.rows(block);
+            if let Some(wide) = &workspace.input {
+                let wide = wide.rows([0, count]);
+                if count > 0 {
+                    program.widen(&input, &wide)?;
+                }
+                input = wide;
+            }
+            if count > 0 {
+                for chunk in self.classes() {
+                    let projection = self.some_projection(chunk, &workspace, program)?;
+                    let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
+                    let operands = [&input, &projection, &logits.columns(chunk)];
+                    program.product(profile, Form::Nt, operands, bias, false)?;
+                }
+                self.rows_of(&logits).push_rows(first, &mut results, program, profile)?;
+            }
+            if self.pass.has_grad() {
+                self.gradients(block, [&logits, &input], &workspace, program, profile)?;
+            }
+        }
+        if let (Some(wide), Some(grad)) = (&workspace.grad_projection, &self.grad_projection) {
+            for chunk in self.classes() {
+                program.narrow(&wide.rows(chunk), &grad.rows(chunk))?;
+            }
+        }
+        loss.finish(rows, results, program, profile)
+    }
+
+    /// The gradients of a block, from that of its logits.
+    fn gradients(
+        &self,
+        block: [u64; 2],
+        [logits, input]: [&Matrix; 2],
+        workspace: &Workspace,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let [first, count] = block;
+        // the input's gradient comes last, since it may be written over the input
+        for chunk in self.classes() {
+            let of_logits = logits.columns(chunk);
+            let [adds_projection, adds_bias] = self.adds.map(|adds| adds || first > 0);
+            let sums = workspace.grad_projection.as_ref().or(self.grad_projection.as_ref());
+            if let Some(sums) = sums {
+                let operands = [&of_logits, input, &sums.rows(chunk)];
+                program.product(profile, Form::Tn, operands, None, adds_projection)?;
+            }
+            if let Some(sums) = &self.grad_bias {
+                program.column_sums(&of_logits, sums, chunk[0], adds_bias)?;
+            }
+        }
+        let Some(grad) = &self.grad else { return Ok(()) };
+        if count == 0 {
+            return Ok(());
+        }
+        let wide = workspace.grad.as_ref().map(|wide| wide.rows([0, count]));
+        for chunk in self.classes() {
+            let projection = self.some_projection(chunk, workspace, program)?;
+            let sums = wide.clone().unwrap_or_else(|| grad.rows(block));
+            let operands = [&logits.columns(chunk), &projection, &sums];
+            program.product(profile, Form::Nn, operands, None, chunk[0] > 0)?;
+        }
+        match &wide {
+            Some(wide) => program.narrow(wide, &grad.rows(block)),
+            None => Ok(()),
+        }
+    }
+
+    /// The classes of each dispatch: first and count.
+    fn classes(&self) -> impl Iterator<Item = [u64; 2]> + use<> {
+        chunks(self.shape.classes as u64, self.chunk_classes)
+    }
+
+    /// The projection's rows of some classes, as products read them.
+    fn some_projection(
+        &self,
+        chunk: [u64; 2],
+        workspace: &Workspace,
+        program: &mut Program,
+    ) -> Result<Matrix> {
+        let rows = self.projection.rows(chunk);
+        let Some(wide) = &workspace.projection else { return Ok(rows) };
+        let wide = wide.rows([0, chunk[1]]);
+        program.widen(&rows, &wide)?;
+        Ok(wide)
+    }
+
+    fn workspace(&self, program: &mut Program) -> Workspace {
+        let LinearShape { dims, classes, .. } = self.shape;
+        let mut matrix = |rows: u64, columns: usize| {
+            let stride = columns.next_multiple_of(4) as u64;
+            let view = program.scratch_f32(rows * stride);
+            Matrix { view, first: 0, stride, rows, columns: columns as u64 }
+        };
+        let is_narrow = |grad: &&Matrix| grad.dtype() != DType::F32;
+        Workspace {
+            logits: matrix(self.block_rows, classes),
+            input: (!self.input.is_wide()).then(|| matrix(self.block_rows, dims)),
+            projection: (!self.projection.is_wide()).then(|| matrix(self.chunk_classes, dims)),
+            grad: self.narrows_grad().then(|| matrix(self.block_rows, dims)),
+            grad_projection: self
+                .grad_projection
+                .as_ref()
+                .filter(is_narrow)
+                .map(|_| matrix(classes as u64, dims)),
+        }
+    }
+
+    /// The losses of a block's rows, and their gradient over the logits.
+    fn rows_of(&self, logits: &Matrix) -> RowLoss {
+        let shape = [logits.rows as usize, logits.columns as usize];
+        let layout = Layout::new(&shape, DType::F32).with_row_stride(logits.stride as usize);
+        let logits = View { slot: logits.view.slot, layout };
+        let grad = self.pass.has_grad().then(|| logits.clone());
+        let operands = RowOperands { input: logits, grad, ..self.per_row.clone() };
+        self.op.loss.row_loss(self.pass, operands)
+    }
+}
+
+/// The largest multiple of `step` up to a count, or, below that, of `least`; at least that.
+fn rounded(count: u64, step: u64, least: u64) -> u64 {
+    let step = if count >= step { step } else { least };
+    (count / step * step).max(least)
 }

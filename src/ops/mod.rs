@@ -4,6 +4,7 @@ pub mod options;
 pub(crate) mod elements;
 mod padding;
 mod pieces;
+mod products;
 mod row_maps;
 mod rows;
 mod sum;
@@ -55,6 +56,7 @@ pub use softmax::Softmax;
 pub(crate) mod internals {
     pub use super::elements::ElementParams;
     pub use super::padding::PaddingParams;
+    pub use super::products::{MatrixParams, ProductParams};
     pub use super::rows::{RowOperands, RowParams, RowTarget};
     pub use super::sealed::Sealed;
     pub use super::sum::SumParams;

@@ -26,6 +26,7 @@ pub fn devices() -> Vec<DeviceProfile> {
             max_workgroups: 65_535,
             max_binding: 1 << 27,
             max_buffer: (1 << 31) - 1,
+            max_workgroup_memory: 32 << 10,
             device: "test".into(),
         },
     };
