@@ -6,6 +6,8 @@ mod comparator;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod kernels;
+#[cfg(feature = "cpu")]
+mod linear_cpu;
 mod programs;
 mod readme;
 mod reference;

@@ -60,14 +60,19 @@ impl Workload {
     /// # Errors
     /// A shape of more than `MAX_ELEMENTS`.
     pub fn draw(&self, seed: u64) -> Result<Args<Array<'static>>> {
-        let count = self.shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
-        let Some(count) = count.filter(|&count| count <= MAX_ELEMENTS) else {
-            bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape);
+        let of = |sizes: &[usize]| {
+            let count = sizes.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
+            match count.filter(|&count| count <= MAX_ELEMENTS) {
+                Some(count) => Ok(count),
+                None => {
+                    bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape)
+                }
+            }
         };
         let mut random = Random::new(seed);
-        if let (Family::LinearLoss, &[rows, dims, classes]) =
-            (self.op.kind().family, &self.shape[..])
-        {
+        if let Some([rows, dims, classes]) = self.linear() {
+            of(&[rows, dims])?;
+            of(&[classes, dims])?;
             let mut float = |deviation, shape: &[usize]| {
                 let values = random.normals(shape.iter().product(), deviation);
                 Array::from_vec(values, shape)?.to_dtype(self.dtype)
@@ -79,6 +84,7 @@ impl Workload {
             let args = Args::new(input).projection(projection);
             return Ok(args.target(Array::from_vec(target, &[rows])?));
         }
+        let count = of(&self.shape)?;
         let (rows, classes) = match (self.op.kind().family.has_rows(), &self.shape[..]) {
             (true, [rows, classes]) => (*rows, *classes),
             _ => (count, 1),
@@ -103,6 +109,25 @@ impl Workload {
             None if self.pass.has_grad() => args.upstream(float(random.normals(count, 1.0))?),
             None => args,
         })
+    }
+
+    /// N, D and V of a loss whose logits are a product.
+    fn linear(&self) -> Option<[usize; 3]> {
+        match (self.op.kind().family, &self.shape[..]) {
+            (Family::LinearLoss, &[rows, dims, classes]) => Some([rows, dims, classes]),
+            _ => None,
+        }
+    }
+
+    /// The same with so few rows that the float64 reference, which takes three products of one thread's, is
+    /// done in seconds; `None` where all may be judged.
+    pub fn judged(&self) -> Option<Workload> {
+        const MOST: usize = 1 << 28;
+        let [rows, dims, classes] = self.linear()?;
+        let judged = (MOST / dims.saturating_mul(classes)).clamp(1, rows.max(1));
+        let shape = vec![judged, dims, classes];
+        let fewer = Workload { op: self.op.clone(), pass: self.pass, dtype: self.dtype, shape };
+        (judged < rows).then_some(fewer)
     }
 
     /// The worst error of a call's results in units of the error allowed; an error where one is
