@@ -2,8 +2,8 @@
 
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, DType, Data, Error, Gpu, GpuOptions, Huber, Layout,
-    NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax, Status, Tensor, ops,
-    reference,
+    LinearCrossEntropy, NllLoss, Op, Pass, Reduction, Role, SigmoidFocal, SmoothL1, Softmax,
+    Status, Tensor, ops, reference,
 };
 use wgloss_testing::call::{Call, PASSES, Rows, bits_of, run};
 use wgloss_testing::devices::{gpu, on_every_device, open};
@@ -666,4 +666,81 @@ fn no_such_adapter() {
     // any part of the name, in any case of letters
     let part = found[0][..4].to_uppercase();
     assert!(open(&GpuOptions::default().name(part)).is_ok());
+}
+
+// ---- linear cross entropy ----
+
+#[test]
+fn operands_of_products_that_do_not_fit() {
+    let (f32, i32) =
+        (|s: &[usize]| Layout::new(s, DType::F32), |s: &[usize]| Layout::new(s, DType::I32));
+    let half = |shape: &[usize]| Layout::new(shape, DType::F16);
+    let args = |input, projection| Args::new(input).projection(projection).target(i32(&[6]));
+    let good = || args(f32(&[6, 3]), f32(&[4, 3]));
+    let op = LinearCrossEntropy::default;
+    let refused = |op: LinearCrossEntropy, pass, args: &Args<Layout>, text: &str| {
+        let error = op.outputs(pass, args).expect_err(text);
+        assert_eq!(error.to_string(), text);
+    };
+    let both = Pass::ForwardBackward;
+    for (args, text) in [
+        (
+            Args::new(f32(&[6, 3])),
+            "projection: expected for linear_cross_entropy.forward_backward, got none",
+        ),
+        (
+            args(f32(&[6, 3]), f32(&[4, 2])),
+            "projection: expected shape [V, 3] with V at least 1, as the input is [6, 3], got [4, 2]",
+        ),
+        (
+            args(f32(&[6, 3]), f32(&[0, 3])),
+            "projection: expected shape [V, 3] with V at least 1, as the input is [6, 3], got [0, 3]",
+        ),
+        (
+            args(f32(&[6, 0]), f32(&[4, 0])),
+            "input: expected shape [..., D] with D at least 1, got [6, 0]",
+        ),
+        (args(f32(&[]), f32(&[4, 3])), "input: expected shape [..., D] with D at least 1, got []"),
+        (args(half(&[6, 3]), f32(&[4, 3])), "projection: expected storage type f16, got f32"),
+        (args(f32(&[2, 3, 3]), f32(&[4, 3])), "target: expected shape [2, 3], got [6]"),
+        (good().bias(f32(&[3])), "bias: expected shape [4], got [3]"),
+        (good().bias(half(&[4])), "bias: expected storage type f32, got f16"),
+        (good().weight(f32(&[6])), "weight: expected shape [4], got [6]"),
+        (good().grad_projection(f32(&[4])), "grad_projection: expected shape [4, 3], got [4]"),
+        (
+            good().grad_projection(half(&[4, 3])),
+            "grad_projection: expected storage type f32, got f16",
+        ),
+        (
+            good().grad_bias(f32(&[4])),
+            "grad_bias: expected none for linear_cross_entropy.forward_backward, got one",
+        ),
+        (good().upstream(f32(&[6])), "upstream: expected shape [] for reduction mean, got [6]"),
+        (
+            good().state(f32(&[6, 4])),
+            "state: expected none for linear_cross_entropy.forward_backward, got one",
+        ),
+        (good().target(f32(&[6, 4])), "target: expected storage type i32 or i64, got f32"),
+    ] {
+        refused(op(), both, &args, text);
+    }
+    let sums = good().grad_projection(f32(&[4, 3]));
+    for op in [op().narrow_grad_projection(true), op().freeze_projection(true)] {
+        let text =
+            "grad_projection: expected none for linear_cross_entropy.forward_backward, got one";
+        refused(op, both, &sums, text);
+    }
+    let text = "grad_projection: expected none for linear_cross_entropy.forward, got one";
+    refused(op(), Pass::Forward, &sums, text);
+    let frozen = || op().freeze_input(true);
+    let text = "freeze_input: expected a gradient that is not frozen, got none";
+    refused(frozen().freeze_projection(true), both, &good(), text);
+    assert!(frozen().freeze_projection(true).outputs(both, &good().bias(f32(&[4]))).is_ok());
+    let text = "in_place: expected none for linear_cross_entropy.forward_backward, got one";
+    refused(frozen(), both, &good().in_place(), text);
+    let text = "zero_padding: expected none for linear_cross_entropy.forward_backward, got one";
+    refused(frozen(), both, &good().zero_padding(), text);
+    let text = "workspace_bytes: expected at least 112, for one row of 4 classes, got 100";
+    refused(op().workspace_bytes(100), both, &good(), text);
+    refused(op().workspace_bytes(-1), both, &good(), &text.replace("100", "-1"));
 }

@@ -318,8 +318,10 @@ impl Op for LinearCrossEntropy {
                 actual: "none".into(),
             });
         }
-        if args.in_place && self.freeze_input {
-            return Err(Error::Unexpected { argument: "in_place", op: describe() });
+        let of_grad = [("in_place", args.in_place), ("zero_padding", args.zero_padding)];
+        let asked = of_grad.into_iter().find(|&(_, is_asked)| is_asked && self.freeze_input);
+        if let Some((argument, _)) = asked {
+            return Err(Error::Unexpected { argument, op: describe() });
         }
 
         let input = args.input();

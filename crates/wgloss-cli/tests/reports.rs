@@ -154,8 +154,12 @@ fn every_numeric_flag_takes_negative_numbers() {
             let flag = format!("--{}", info.name.replace('_', "-"));
             for word in words {
                 count += 1;
-                let target = if op.kind().target.is_some() { "--target none.npy" } else { "" };
-                let command = format!("run {name} --input none.npy {target} {flag} {word}");
+                let kind = op.kind();
+                let target = if kind.target.is_some() { "--target none.npy" } else { "" };
+                let is_linear = kind.family == wgloss::options::Family::LinearLoss;
+                let projection = if is_linear { "--projection none.npy" } else { "" };
+                let command =
+                    format!("run {name} --input none.npy {target} {projection} {flag} {word}");
                 let run = wgloss(folder.path(), &command, &[]);
                 // read as a number, and refused as one at most; the file is missing
                 assert_eq!(run.code, Some(1), "{command}: {}", run.stderr);
