@@ -288,8 +288,10 @@ pub fn linear_cross_entropy() -> impl Strategy<Value = AnyCall> {
                 .freeze_projection(frozen[1])
                 .freeze_bias(frozen[2])
                 .narrow_grad_projection(is_narrow);
+            // in f32 and whole vec4s: logits of that many rows, with copies of them and of one for the least
+            let [logits, state] = [classes, dims].map(|size| size.next_multiple_of(4) * 4);
             let op = match room {
-                Some(rows) => op.workspace_bytes((rows * classes * 4) as i64),
+                Some(rows) => op.workspace_bytes((rows * (logits + 2 * state) + 4 * state) as i64),
                 None => op,
             };
             let sum = sum.filter(|_| !frozen[1] && !is_narrow);

@@ -149,7 +149,7 @@ pub fn table() -> Vec<Row> {
         row("probabilities, kept state", ce().keep_state(true)).probabilities(),
         row("", linear(ce())),
         row("bias, weights, smoothing, sums", linear(ce().label_smoothing(0.1))).weighted(),
-        // a row of the most classes, and 85 of the fewest
+        // of the most classes it holds one row
         row(
             "bias, weights, ignore_index, small workspace",
             linear(ce().ignore_index(2).empty_mean(0.0)).workspace_bytes(8 << 10),
