@@ -47,7 +47,7 @@ fn run(gpu: &Gpu, op: &dyn Op, args: &Args<Array<'_>>) -> Output<Array<'static>>
 
 #[test]
 fn bits_are_the_same_on_every_run_in_blocks_of_any_size() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let drawn = Drawn::new(1, [300, 37, 150]);
     let whole = LinearCrossEntropy::new(CrossEntropy::default().row_outputs(true));
     let want = bits(&run(gpu, &whole, &drawn.args()));
@@ -66,7 +66,7 @@ fn bits_are_the_same_on_every_run_in_blocks_of_any_size() {
 
 #[test]
 fn bits_are_the_same_wherever_in_the_queue() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let op = LinearCrossEntropy::default();
     let batches: Vec<_> = (0..6).map(|seed| Drawn::new(seed, [40, 16, 70])).collect();
     let alone: Vec<_> = batches.iter().map(|batch| bits(&run(gpu, &op, &batch.args()))).collect();
@@ -109,7 +109,7 @@ fn a_plan_holds_its_workspace_and_no_logits() {
 
 #[test]
 fn gradients_of_micro_batches_are_added_where_they_are() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let drawn = Drawn::new(3, [60, 9, 21]);
     let [_, dims, classes] = drawn.sizes;
     let op = LinearCrossEntropy::new(CrossEntropy::default().reduction(Reduction::Sum));
@@ -140,7 +140,7 @@ fn gradients_of_micro_batches_are_added_where_they_are() {
 
 #[test]
 fn a_sum_lies_where_what_it_is_added_to_does() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let drawn = Drawn::new(4, [3, 4, 5]);
     let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
     let zeros = Array::from_vec(vec![0.0_f32; 20], &[5, 4]).unwrap();
@@ -158,7 +158,7 @@ fn a_sum_lies_where_what_it_is_added_to_does() {
 /// More rows than dispatches have workgroups, and than f32 counts in steps of 1/16.
 #[test]
 fn a_million_rows() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let [rows, dims, classes] = [1 << 20, 4, 9];
     let drawn = Drawn::new(5, [rows, dims, classes]);
     let op = LinearCrossEntropy::default().freeze_input(true).workspace_bytes(4 << 20);
