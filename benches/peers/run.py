@@ -271,6 +271,10 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                 got.append(programs[name].ask(f"{op} {shape} {rounds} {calls}"))
                 if "error" in got[-1]:
                     programs.pop(name).stop()
+        if op == "linear_cross_entropy":
+            # so that none has memory at hand that another workload has left
+            while programs:
+                programs.popitem()[1].stop()
     for program in programs.values():
         program.stop()
     progress("")

@@ -32,25 +32,37 @@ def random(seed, count):
 
 
 class Data:
-    """A workload's inputs and, in float64, what is to come of them."""
+    """A workload's inputs."""
 
     def __init__(self, op, shape):
-        self.op, self.shape = op, shape
-        input_shape = shape[:2] if op == "linear_cross_entropy" else shape
+        self.op, self.shape, self.projection = op, shape, None
+        is_linear = op == "linear_cross_entropy"
+        input_shape = shape[:2] if is_linear else shape
         count = int(np.prod(input_shape))
         bits = (random(1, count) >> np.uint64(40)).astype(np.float32)
         self.input = (bits * np.float32(2**-21) - np.float32(4)).reshape(input_shape)
-        x = self.input.astype(np.float64)
-        if op != "bce_with_logits":
-            rows, classes = shape[0], shape[-1]
-            classes_of = (random(2, rows) >> np.uint64(33)) % np.uint64(classes)
+        if op == "bce_with_logits":
+            self.target = (random(2, count) >> np.uint64(63)).astype(np.float32)
+        else:
+            classes_of = (random(2, shape[0]) >> np.uint64(33)) % np.uint64(shape[-1])
             self.target = classes_of.astype(np.int64)
-        if op == "linear_cross_entropy":
-            bits = (random(3, classes * shape[1]) >> np.uint64(40)).astype(np.float32)
-            self.projection = (bits * np.float32(2**-25) - np.float32(0.25)).reshape(
-                classes, shape[1])
+        if is_linear:
+            _, dims, classes = shape
+            bits = (random(3, classes * dims) >> np.uint64(40)).astype(np.float32)
+            self.projection = (bits * np.float32(2**-25) - np.float32(0.25)).reshape(classes, dims)
+        weights = 0 if self.projection is None else self.projection.nbytes
+        self.size = self.input.nbytes + weights + 4 * self.target.size
+        # products read and write more than caches hold in every call
+        self.copies = 2 if is_linear else min(max(-(-FOOTPRINT // self.size), 2), COPIES)
+
+    def expect(self):
+        """What is to come of them, in float64."""
+        x = self.input.astype(np.float64)
+        if self.op == "linear_cross_entropy":
             self.loss, self.grads = linear_cross_entropy(x, self.projection, self.target)
-        elif op == "cross_entropy":
+            return
+        if self.op == "cross_entropy":
+            rows = len(x)
             at_target = np.arange(rows), self.target
             chosen = x[at_target]
             np.exp(x, out=x)
@@ -59,17 +71,10 @@ class Data:
             x /= sums[:, None] * rows
             x[at_target] -= 1 / rows
         else:
-            self.target = (random(2, count) >> np.uint64(63)).astype(np.float32)
             # logits are within -4 and 4: nothing overflows
             self.loss = float(np.mean(np.log1p(np.exp(x)) - x * self.target))
-            x = (1 / (1 + np.exp(-x)) - self.target) / count
-        if op != "linear_cross_entropy":
-            self.projection, self.grads = None, [x]
-        weights = 0 if self.projection is None else self.projection.nbytes
-        self.size = self.input.nbytes + weights + 4 * self.target.size
-        # products read and write more than caches hold in every call
-        is_linear = op == "linear_cross_entropy"
-        self.copies = 2 if is_linear else min(max(-(-FOOTPRINT // self.size), 2), COPIES)
+            x = (1 / (1 + np.exp(-x)) - self.target) / x.size
+        self.grads = [x]
 
     def errors(self, loss, grads):
         """The loss's relative to it, and the worst of a gradient's relative to the largest one of
@@ -255,6 +260,8 @@ def main():
             data = peer.inputs = None
             data = Data(op, shape)
             peer.prepare(data)
+            # later, so that its memory is not what PyTorch uses again
+            data.expect()
         print(json.dumps(turn(peer, data, int(rounds), int(*calls or [1]))), flush=True)
 
 

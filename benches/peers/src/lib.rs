@@ -36,7 +36,7 @@ pub trait Peer {
     /// Waits until everything that was run is complete.
     fn wait(&mut self) -> Result<()>;
 
-    /// What was computed: the loss, and the gradients of [`Data::grads`].
+    /// What was computed: the loss, the gradient of the input, and that of a classifier.
     fn read(&mut self, inputs: &mut Self::Inputs, output: Self::Output) -> Result<Results>;
 }
 
@@ -63,7 +63,7 @@ impl Op {
     }
 }
 
-/// A workload's inputs and, in float64, what is to come of them.
+/// A workload's inputs.
 pub struct Data {
     pub op: Op,
     /// `[rows, classes]`, `[elements]`, or `[rows, numbers of a hidden state, classes]`.
@@ -74,9 +74,13 @@ pub struct Data {
     pub projection: Vec<f32>,
     /// A class a row, or 0 or 1 an element.
     pub target: Vec<u32>,
-    pub loss: f64,
+}
+
+/// What is to come of them.
+struct Expected {
+    loss: f64,
     /// Of the input, and of the classifier.
-    pub grads: Vec<Vec<f64>>,
+    grads: Vec<Vec<f64>>,
 }
 
 /// What may be wrong of a loss, relative to it, and of a gradient, relative to the largest one, for
@@ -113,12 +117,7 @@ impl Data {
         let weight = |i| (random(3, i) >> 40) as f32 * 2_f32.powi(-25) - 0.25;
         let count = if is_linear { shape[1] * shape[2] } else { 0 };
         let projection: Vec<f32> = (0..count as u64).map(weight).collect();
-        let (loss, grads) = match op {
-            Op::CrossEntropy => cross_entropy(&input, &target),
-            Op::BceWithLogits => bce_with_logits(&input, &target),
-            Op::LinearCrossEntropy => linear_cross_entropy(&input, &projection, &target),
-        };
-        Data { op, shape: shape.to_vec(), input, projection, target, loss, grads }
+        Data { op, shape: shape.to_vec(), input, projection, target }
     }
 
     /// The shape of the input.
@@ -149,6 +148,20 @@ impl Data {
         FOOTPRINT.div_ceil(self.bytes()).clamp(2, COPIES)
     }
 
+    /// In float64.
+    fn expected(&self) -> Expected {
+        let (loss, grads) = match self.op {
+            Op::CrossEntropy => cross_entropy(&self.input, &self.target),
+            Op::BceWithLogits => bce_with_logits(&self.input, &self.target),
+            Op::LinearCrossEntropy => {
+                linear_cross_entropy(&self.input, &self.projection, &self.target)
+            }
+        };
+        Expected { loss, grads }
+    }
+}
+
+impl Expected {
     /// The error of a loss relative to it, and the largest of a gradient relative to the largest
     /// gradient of its kind. NaN and infinities are infinite errors.
     fn errors(&self, loss: f32, grads: &[Vec<f32>]) -> Result<[f64; 2]> {
@@ -255,35 +268,44 @@ fn parse(line: &str) -> Option<Request> {
     is_right.then_some(Request { op, shape, rounds, calls })
 }
 
+/// A workload at hand.
+struct Current<I> {
+    data: Data,
+    expected: Expected,
+    inputs: I,
+    /// Which copy is next.
+    next: usize,
+    memory_mib: Option<f64>,
+}
+
 /// Answers requests until there are no more.
 pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
-    let mut current: Option<(Data, P::Inputs, usize, Option<f64>)> = None;
+    let mut current: Option<Current<P::Inputs>> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let request = parse(&line).ok_or_else(|| format!("{line:?}: OP SHAPE ROUNDS [CALLS]"))?;
         let is_same = |data: &Data| (data.op, &data.shape[..]) == (request.op, &request.shape[..]);
-        if !current.as_ref().is_some_and(|(data, ..)| is_same(data)) {
+        if !current.as_ref().is_some_and(|current| is_same(&current.data)) {
             // the memory of the last one first
             drop(current.take());
             let data = Data::new(request.op, &request.shape);
             let copies = data.copies();
             let before = Memory::before();
             let mut inputs = peer.upload(&data, copies)?;
+            let mut first = None;
             // every copy once: memory is mapped, kernels are compiled and tuned
-            let mut memory = None;
             for copy in 0..copies {
                 let output = peer.run(&mut inputs, copy)?;
                 peer.wait()?;
-                if copy == 0 {
-                    memory = before.as_ref().and_then(|before| before.most_since(&data));
-                }
+                first = first.or_else(|| before.as_ref()?.most_since(&data));
                 drop(output);
             }
-            current = Some((data, inputs, 0, memory));
+            // later, so that its memory is not what a program uses again
+            let expected = data.expected();
+            current = Some(Current { data, expected, inputs, next: 0, memory_mib: first });
         }
-        if let Some((data, inputs, next, memory)) = &mut current {
-            let mut answer = turn(&mut peer, &request, data, inputs, next)?;
-            answer["memory_mib"] = json!(memory);
+        if let Some(current) = &mut current {
+            let answer = turn(&mut peer, &request, current)?;
             let mut stdout = std::io::stdout().lock();
             writeln!(stdout, "{answer}")?;
             stdout.flush()?;
@@ -295,10 +317,9 @@ pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
 fn turn<P: Peer>(
     peer: &mut P,
     request: &Request,
-    data: &Data,
-    inputs: &mut P::Inputs,
-    next: &mut usize,
+    current: &mut Current<P::Inputs>,
 ) -> Result<Value> {
+    let Current { data, expected, inputs, next, memory_mib } = current;
     let copies = data.copies();
     let mut times = Vec::with_capacity(request.rounds);
     let mut last = None;
@@ -319,7 +340,7 @@ fn turn<P: Peer>(
     }
     // of what was timed, not of a call made for this
     let (loss, grads) = peer.read(inputs, last.ok_or("nothing was run")?)?;
-    let [loss_error, grad_error] = data.errors(loss, &grads)?;
+    let [loss_error, grad_error] = expected.errors(loss, &grads)?;
     let [name, version, device] = peer.describe();
     let shape: Vec<_> = data.shape.iter().map(usize::to_string).collect();
     let mut sorted = times.clone();
@@ -341,10 +362,11 @@ fn turn<P: Peer>(
         "times_ms": times,
         // JSON has no NaN: null
         "loss": loss,
-        "expected_loss": data.loss,
+        "expected_loss": expected.loss,
         "loss_error": loss_error,
         "grad_error": grad_error,
         "is_right": loss_error <= ALLOWED && grad_error <= ALLOWED,
+        "memory_mib": memory_mib,
     }))
 }
 
@@ -362,7 +384,8 @@ impl Memory {
 
     /// The most that there was since, beyond inputs and results, in MiB.
     fn most_since(&self, data: &Data) -> Option<f64> {
-        let results: usize = data.grads.iter().map(Vec::len).sum();
+        // a gradient for every number of input and classifier
+        let results = data.input.len() + data.projection.len();
         let known = data.copies() * data.bytes() + size_of::<f32>() * results;
         Some((Memory::kib("VmHWM:")? - self.kib - known as f64 / 1024.0) / 1024.0)
     }
