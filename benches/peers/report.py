@@ -18,16 +18,18 @@ import textwrap
 
 # A peer, the programs that are its settings, and the program of wgloss beside it. A ratio is
 # against the fastest setting whose results are right.
+ON_CPU, ON_CUDA = ([f"PyTorch {device} {how}" for how in ("eager", "compile", "native")]
+                   for device in ("CPU", "CUDA"))
 RATIOS = [
     ("burn wgpu", ["burn SPIR-V", "burn WGSL"], "wgloss GPU"),
-    ("PyTorch CUDA", ["PyTorch CUDA eager", "PyTorch CUDA compile"], "wgloss GPU"),
+    ("PyTorch CUDA", ON_CUDA, "wgloss GPU"),
     ("Liger CUDA", ["Liger CUDA"], "wgloss GPU"),
-    ("PyTorch CPU", ["PyTorch CPU eager", "PyTorch CPU compile"], "wgloss CPU"),
+    ("PyTorch CPU", ON_CPU, "wgloss CPU"),
     ("candle CPU", ["candle CPU"], "wgloss CPU"),
     ("burn flex", ["burn flex"], "wgloss CPU"),
 ]
 # Where the driver is software, both are programs for the same CPU.
-ON_SOFTWARE = ("PyTorch CPU", ["PyTorch CPU eager", "PyTorch CPU compile"], "wgloss GPU")
+ON_SOFTWARE = ("PyTorch CPU", ON_CPU, "wgloss GPU")
 SOFTWARE = ("llvmpipe", "SwiftShader")
 
 
@@ -63,6 +65,9 @@ def summarise(runs):
             "loss_error": worst("loss_error"),
             "grad_error": worst("grad_error"),
         })
+        memory = [r["memory_mib"] for r in same if r.get("memory_mib") is not None]
+        if memory:
+            summaries[-1]["memory_mib"] = max(memory)
     return summaries
 
 
@@ -112,7 +117,11 @@ def names(words):
 
 
 def title(op, shape):
-    name = {"cross_entropy": "cross entropy", "bce_with_logits": "BCE with logits"}[op]
+    name = {
+        "cross_entropy": "cross entropy",
+        "bce_with_logits": "BCE with logits",
+        "linear_cross_entropy": "linear cross entropy",
+    }[op]
     return f"{name} {shape.replace('x', ' x ')}"
 
 
@@ -138,6 +147,17 @@ def table_of_times(summaries):
     rows = [[title(*workload)] + [cell(by_key.get((peer, *workload))) for peer in peers]
             for workload in workloads]
     return grid(["ms", *peers], rows)
+
+
+def table_of_memory(summaries):
+    """MiB beyond inputs and results: a line a workload that products are part of, a column a program."""
+    linear = [r for r in summaries if r["op"] == "linear_cross_entropy" and "memory_mib" in r]
+    peers = list(dict.fromkeys(r["peer"] for r in linear))
+    by_key = {(r["peer"], *workload_of(r)): number(max(r["memory_mib"], 0)) for r in linear}
+    rows = [[title(*workload)] + [by_key.get((peer, *workload), "-") for peer in peers]
+            for workload in dict.fromkeys(map(workload_of, linear))]
+    return ["", "MiB beyond inputs and results, at the peak of the first call.", "",
+            *grid(["MiB", *peers], rows)] if rows else []
 
 
 def table_of_ratios(report):
@@ -240,6 +260,7 @@ def tables(report):
         "right: the median of the runs (the least to the largest).",
         "",
         *table_of_ratios(report),
+        *table_of_memory(report["records"]),
     ]
 
 

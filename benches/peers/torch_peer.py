@@ -1,6 +1,6 @@
 """PyTorch's losses and its automatic differentiation, by the protocol of src/lib.rs:
 
-    torch_peer.py cpu|cuda eager|compile|liger
+    torch_peer.py cpu|cuda eager|compile|native|liger
 
 Inputs and their float64 results are the same as there, to the bit and to rounding.
 """
@@ -32,18 +32,37 @@ def random(seed, count):
 
 
 class Data:
-    """A workload's inputs and, in float64, what is to come of them."""
+    """A workload's inputs."""
 
     def __init__(self, op, shape):
-        self.op, self.shape = op, shape
-        count = int(np.prod(shape))
+        self.op, self.shape, self.projection = op, shape, None
+        is_linear = op == "linear_cross_entropy"
+        input_shape = shape[:2] if is_linear else shape
+        count = int(np.prod(input_shape))
         bits = (random(1, count) >> np.uint64(40)).astype(np.float32)
-        self.input = (bits * np.float32(2**-21) - np.float32(4)).reshape(shape)
-        x = self.input.astype(np.float64)
-        if op == "cross_entropy":
-            rows, classes = shape
-            classes_of = (random(2, rows) >> np.uint64(33)) % np.uint64(classes)
+        self.input = (bits * np.float32(2**-21) - np.float32(4)).reshape(input_shape)
+        if op == "bce_with_logits":
+            self.target = (random(2, count) >> np.uint64(63)).astype(np.float32)
+        else:
+            classes_of = (random(2, shape[0]) >> np.uint64(33)) % np.uint64(shape[-1])
             self.target = classes_of.astype(np.int64)
+        if is_linear:
+            _, dims, classes = shape
+            bits = (random(3, classes * dims) >> np.uint64(40)).astype(np.float32)
+            self.projection = (bits * np.float32(2**-25) - np.float32(0.25)).reshape(classes, dims)
+        weights = 0 if self.projection is None else self.projection.nbytes
+        self.size = self.input.nbytes + weights + 4 * self.target.size
+        # products read and write more than caches hold in every call
+        self.copies = 2 if is_linear else min(max(-(-FOOTPRINT // self.size), 2), COPIES)
+
+    def expect(self):
+        """What is to come of them, in float64."""
+        x = self.input.astype(np.float64)
+        if self.op == "linear_cross_entropy":
+            self.loss, self.grads = linear_cross_entropy(x, self.projection, self.target)
+            return
+        if self.op == "cross_entropy":
+            rows = len(x)
             at_target = np.arange(rows), self.target
             chosen = x[at_target]
             np.exp(x, out=x)
@@ -52,21 +71,53 @@ class Data:
             x /= sums[:, None] * rows
             x[at_target] -= 1 / rows
         else:
-            self.target = (random(2, count) >> np.uint64(63)).astype(np.float32)
             # logits are within -4 and 4: nothing overflows
             self.loss = float(np.mean(np.log1p(np.exp(x)) - x * self.target))
-            x = (1 / (1 + np.exp(-x)) - self.target) / count
-        self.grad = x
-        self.largest = np.abs(x).max()
-        size = self.input.nbytes + 4 * self.target.size
-        self.copies = min(max(-(-FOOTPRINT // size), 2), COPIES)
+            x = (1 / (1 + np.exp(-x)) - self.target) / x.size
+        self.grads = [x]
 
-    def errors(self, loss, grad):
-        """The loss's relative to it, and the gradient's relative to the largest one."""
+    def errors(self, loss, grads):
+        """The loss's relative to it, and the worst of a gradient's relative to the largest one of
+        its kind."""
         with np.errstate(invalid="ignore"):
-            worst = np.abs(grad - self.grad).max()
-            errors = abs(loss - self.loss) / self.loss, worst / self.largest
+            worst = [np.abs(got - want).max() / np.abs(want).max()
+                     for got, want in zip(grads, self.grads)]
+            # max() would lose a NaN
+            errors = abs(loss - self.loss) / self.loss, float(np.max(worst))
         return [float(e) if np.isfinite(e) else None for e in errors]
+
+
+def linear_cross_entropy(x, projection, target):
+    """By blocks of rows, whose logits become their gradient."""
+    rows, w = len(x), projection.astype(np.float64)
+    loss, of_input, of_projection = 0.0, np.empty_like(x), np.zeros_like(w)
+    for first in range(0, rows, 64):
+        block = slice(first, min(first + 64, rows))
+        logits = x[block] @ w.T
+        at_target = np.arange(len(logits)), target[block]
+        most = logits.max(axis=1, keepdims=True)
+        chosen = logits[at_target] - most[:, 0]
+        np.exp(logits - most, out=logits)
+        sums = logits.sum(axis=1)
+        loss += float(np.sum(np.log(sums) - chosen))
+        logits /= sums[:, None] * rows
+        logits[at_target] -= 1 / rows
+        of_input[block] = logits @ w
+        of_projection += logits.T @ x[block]
+    return loss / rows, [of_input, of_projection]
+
+
+def memory(name):
+    """KiB of this process, where the system tells."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(name))
+    except (OSError, StopIteration):
+        return None
+
+
+def linear(x, projection, target):
+    return F.cross_entropy(F.linear(x, projection), target)
 
 
 class Peer:
@@ -94,9 +145,14 @@ class Peer:
             from liger_kernel.transformers import LigerCrossEntropyLoss
 
             return LigerCrossEntropyLoss()
+        if self.how == "native":
+            if op != "linear_cross_entropy" or not hasattr(F, op):
+                sys.exit(f"PyTorch {self.version} has no {op} of one call")
+            return F.linear_cross_entropy
         loss = {
             "cross_entropy": F.cross_entropy,
             "bce_with_logits": F.binary_cross_entropy_with_logits,
+            "linear_cross_entropy": linear,
         }[op]
         if self.how == "compile":
             # each workload on its own, for its own shape
@@ -109,31 +165,47 @@ class Peer:
             return torch.from_numpy(array).to(self.device, copy=True)
 
         self.function = self.loss(data.op)
+        try:
+            # the system finds the peak anew
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            before = memory("VmRSS:")
+        except OSError:
+            before = None
+        of_layer = [] if data.projection is None else [data.projection]
         self.inputs = [
-            (copy(data.input).requires_grad_(), copy(data.target)) for _ in range(data.copies)
+            ([copy(array).requires_grad_() for array in [data.input, *of_layer]],
+             copy(data.target)) for _ in range(data.copies)
         ]
         self.turn = 0
         self.wait()
-        for _ in self.inputs:
+        last = self.run()
+        self.wait()
+        self.memory_mib = None
+        if before is not None:
+            known = data.copies * (data.size + 4 * data.target.size)
+            known += sum(4 * grad.numel() for grad in last[1])
+            self.memory_mib = (memory("VmHWM:") - before - known / 1024) / 1024
+        del last
+        for _ in self.inputs[1:]:
             self.run()
             self.wait()
 
     def run(self):
-        x, target = self.inputs[self.turn % len(self.inputs)]
+        variables, target = self.inputs[self.turn % len(self.inputs)]
         self.turn += 1
-        loss = self.function(x, target)
-        (grad,) = torch.autograd.grad(loss, x)
-        return loss.detach(), grad
+        loss = self.function(*variables, target)
+        return loss.detach(), torch.autograd.grad(loss, variables)
 
     def judged(self, data, last):
         """The results to judge: of what was timed, not of a call made for this."""
         if self.how == "liger":
             # it writes the gradient over its input, and was timed on what that left
             with torch.no_grad():
-                for x, _ in self.inputs:
+                for (x, *_), _ in self.inputs:
                     x.copy_(torch.from_numpy(data.input))
             last = self.run()
-        return last[0].item(), last[1].cpu().numpy()
+        return last[0].item(), [grad.cpu().numpy() for grad in last[1]]
 
     def wait(self):
         if self.device == "cuda":
@@ -152,8 +224,8 @@ def turn(peer, data, rounds, calls):
         peer.wait()
         times.append((time.perf_counter() - start) * 1e3 / calls)
     times = times[1:]
-    loss, grad = peer.judged(data, last)
-    errors = data.errors(loss, grad)
+    loss, grads = peer.judged(data, last)
+    errors = data.errors(loss, grads)
     ordered = sorted(times)
     return {
         "peer": peer.name,
@@ -174,6 +246,7 @@ def turn(peer, data, rounds, calls):
         "loss_error": errors[0],
         "grad_error": errors[1],
         "is_right": all(error is not None and error <= ALLOWED for error in errors),
+        "memory_mib": peer.memory_mib,
     }
 
 
@@ -187,6 +260,8 @@ def main():
             data = peer.inputs = None
             data = Data(op, shape)
             peer.prepare(data)
+            # later, so that its memory is not what PyTorch uses again
+            data.expect()
         print(json.dumps(turn(peer, data, int(rounds), int(*calls or [1]))), flush=True)
 
 

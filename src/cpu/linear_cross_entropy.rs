@@ -24,13 +24,13 @@ const BLOCK: usize = 1 << 22;
 const LEAST_ROWS: usize = 256;
 
 /// The most rows of a block.
-const MOST_ROWS: usize = 1024;
+const MOST_ROWS: usize = 512;
 
 /// About how many classes a product takes at a time.
 const TILE: usize = 512;
 
-/// About how many classes a task has, at least.
-const LEAST_CLASSES: usize = 128;
+/// About how many it takes where classes are few, so that there are tasks for several threads.
+const SMALL_TILE: usize = 256;
 
 /// About how many rows a task has for which it computes the logits of a tile.
 const TASK_ROWS: usize = 256;
@@ -67,8 +67,9 @@ struct Blocks {
 impl Blocks {
     fn of(shape: LinearShape, workspace_bytes: i64) -> Self {
         let LinearShape { rows, dims, classes } = shape;
-        // tiles are as large as one another
-        let tiles = classes.div_ceil(TILE).max((classes / LEAST_CLASSES).min(MOST_PARTS)).max(1);
+        // As many tiles as a power of two, if they are few, are shared by threads evenly. All are as large.
+        let small = classes.div_ceil(SMALL_TILE).next_power_of_two().min(MOST_PARTS);
+        let tiles = classes.div_ceil(TILE).max(small);
         let tile = classes.div_ceil(tiles);
         let tiles = classes.div_ceil(tile);
         // the sums of all parts take less memory than logits
@@ -270,7 +271,7 @@ impl<T: Stored> Layer<'_, T> {
             if let Some(bias) = self.bias {
                 let bias = &bias[classes];
                 for mut row in to.rows_mut() {
-                    let row = row.as_slice_mut().unwrap_or_default();
+                    let row = row.as_slice_mut().ok_or_else(scattered)?;
                     vectorized!(add(bias, row));
                 }
             }
@@ -318,7 +319,7 @@ impl<T: Stored> Layer<'_, T> {
                     general_mat_mul(1.0, &gradient.t(), &hidden, projection_factor, &mut sums);
                 }
                 if let Some(sums) = take(&mut part.of_bias, gradient.ncols()) {
-                    add_rows(gradient, bias_factor, sums);
+                    add_rows(gradient, bias_factor, sums)?;
                 }
                 if let Some(sums) = &mut part.of_input {
                     let projection = matrix(as_f32(projection, copy), dims)?;
@@ -334,16 +335,21 @@ impl<T: Stored> Layer<'_, T> {
 }
 
 /// Adds the rows of a matrix to sums that are multiplied by a factor of 0 or 1 first.
-fn add_rows(matrix: ArrayView2<'_, f32>, factor: f32, sums: &mut [f32]) {
+fn add_rows(matrix: ArrayView2<'_, f32>, factor: f32, sums: &mut [f32]) -> Result<()> {
     let mut of_rows = vec![0.0; sums.len()];
     for row in matrix.rows() {
-        let row = row.to_slice().unwrap_or_default();
+        let row = row.to_slice().ok_or_else(scattered)?;
         vectorized!(add(row, &mut of_rows));
     }
     match factor {
         0.0 => sums.copy_from_slice(&of_rows),
         _ => add(&of_rows, sums),
     }
+    Ok(())
+}
+
+fn scattered() -> Error {
+    Error::Internal("the numbers of a row of a matrix are apart".into())
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 use burn::nn::loss::{BinaryCrossEntropyLossConfig, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 
-use crate::{Data, Op, Peer, Result, serve, version};
+use crate::{Data, Op, Peer, Result, Results, serve, version};
 
 struct Burn {
     name: &'static str,
@@ -16,12 +16,14 @@ struct Burn {
 enum Inputs {
     Rows(Vec<(Tensor<2>, Tensor<1, Int>)>),
     Elements(Vec<(Tensor<1>, Tensor<1, Int>)>),
+    Linear(Vec<(Tensor<2>, Tensor<2>, Tensor<1, Int>)>),
 }
 
-/// Loss and gradient, the latter flat.
+/// Loss and gradients.
 enum Output {
     Rows(Tensor<1>, Tensor<2>),
     Elements(Tensor<1>, Tensor<1>),
+    Linear(Tensor<1>, [Tensor<2>; 2]),
 }
 
 impl Burn {
@@ -52,7 +54,7 @@ impl Peer for Burn {
             let target: Vec<i32> = data.target.iter().map(|&t| t as i32).collect();
             Tensor::<1, Int>::from_data(TensorData::new(target, [data.target.len()]), device)
         };
-        let input = || TensorData::new(data.input.clone(), data.shape.clone());
+        let input = || TensorData::new(data.input.clone(), data.input_shape().to_vec());
         let copies = 0..copies;
         let inputs = match data.op {
             Op::CrossEntropy => Inputs::Rows(
@@ -61,6 +63,15 @@ impl Peer for Burn {
             Op::BceWithLogits => Inputs::Elements(
                 copies.map(|_| (Tensor::from_data(input(), device), target())).collect(),
             ),
+            Op::LinearCrossEntropy => {
+                let projection =
+                    || TensorData::new(data.projection.clone(), data.projection_shape());
+                let copy = |_| {
+                    let input = Tensor::from_data(input(), device);
+                    (input, Tensor::from_data(projection(), device), target())
+                };
+                Inputs::Linear(copies.map(copy).collect())
+            }
         };
         self.wait()?;
         Ok(inputs)
@@ -86,6 +97,18 @@ impl Peer for Burn {
                 let grad = input.grad_remove(&mut grads).ok_or("no gradient")?;
                 Ok(Output::Elements(loss.inner(), grad))
             }
+            Inputs::Linear(copies) => {
+                let (input, projection, target) = copies[copy].clone();
+                let input = input.autodiff().require_grad();
+                let projection = projection.autodiff().require_grad();
+                let op = CrossEntropyLossConfig::new().init(&self.device);
+                let logits = input.clone().matmul(projection.clone().transpose());
+                let loss = op.forward(logits, target);
+                let mut grads = loss.backward();
+                let of_input = input.grad_remove(&mut grads).ok_or("no gradient")?;
+                let of_projection = projection.grad_remove(&mut grads).ok_or("no gradient")?;
+                Ok(Output::Linear(loss.inner(), [of_input, of_projection]))
+            }
         }
     }
 
@@ -93,14 +116,17 @@ impl Peer for Burn {
         Ok(self.device.sync().map_err(|error| format!("{error:?}"))?)
     }
 
-    fn read(&mut self, _: &mut Inputs, output: Output) -> Result<(f32, Vec<f32>)> {
-        let (loss, grad) = match output {
-            Output::Rows(loss, grad) => (loss, grad.into_data()),
-            Output::Elements(loss, grad) => (loss, grad.into_data()),
+    fn read(&mut self, _: &mut Inputs, output: Output) -> Result<Results> {
+        let (loss, grads) = match output {
+            Output::Rows(loss, grad) => (loss, vec![grad.into_data()]),
+            Output::Elements(loss, grad) => (loss, vec![grad.into_data()]),
+            Output::Linear(loss, grads) => (loss, grads.map(Tensor::into_data).to_vec()),
         };
         let floats =
             |data: TensorData| data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"));
-        Ok((floats(loss.into_data())?[0], floats(grad)?))
+        let loss = floats(loss.into_data())?[0];
+        let grads = grads.into_iter().map(floats).collect::<std::result::Result<_, _>>()?;
+        Ok((loss, grads))
     }
 }
 

@@ -9,6 +9,7 @@ use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+use ndarray::{ArrayView2, Axis};
 use serde_json::{Value, json};
 
 #[cfg(any(feature = "burn-spirv", feature = "burn-wgsl"))]
@@ -29,34 +30,57 @@ pub trait Peer {
     /// Brings `copies` copies of the inputs to the device, and waits until they are there.
     fn upload(&mut self, data: &Data, copies: usize) -> Result<Self::Inputs>;
 
-    /// Computes the mean loss and the gradient of the logits of one copy: all that is timed,
-    /// together with [`Peer::wait`]. Need not wait for the device.
+    /// Computes the mean loss and the gradients of one copy: all that is timed, together with [`Peer::wait`]. Need not wait for the device.
     fn run(&mut self, inputs: &mut Self::Inputs, copy: usize) -> Result<Self::Output>;
 
     /// Waits until everything that was run is complete.
     fn wait(&mut self) -> Result<()>;
 
-    /// What was computed.
-    fn read(&mut self, inputs: &mut Self::Inputs, output: Self::Output) -> Result<(f32, Vec<f32>)>;
+    /// What was computed: the loss, the gradient of the input, and that of a classifier.
+    fn read(&mut self, inputs: &mut Self::Inputs, output: Self::Output) -> Result<Results>;
 }
+
+/// The loss, and gradients.
+pub type Results = (f32, Vec<Vec<f32>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     CrossEntropy,
     BceWithLogits,
+    /// Cross entropy of hidden states times a classifier.
+    LinearCrossEntropy,
 }
 
-/// A workload's inputs and, in float64, what is to come of them.
+impl Op {
+    const ALL: [(&'static str, Op); 3] = [
+        ("cross_entropy", Op::CrossEntropy),
+        ("bce_with_logits", Op::BceWithLogits),
+        ("linear_cross_entropy", Op::LinearCrossEntropy),
+    ];
+
+    fn name(self) -> &'static str {
+        Op::ALL.into_iter().find(|(_, op)| *op == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A workload's inputs.
 pub struct Data {
     pub op: Op,
-    /// `[rows, classes]` or `[elements]`.
+    /// `[rows, classes]`, `[elements]`, or `[rows, numbers of a hidden state, classes]`.
     pub shape: Vec<usize>,
     /// Multiples of 2^-21 in [-4, 4), exact in f32.
     pub input: Vec<f32>,
+    /// The classifier, multiples of 2^-25 in [-0.25, 0.25); empty for other losses.
+    pub projection: Vec<f32>,
     /// A class a row, or 0 or 1 an element.
     pub target: Vec<u32>,
-    pub loss: f64,
-    pub grad: Vec<f64>,
+}
+
+/// What is to come of them.
+struct Expected {
+    loss: f64,
+    /// Of the input, and of the classifier.
+    grads: Vec<Vec<f64>>,
 }
 
 /// What may be wrong of a loss, relative to it, and of a gradient, relative to the largest one, for
@@ -78,21 +102,37 @@ fn random(seed: u64, index: u64) -> u64 {
 
 impl Data {
     fn new(op: Op, shape: &[usize]) -> Data {
-        let count: usize = shape.iter().product();
+        let is_linear = op == Op::LinearCrossEntropy;
+        let count = if is_linear { shape[0] * shape[1] } else { shape.iter().product() };
         let logit = |i| (random(1, i) >> 40) as f32 * 2_f32.powi(-21) - 4.0;
         let input: Vec<f32> = (0..count as u64).map(logit).collect();
         let target: Vec<u32> = match op {
-            Op::CrossEntropy => {
-                let class = |i| ((random(2, i) >> 33) % shape[1] as u64) as u32;
+            Op::CrossEntropy | Op::LinearCrossEntropy => {
+                let classes = shape[shape.len() - 1] as u64;
+                let class = |i| ((random(2, i) >> 33) % classes) as u32;
                 (0..shape[0] as u64).map(class).collect()
             }
             Op::BceWithLogits => (0..count as u64).map(|i| (random(2, i) >> 63) as u32).collect(),
         };
-        let (loss, grad) = match op {
-            Op::CrossEntropy => cross_entropy(&input, &target),
-            Op::BceWithLogits => bce_with_logits(&input, &target),
-        };
-        Data { op, shape: shape.to_vec(), input, target, loss, grad }
+        let weight = |i| (random(3, i) >> 40) as f32 * 2_f32.powi(-25) - 0.25;
+        let count = if is_linear { shape[1] * shape[2] } else { 0 };
+        let projection: Vec<f32> = (0..count as u64).map(weight).collect();
+        Data { op, shape: shape.to_vec(), input, projection, target }
+    }
+
+    /// The shape of the input.
+    pub fn input_shape(&self) -> &[usize] {
+        if self.op == Op::LinearCrossEntropy { &self.shape[..2] } else { &self.shape }
+    }
+
+    /// The shape of the classifier, `[classes, numbers of a hidden state]`.
+    pub fn projection_shape(&self) -> [usize; 2] {
+        [self.shape[2], self.shape[1]]
+    }
+
+    /// Bytes of one copy of the inputs.
+    fn bytes(&self) -> usize {
+        size_of::<f32>() * (self.input.len() + self.projection.len() + self.target.len())
     }
 
     /// The target as element-wise losses take it.
@@ -100,29 +140,83 @@ impl Data {
         self.target.iter().map(|&t| t as f32).collect()
     }
 
+    /// Products read and write more than caches hold in every call.
     fn copies(&self) -> usize {
-        let bytes = size_of::<f32>() * (self.input.len() + self.target.len());
-        FOOTPRINT.div_ceil(bytes).clamp(2, COPIES)
+        if self.op == Op::LinearCrossEntropy {
+            return 2;
+        }
+        FOOTPRINT.div_ceil(self.bytes()).clamp(2, COPIES)
     }
 
+    /// In float64.
+    fn expected(&self) -> Expected {
+        let (loss, grads) = match self.op {
+            Op::CrossEntropy => cross_entropy(&self.input, &self.target),
+            Op::BceWithLogits => bce_with_logits(&self.input, &self.target),
+            Op::LinearCrossEntropy => {
+                linear_cross_entropy(&self.input, &self.projection, &self.target)
+            }
+        };
+        Expected { loss, grads }
+    }
+}
+
+impl Expected {
     /// The error of a loss relative to it, and the largest of a gradient relative to the largest
-    /// gradient. NaN and infinities are infinite errors.
-    fn errors(&self, loss: f32, grad: &[f32]) -> Result<[f64; 2]> {
-        if grad.len() != self.grad.len() {
-            return Err(format!("{} gradients of {}", grad.len(), self.grad.len()).into());
+    /// gradient of its kind. NaN and infinities are infinite errors.
+    fn errors(&self, loss: f32, grads: &[Vec<f32>]) -> Result<[f64; 2]> {
+        let counts = |grads: Vec<usize>| format!("{grads:?}");
+        let got = counts(grads.iter().map(Vec::len).collect());
+        let want = counts(self.grads.iter().map(Vec::len).collect());
+        if got != want {
+            return Err(format!("{got} gradients of {want}").into());
         }
         let error = |got: f32, want: f64| match got.is_finite() {
             true => (f64::from(got) - want).abs(),
             false => f64::INFINITY,
         };
-        let largest = self.grad.iter().fold(0.0_f64, |most, g| most.max(g.abs()));
-        let worst =
-            grad.iter().zip(&self.grad).fold(0.0_f64, |most, (&g, &w)| most.max(error(g, w)));
-        Ok([error(loss, self.loss) / self.loss, worst / largest])
+        let of_grads = grads.iter().zip(&self.grads).map(|(got, want)| {
+            let largest = want.iter().fold(0.0_f64, |most, g| most.max(g.abs()));
+            let pairs = got.iter().zip(want);
+            pairs.fold(0.0_f64, |most, (&g, &w)| most.max(error(g, w))) / largest
+        });
+        Ok([error(loss, self.loss) / self.loss, of_grads.fold(0.0, f64::max)])
     }
 }
 
-fn cross_entropy(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
+/// By blocks of rows, whose logits become their gradient.
+fn linear_cross_entropy(input: &[f32], projection: &[f32], target: &[u32]) -> (f64, Vec<Vec<f64>>) {
+    const ROWS: usize = 64;
+    let rows = target.len();
+    let dims = input.len() / rows;
+    let wide = |numbers: &[f32]| -> Vec<f64> { numbers.iter().map(|&x| x.into()).collect() };
+    let (input, projection) = (wide(input), wide(projection));
+    let matrix = |numbers| {
+        let count = <[f64]>::len(numbers) / dims;
+        ArrayView2::from_shape((count, dims), numbers).expect("whole rows")
+    };
+    let (input, projection) = (matrix(&input), matrix(&projection));
+    let mut loss = 0.0;
+    let mut of_input = Vec::with_capacity(input.len());
+    let mut of_projection = ndarray::Array2::<f64>::zeros(projection.dim());
+    for (input, target) in input.axis_chunks_iter(Axis(0), ROWS).zip(target.chunks(ROWS)) {
+        let mut logits = input.dot(&projection.t());
+        for (mut row, &target) in logits.rows_mut().into_iter().zip(target) {
+            let m = row.fold(f64::MIN, |most, x| most.max(*x));
+            let at_target = row[target as usize];
+            row.mapv_inplace(|x| (x - m).exp());
+            let sum = row.sum();
+            loss += sum.ln() + m - at_target;
+            row /= sum * rows as f64;
+            row[target as usize] -= 1.0 / rows as f64;
+        }
+        of_input.extend(logits.dot(&projection));
+        ndarray::linalg::general_mat_mul(1.0, &logits.t(), &input, 1.0, &mut of_projection);
+    }
+    (loss / rows as f64, vec![of_input, of_projection.into_raw_vec_and_offset().0])
+}
+
+fn cross_entropy(input: &[f32], target: &[u32]) -> (f64, Vec<Vec<f64>>) {
     let rows = target.len();
     let (mut loss, mut grad) = (0.0, Vec::with_capacity(input.len()));
     for (row, &target) in input.chunks(input.len() / rows).zip(target) {
@@ -135,10 +229,10 @@ fn cross_entropy(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
         row_grad.iter_mut().for_each(|g| *g /= sum * rows as f64);
         row_grad[target as usize] -= 1.0 / rows as f64;
     }
-    (loss / rows as f64, grad)
+    (loss / rows as f64, vec![grad])
 }
 
-fn bce_with_logits(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
+fn bce_with_logits(input: &[f32], target: &[u32]) -> (f64, Vec<Vec<f64>>) {
     let count = input.len() as f64;
     let (mut loss, mut grad) = (0.0, Vec::with_capacity(input.len()));
     for (&x, &y) in input.iter().zip(target) {
@@ -146,7 +240,7 @@ fn bce_with_logits(input: &[f32], target: &[u32]) -> (f64, Vec<f64>) {
         loss += x.exp().ln_1p() - x * y;
         grad.push((1.0 / (1.0 + (-x).exp()) - y) / count);
     }
-    (loss / count, grad)
+    (loss / count, vec![grad])
 }
 
 struct Request {
@@ -159,43 +253,59 @@ struct Request {
 
 fn parse(line: &str) -> Option<Request> {
     let mut words = line.split_whitespace();
-    let op = match words.next()? {
-        "cross_entropy" => Op::CrossEntropy,
-        "bce_with_logits" => Op::BceWithLogits,
-        _ => return None,
-    };
+    let name = words.next()?;
+    let (_, op) = Op::ALL.into_iter().find(|(of_op, _)| *of_op == name)?;
     let sizes = words.next()?.split('x').map(|size| size.parse().ok().filter(|&size| size > 0));
     let shape = sizes.collect::<Option<Vec<usize>>>()?;
     let rounds = words.next()?.parse().ok()?;
     let calls = words.next().map_or(Some(1), |word| word.parse().ok())?;
-    let dimensions = if op == Op::CrossEntropy { 2 } else { 1 };
+    let dimensions = match op {
+        Op::BceWithLogits => 1,
+        Op::CrossEntropy => 2,
+        Op::LinearCrossEntropy => 3,
+    };
     let is_right = shape.len() == dimensions && rounds > 0 && calls > 0;
     is_right.then_some(Request { op, shape, rounds, calls })
 }
 
+/// A workload at hand.
+struct Current<I> {
+    data: Data,
+    expected: Expected,
+    inputs: I,
+    /// Which copy is next.
+    next: usize,
+    memory_mib: Option<f64>,
+}
+
 /// Answers requests until there are no more.
 pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
-    let mut current: Option<(Data, P::Inputs, usize)> = None;
+    let mut current: Option<Current<P::Inputs>> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let request = parse(&line).ok_or_else(|| format!("{line:?}: OP SHAPE ROUNDS [CALLS]"))?;
         let is_same = |data: &Data| (data.op, &data.shape[..]) == (request.op, &request.shape[..]);
-        if !current.as_ref().is_some_and(|(data, ..)| is_same(data)) {
+        if !current.as_ref().is_some_and(|current| is_same(&current.data)) {
             // the memory of the last one first
             drop(current.take());
             let data = Data::new(request.op, &request.shape);
             let copies = data.copies();
+            let before = Memory::before();
             let mut inputs = peer.upload(&data, copies)?;
+            let mut first = None;
             // every copy once: memory is mapped, kernels are compiled and tuned
             for copy in 0..copies {
                 let output = peer.run(&mut inputs, copy)?;
                 peer.wait()?;
+                first = first.or_else(|| before.as_ref()?.most_since(&data));
                 drop(output);
             }
-            current = Some((data, inputs, 0));
+            // later, so that its memory is not what a program uses again
+            let expected = data.expected();
+            current = Some(Current { data, expected, inputs, next: 0, memory_mib: first });
         }
-        if let Some((data, inputs, next)) = &mut current {
-            let answer = turn(&mut peer, &request, data, inputs, next)?;
+        if let Some(current) = &mut current {
+            let answer = turn(&mut peer, &request, current)?;
             let mut stdout = std::io::stdout().lock();
             writeln!(stdout, "{answer}")?;
             stdout.flush()?;
@@ -207,10 +317,9 @@ pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
 fn turn<P: Peer>(
     peer: &mut P,
     request: &Request,
-    data: &Data,
-    inputs: &mut P::Inputs,
-    next: &mut usize,
+    current: &mut Current<P::Inputs>,
 ) -> Result<Value> {
+    let Current { data, expected, inputs, next, memory_mib } = current;
     let copies = data.copies();
     let mut times = Vec::with_capacity(request.rounds);
     let mut last = None;
@@ -230,8 +339,8 @@ fn turn<P: Peer>(
         }
     }
     // of what was timed, not of a call made for this
-    let (loss, grad) = peer.read(inputs, last.ok_or("nothing was run")?)?;
-    let [loss_error, grad_error] = data.errors(loss, &grad)?;
+    let (loss, grads) = peer.read(inputs, last.ok_or("nothing was run")?)?;
+    let [loss_error, grad_error] = expected.errors(loss, &grads)?;
     let [name, version, device] = peer.describe();
     let shape: Vec<_> = data.shape.iter().map(usize::to_string).collect();
     let mut sorted = times.clone();
@@ -241,10 +350,7 @@ fn turn<P: Peer>(
         "peer": name,
         "version": version,
         "device": device,
-        "op": match data.op {
-            Op::CrossEntropy => "cross_entropy",
-            Op::BceWithLogits => "bce_with_logits",
-        },
+        "op": data.op.name(),
         "shape": shape.join("x"),
         "dtype": "f32",
         "pass": "forward_backward",
@@ -256,11 +362,39 @@ fn turn<P: Peer>(
         "times_ms": times,
         // JSON has no NaN: null
         "loss": loss,
-        "expected_loss": data.loss,
+        "expected_loss": expected.loss,
         "loss_error": loss_error,
         "grad_error": grad_error,
         "is_right": loss_error <= ALLOWED && grad_error <= ALLOWED,
+        "memory_mib": memory_mib,
     }))
+}
+
+/// This process's memory before a workload's inputs are there.
+struct Memory {
+    kib: f64,
+}
+
+impl Memory {
+    /// Lets the system find the peak anew. `None` where it does not tell, as on all but Linux.
+    fn before() -> Option<Memory> {
+        std::fs::write("/proc/self/clear_refs", "5").ok()?;
+        Some(Memory { kib: Memory::kib("VmRSS:")? })
+    }
+
+    /// The most that there was since, beyond inputs and results, in MiB.
+    fn most_since(&self, data: &Data) -> Option<f64> {
+        // a gradient for every number of input and classifier
+        let results = data.input.len() + data.projection.len();
+        let known = data.copies() * data.bytes() + size_of::<f32>() * results;
+        Some((Memory::kib("VmHWM:")? - self.kib - known as f64 / 1024.0) / 1024.0)
+    }
+
+    fn kib(name: &str) -> Option<f64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").parse().ok()
+    }
 }
 
 /// The version of a package that this was built with.

@@ -1,9 +1,10 @@
 //! wgloss: `wgloss gpu` by a plan bound to buffers, `wgloss cpu` by the CPU form.
 
 use wgloss::{
-    Args, Array, BceWithLogits, BoundPlan, Cpu, CrossEntropy, Gpu, Output, Pass, Tensor, wgpu,
+    Args, Array, BceWithLogits, BoundPlan, Cpu, CrossEntropy, Gpu, LinearCrossEntropy, Output,
+    Pass, Tensor, wgpu,
 };
-use wgloss_peers::{Data, Op, Peer, Result, serve, threads, version};
+use wgloss_peers::{Data, Op, Peer, Result, Results, serve, threads, version};
 
 const PASS: Pass = Pass::ForwardBackward;
 
@@ -11,18 +12,28 @@ fn op(data: &Data) -> Box<dyn wgloss::Op> {
     match data.op {
         Op::CrossEntropy => Box::new(CrossEntropy::default()),
         Op::BceWithLogits => Box::new(BceWithLogits::default()),
+        Op::LinearCrossEntropy => Box::new(LinearCrossEntropy::default()),
     }
 }
 
 fn args(data: &Data) -> Result<Args<Array<'static>>> {
     let target = match data.op {
-        Op::CrossEntropy => {
+        Op::CrossEntropy | Op::LinearCrossEntropy => {
             let classes: Vec<i32> = data.target.iter().map(|&t| t as i32).collect();
             Array::from_vec(classes, &data.shape[..1])?
         }
         Op::BceWithLogits => Array::from_vec(data.target_as_f32(), &data.shape)?,
     };
-    Ok(Args::new(Array::from_vec(data.input.clone(), &data.shape)?).target(target))
+    let args = Args::new(Array::from_vec(data.input.clone(), data.input_shape())?).target(target);
+    if data.op != Op::LinearCrossEntropy {
+        return Ok(args);
+    }
+    Ok(args.projection(Array::from_vec(data.projection.clone(), &data.projection_shape())?))
+}
+
+/// The gradients that there are.
+fn grads<T>(output: &Output<T>) -> impl Iterator<Item = &T> {
+    [output.grad(), output.grad_projection()].into_iter().flatten()
 }
 
 struct OnGpu {
@@ -70,10 +81,11 @@ impl Peer for OnGpu {
         Ok(())
     }
 
-    fn read(&mut self, inputs: &mut Buffers, (): ()) -> Result<(f32, Vec<f32>)> {
+    fn read(&mut self, inputs: &mut Buffers, (): ()) -> Result<Results> {
         let read = |tensor| self.gpu.block_on(self.gpu.read(tensor));
         let output = &inputs.output;
-        Ok((read(output.loss()?)?.item()?, read(output.grad()?)?.to_f32()))
+        let grads = grads(output).map(|grad| Ok(read(grad)?.to_f32()));
+        Ok((read(output.loss()?)?.item()?, grads.collect::<Result<_>>()?))
     }
 }
 
@@ -110,8 +122,9 @@ impl Peer for OnCpu {
         Ok(())
     }
 
-    fn read(&mut self, inputs: &mut Arrays, (): ()) -> Result<(f32, Vec<f32>)> {
-        Ok((inputs.output.loss()?.item()?, inputs.output.grad()?.to_f32()))
+    fn read(&mut self, inputs: &mut Arrays, (): ()) -> Result<Results> {
+        let grads = grads(&inputs.output).map(Array::to_f32).collect();
+        Ok((inputs.output.loss()?.item()?, grads))
     }
 }
 
