@@ -1,8 +1,9 @@
 //! Linear cross entropy on the device: bits, memory, gradients added up over micro-batches.
 
+use wgloss::internals::program;
 use wgloss::{
-    Args, Array, CrossEntropy, DType, Gpu, GpuOptions, LinearCrossEntropy, Op, Output, Pass,
-    Reduction, Role, Tensor, reference,
+    Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LinearCrossEntropy, Op, Output,
+    Pass, Reduction, Role, Tensor, reference,
 };
 use wgloss_testing::call::read;
 use wgloss_testing::devices::{gpu, open};
@@ -227,17 +228,18 @@ fn a_vocabulary_of_128256_in_64_mib() {
 #[test]
 fn bindings_are_never_larger_than_a_device_takes() {
     let profile = wgloss_testing::kernels::devices().remove(0);
-    let layout = |shape: &[usize]| wgloss::Layout::new(shape, DType::Bf16);
-    // 1.05 GB of projection, in bindings of 128 MiB
-    let args = Args::new(layout(&[8192, 4096]))
-        .projection(layout(&[128_256, 4096]))
-        .target(wgloss::Layout::new(&[8192], DType::I32));
     let op = LinearCrossEntropy::default();
-    let outputs = op.outputs(Pass::ForwardBackward, &args).unwrap();
-    let program =
-        wgloss::internals::program(&op, Pass::ForwardBackward, &args, &outputs, &profile).unwrap();
-    let largest = program.steps().flat_map(|step| &step.bindings).map(|b| b.bytes).max();
-    assert!(largest.unwrap() <= profile.limits.max_binding);
-    let workspace: u64 = program.scratch_layouts().iter().map(|layout| layout.bytes()).sum();
-    assert!(workspace <= (256 << 20) + (1 << 20), "{workspace}");
+    // 1.05 GB of projection; hidden states that are wider than the logits
+    for (sizes, dtype) in [([8192, 4096, 128_256], DType::Bf16), ([8192, 65_536, 10], DType::F32)] {
+        let [rows, dims, classes] = sizes;
+        let args = Args::new(Layout::new(&[rows, dims], dtype))
+            .projection(Layout::new(&[classes, dims], dtype))
+            .target(Layout::new(&[rows], DType::I32));
+        let outputs = op.outputs(Pass::ForwardBackward, &args).unwrap();
+        let program = program(&op, Pass::ForwardBackward, &args, &outputs, &profile).unwrap();
+        let largest = program.steps().flat_map(|step| &step.bindings).map(|b| b.bytes).max();
+        assert!(largest.unwrap() <= profile.limits.max_binding, "{sizes:?}");
+        let workspace: u64 = program.scratch_layouts().iter().map(|layout| layout.bytes()).sum();
+        assert!(workspace <= (256 << 20) + (1 << 20), "{sizes:?}: {workspace}");
+    }
 }

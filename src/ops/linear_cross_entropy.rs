@@ -520,12 +520,16 @@ impl<'a> Linear<'a> {
         let of_classes = |bytes: u64| (bytes / dims).min(classes);
         let copied =
             if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), 64, 4) * dims };
-        let rows = (workspace.saturating_sub(copied) / per_row).min(binding / logits);
+        let row_bytes = |matrix: &Matrix| matrix.stride * matrix.dtype().size() as u64;
+        let of_input = [Some(&self.input), self.grad.as_ref()].into_iter().flatten().map(row_bytes);
+        let widest = of_input.chain([logits, dims]).max().unwrap_or(logits);
+        let rows = (workspace.saturating_sub(copied) / per_row).min(binding / widest);
         let rows = rounded(rows.min(MOST_ROWS), launch.rows.into(), 1);
         // blocks of about one size
         let all = (self.shape.rows as u64).max(1);
         let blocks = all.div_ceil(rows);
-        self.block_rows = all.div_ceil(blocks).next_multiple_of(launch.rows.into()).min(rows);
+        let even = all.div_ceil(blocks).next_multiple_of(launch.rows.into());
+        self.block_rows = even.min(rows).min(all);
         let by_time = MULTIPLICATIONS / (self.block_rows * self.shape.dims as u64).max(1);
         self.chunk_classes = rounded(of_classes(bytes).min(by_time), 64, 4);
     }
