@@ -52,6 +52,12 @@ fn cross_entropy_is_burns() {
     plain(None, Some(weights.clone()), None);
     plain(Some(vec![0, 1]), Some(weights), None);
     plain(None, None, Some(0.1));
+    let (a, b) = (
+        burns::CrossEntropyLoss::new(Some(3), &device),
+        ours::CrossEntropyLoss::new(Some(3), &device),
+    );
+    let (y, z) = (y.clone(), y.clone());
+    same("by index", x.clone(), |x| a.forward(x, y), |x| b.forward(x, z));
     ours::check(&self::device()).unwrap();
 }
 
@@ -81,7 +87,17 @@ fn elementwise_losses_are_burns() {
         ours::SmoothL1LossConfig::new().with_beta(0.5).init(),
     );
     let u = || t.clone();
-    same("smooth_l1", x.clone(), |x| a.forward(x, u()), |x| b.forward_no_reduction(x, u()));
+    same("smooth_l1", x.clone(), |x| a.forward(x, u()), |x| b.forward(x, u()));
+    let dims = &[1];
+    let (f, g) = (|x| a.forward_reduce_dims(x, u(), dims), |x| b.forward_reduce_dims(x, u(), dims));
+    same("smooth_l1 of rows", x.clone(), f, g);
+    let r = || Reduction::Sum;
+    let f = |x| a.forward_with_reduction(x, u(), r());
+    same("smooth_l1, summed", x.clone(), f, |x| b.forward_with_reduction(x, u(), r()));
+    let signs = || t.clone().sign();
+    let (a, b) = (burns::SoftMarginLoss::new(), ours::SoftMarginLoss::new());
+    let f = |x| a.forward(x, signs(), Reduction::Mean);
+    same("soft_margin", x.clone(), f, |x| b.forward(x, signs(), Reduction::Mean));
 }
 
 #[test]
@@ -92,14 +108,21 @@ fn binary_cross_entropy_is_burns() {
     for logits in [true, false] {
         let x =
             if logits { normal([12, 5], &device) } else { uniform([12, 5], &device) * 0.9 + 0.05 };
-        for weights in [None, Some(weights.clone())] {
+        for (weights, smoothing) in [
+            (None, None),
+            (Some(weights.clone()), None),
+            (None, Some(0.2)),
+            (Some(weights.clone()), Some(0.1)),
+        ] {
             let a = burns::BinaryCrossEntropyLossConfig::new()
                 .with_logits(logits)
                 .with_weights(weights.clone())
+                .with_smoothing(smoothing)
                 .init(&device);
             let b = ours::BinaryCrossEntropyLossConfig::new()
                 .with_logits(logits)
                 .with_weights(weights)
+                .with_smoothing(smoothing.map(f64::from))
                 .init(&device);
             let (y, z) = (y.clone(), y.clone());
             same("bce", x.clone().detach(), |x| a.forward(x, y), |x| b.forward(x, z));
