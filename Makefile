@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-drivers test-tint test-burn bench-burn bench-peers record lint clean
+.PHONY: help setup demo test test-drivers test-tint test-candle test-burn bench-burn bench-peers record lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -24,6 +24,9 @@ test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="l
 test-tint: setup ## compile every kernel with Tint, Chrome's WGSL compiler (needs Node.js)
 	@scripts/test-tint.sh
 
+test-candle: setup ## build candle and test examples/candle: the losses on candle's CPU tensors
+	@cargo test --locked --manifest-path examples/candle/Cargo.toml --target-dir target/candle
+
 test-burn: setup ## build burn (680 packages, minutes) and test its bridge, crates/wgloss-burn
 	@$(runtime_dir) cargo test --locked --manifest-path crates/wgloss-burn/Cargo.toml \
 		--target-dir target/burn
@@ -45,6 +48,7 @@ lint: setup ## check formatting, clippy and rustdoc, warnings denied
 		{ echo "lint needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
 	cargo fmt --all --check
 	cargo fmt --manifest-path crates/wgloss-burn/Cargo.toml --check
+	cargo fmt --manifest-path examples/candle/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked -p wgloss --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --all-features
