@@ -27,15 +27,21 @@ test-tint: setup ## compile every kernel with Tint, Chrome's WGSL compiler (need
 test-candle: setup ## build candle and test examples/candle: the losses on candle's CPU tensors
 	@cargo test --locked --manifest-path examples/candle/Cargo.toml --target-dir target/candle
 
-test-burn: setup ## build burn (680 packages, minutes) and test its bridge, crates/wgloss-burn
+test-burn: setup ## build burn (680 packages, minutes); test and lint its bridge, crates/wgloss-burn
 	@$(runtime_dir) cargo test --locked --manifest-path crates/wgloss-burn/Cargo.toml \
 		--target-dir target/burn
+	@cargo clippy --locked --manifest-path crates/wgloss-burn/Cargo.toml --target-dir target/burn \
+		--all-targets -- -D warnings
 
-bench-burn: setup ## measure wgloss-burn beside burn's own loss, with fusion and without
-	@$(runtime_dir) for fusion in "" --no-default-features; do \
-		cargo run --locked --release --manifest-path crates/wgloss-burn/Cargo.toml \
-			--target-dir target/burn --example bench $$fusion || exit 1; \
-	done
+bench-burn: setup ## measure wgloss-burn beside burn's own, in burn's settings (RECORD=FILE.json)
+	@$(runtime_dir) mkdir -p target/burn/bench && \
+	for setting in fusion fusion,autotune autotune; do \
+		cargo build --locked --release --manifest-path crates/wgloss-burn/Cargo.toml \
+			--target-dir target/burn --example bench \
+			--no-default-features --features $$setting && \
+		cp target/burn/release/examples/bench target/burn/bench/$$setting || exit 1; \
+	done && cd target/burn/bench && ./fusion $(if $(RECORD),--record "$(abspath $(RECORD))") \
+		./fusion ./fusion,autotune ./autotune
 
 bench-peers: setup ## measure wgloss beside burn, candle and PyTorch (downloads gigabytes)
 	@benches/peers/run.py

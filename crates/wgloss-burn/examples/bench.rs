@@ -7,8 +7,12 @@
 //!
 //! burn's settings are chosen when it is built, so that each is a program of its own: this one, which
 //! `bench PROGRAM...` starts once for burn's loss and once for ours, for each workload. All of these
-//! processes take turns of some rounds, so that whatever else the machine does hits all of them. Memory is
-//! of one more step after the times, in the same processes.
+//! processes take turns of some rounds, so that whatever else the machine does hits all of them. After the
+//! times, the same processes tell
+//!
+//! - how long the host's calls take until they return, on an idle device, since drivers may make a call
+//!   wait for what was submitted before (lavapipe does);
+//! - how much one more round takes, of burn's pools and of the process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -26,9 +30,11 @@ use serde_json::{Value, json};
 
 /// Rows and classes.
 const LOSSES: [[usize; 2]; 5] = [[32, 10], [8192, 128], [4096, 1000], [512, 32_000], [64, 128_256]];
-const STEPS: [[usize; 2]; 2] = [[4096, 1000], [512, 32_000]];
-const TURNS: usize = 5;
+const STEPS: [[usize; 2]; 2] = [[1024, 1000], [512, 8000]];
+/// Of losses and of steps, which take longer.
+const TURNS: [usize; 2] = [5, 3];
 const ROUNDS: usize = 2;
+const HOST_ROUNDS: usize = 15;
 const HIDDEN: usize = 64;
 
 fn main() -> Result<()> {
@@ -55,53 +61,63 @@ fn serve(who: &str, what: &str, [rows, classes]: [usize; 2]) -> Result<()> {
     let targets = Distribution::Uniform(0.0, classes as f64);
     let targets = Tensor::<1, Int>::random([rows], targets, &device);
     let loss = Loss::new(who, &device)?;
-    let mut work: Box<dyn FnMut() -> Result<Round>> = match what {
+    let mut work: Box<Work<'_>> = match what {
         "loss" => {
             let logits = Distribution::Normal(0.0, 3.0);
             let logits = Tensor::<2>::random([rows, classes], logits, &device);
             let device = device.clone();
-            Box::new(move || loss_and_gradient(&device, &loss, logits.clone(), targets.clone()))
+            Box::new(move |is_idle| {
+                loss_and_gradient(&device, &loss, logits.clone(), targets.clone(), is_idle)
+            })
         }
         "step" => {
             let images = Distribution::Normal(0.0, 1.0);
             let images = Tensor::<2>::random([rows, HIDDEN], images, &device).inner();
             let mut training = Training::new(loss, classes, &device);
             let device = device.clone();
-            Box::new(move || training.step(&device, images.clone(), targets.clone()))
+            Box::new(move |_| training.step(&device, images.clone(), targets.clone()))
         }
         _ => bail!("{what}: expected loss or step"),
     };
     // compiles, tunes, and fills the pools
     for _ in 0..3 {
-        work()?;
+        work(false)?;
     }
     let setting =
         json!({ "fusion": cfg!(feature = "fusion"), "autotune": cfg!(feature = "autotune") });
     println!("{setting}");
     for line in std::io::stdin().lines() {
         let answer = match &line?[..] {
-            "turn" => turn(&mut *work, &setup)?,
-            "memory" => memory(&mut *work, &device)?,
-            other => bail!("{other}: expected turn or memory"),
+            "turn" => turn(&mut work, &setup)?,
+            "host" => host(&mut work)?,
+            "memory" => memory(&mut work, &device)?,
+            other => bail!("{other}: expected turn, host or memory"),
         };
         println!("{answer}");
     }
     Ok(wgloss_burn::check(&device)?)
 }
 
-fn turn(work: &mut dyn FnMut() -> Result<Round>, setup: &WgpuSetup) -> Result<Value> {
+/// A round; whether the device is to be idle before each of its calls.
+type Work<'a> = dyn FnMut(bool) -> Result<Round> + 'a;
+
+fn turn(work: &mut Work<'_>, setup: &WgpuSetup) -> Result<Value> {
     // one to warm up what the others' turns have cooled down
-    work()?;
+    work(false)?;
     let before = created(setup)?;
-    let rounds: Vec<Round> = (0..ROUNDS).map(|_| work()).collect::<Result<_>>()?;
-    let of = |f: fn(&Round) -> f64| rounds.iter().map(f).collect::<Vec<_>>();
+    let rounds: Vec<Round> = (0..ROUNDS).map(|_| work(false)).collect::<Result<_>>()?;
     Ok(json!({
-        "ms": of(|round| round.seconds * 1e3),
-        "forward_us": of(|round| round.forward * 1e6),
-        "backward_us": of(|round| round.backward * 1e6),
+        "ms": rounds.iter().map(|round| round.seconds * 1e3).collect::<Vec<_>>(),
         "loss": rounds[0].loss,
         "created": created(setup)? - before,
     }))
+}
+
+/// Microseconds until the calls have returned.
+fn host(work: &mut Work<'_>) -> Result<Value> {
+    let rounds: Vec<Round> = (0..HOST_ROUNDS).map(|_| work(true)).collect::<Result<_>>()?;
+    let of = |f: fn(&Round) -> f64| median(&rounds.iter().map(f).collect::<Vec<_>>()) * 1e6;
+    Ok(json!({ "forward": of(|round| round.forward), "backward": of(|round| round.backward) }))
 }
 
 /// The buffers and pipelines that wgpu has: a plan of ours takes two buffers at least.
@@ -113,14 +129,14 @@ fn created(setup: &WgpuSetup) -> Result<i64> {
 
 /// What a round takes more than is there before it: of burn's pools and of the process, of which a
 /// software driver's memory is a part.
-fn memory(work: &mut dyn FnMut() -> Result<Round>, device: &Device) -> Result<Value> {
+fn memory(work: &mut Work<'_>, device: &Device) -> Result<Value> {
     device.memory_cleanup();
     device.sync()?;
     let reserved = || device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved);
     // the peak begins anew: Linux's own
     let is_new = fs::write("/proc/self/clear_refs", "5").is_ok();
     let before = (reserved(), resident("VmRSS:")?);
-    work()?;
+    work(false)?;
     let (pools, process) = (reserved() - before.0, resident("VmHWM:")?.saturating_sub(before.1));
     Ok(json!({ "pools": pools, "process": is_new.then_some(process) }))
 }
@@ -158,7 +174,7 @@ impl Loss {
 struct Round {
     /// From inputs on the device until all is complete.
     seconds: f64,
-    /// Until the loss's call has returned, and until backward's has.
+    /// Until the loss's call has returned, and until backward's has; 0 where there is more in these.
     forward: f64,
     backward: f64,
     loss: f32,
@@ -170,14 +186,19 @@ fn loss_and_gradient(
     loss: &Loss,
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
+    is_idle: bool,
 ) -> Result<Round> {
     let logits = logits.require_grad();
     device.sync()?;
     let start = Instant::now();
     let loss = loss.forward(logits, targets);
     let forward = start.elapsed().as_secs_f64();
+    if is_idle {
+        device.sync()?;
+    }
+    let before = start.elapsed().as_secs_f64();
     let grads = loss.backward();
-    let backward = start.elapsed().as_secs_f64() - forward;
+    let backward = start.elapsed().as_secs_f64() - before;
     device.sync()?;
     let seconds = start.elapsed().as_secs_f64();
     drop(grads);
@@ -218,17 +239,12 @@ impl Training {
         let start = Instant::now();
         let model = &self.model;
         let logits = model.activation.forward(model.hidden.forward(Tensor::from_inner(images)));
-        let logits = model.head.forward(logits);
-        let before = start.elapsed().as_secs_f64();
-        let loss = self.loss.forward(logits, targets);
-        let forward = start.elapsed().as_secs_f64() - before;
-        let grads = loss.backward();
-        let backward = start.elapsed().as_secs_f64() - before - forward;
-        let grads = GradientsParams::from_grads(grads, &self.model);
+        let loss = self.loss.forward(model.head.forward(logits), targets);
+        let grads = GradientsParams::from_grads(loss.backward(), &self.model);
         self.model = self.optimizer.step(0.01, self.model.clone(), grads);
         device.sync()?;
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Round { seconds, forward, backward, loss: loss.into_scalar::<f32>() })
+        Ok(Round { seconds, forward: 0.0, backward: 0.0, loss: loss.into_scalar::<f32>() })
     }
 }
 
@@ -279,9 +295,9 @@ impl Server {
 fn compare(programs: &[&str]) -> Result<Value> {
     let mut records = Vec::new();
     let load = load()?;
-    for (what, title, shapes) in [
-        ("loss", "Loss and gradient of leaf logits", &LOSSES[..]),
-        ("step", "Whole steps: 64 to 64 to classes, SGD", &STEPS[..]),
+    for (what, title, shapes, turns) in [
+        ("loss", "Loss and gradient of leaf logits", &LOSSES[..], TURNS[0]),
+        ("step", "Whole steps: 64 to 64 to classes, SGD", &STEPS[..], TURNS[1]),
     ] {
         println!("{title}\n");
         println!(
@@ -290,7 +306,7 @@ fn compare(programs: &[&str]) -> Result<Value> {
         );
         println!("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |");
         for &shape in shapes {
-            records.extend(workload(programs, what, shape)?);
+            records.extend(workload(programs, what, shape, turns)?);
         }
         println!();
     }
@@ -310,7 +326,7 @@ fn compare(programs: &[&str]) -> Result<Value> {
 }
 
 /// All programs on one workload, each with burn's loss and with ours.
-fn workload(programs: &[&str], what: &str, shape: [usize; 2]) -> Result<Vec<Value>> {
+fn workload(programs: &[&str], what: &str, shape: [usize; 2], turns: usize) -> Result<Vec<Value>> {
     let mut servers = Vec::new();
     for program in programs {
         for who in ["burn", "wgloss"] {
@@ -321,7 +337,7 @@ fn workload(programs: &[&str], what: &str, shape: [usize; 2]) -> Result<Vec<Valu
             servers.push((who, setting, server, Vec::new()));
         }
     }
-    for _ in 0..TURNS {
+    for _ in 0..turns {
         for (_, _, server, turns) in servers.iter_mut().filter(|(_, setting, ..)| setting.is_some())
         {
             turns.push(server.ask("turn")?);
@@ -337,9 +353,10 @@ fn workload(programs: &[&str], what: &str, shape: [usize; 2]) -> Result<Vec<Valu
             let turns = turns.iter().filter_map(|turn| turn[key].as_array());
             turns.flatten().filter_map(Value::as_f64).collect::<Vec<_>>()
         };
+        let host = if what == "loss" { server.ask("host")? } else { Value::Null };
         let memory = server.ask("memory")?;
         server.end()?;
-        let [ms, forward, backward] = ["ms", "forward_us", "backward_us"].map(all);
+        let ms = all("ms");
         records.push(json!({
             "who": who,
             "what": what,
@@ -347,8 +364,7 @@ fn workload(programs: &[&str], what: &str, shape: [usize; 2]) -> Result<Vec<Valu
             "setting": setting,
             "ms": median(&ms),
             "range_ms": [least(&ms), -least(&ms.iter().map(|ms| -ms).collect::<Vec<_>>())],
-            "forward_us": median(&forward),
-            "backward_us": median(&backward),
+            "host_us": host,
             "created": turns.iter().filter_map(|turn| turn["created"].as_i64()).sum::<i64>(),
             "loss": turns[0]["loss"],
             "pools_bytes": memory["pools"],
@@ -365,18 +381,21 @@ fn print_rows(records: &[Value], [rows, classes]: [usize; 2]) {
         let [burn, ours] = pair else { continue };
         let number = |record: &Value, key: &str| record[key].as_f64().unwrap_or(f64::NAN);
         let mib = |record: &Value, key: &str| number(record, key) / f64::from(1 << 20);
-        let host = |record: &Value| number(record, "forward_us") + number(record, "backward_us");
+        let host = |record: &Value| {
+            let calls = ["forward", "backward"].map(|call| record["host_us"][call].as_f64());
+            calls.map(|us| us.map_or("-".into(), |us| format!("{us:.0}"))).join(" + ")
+        };
         let losses = [burn, ours].map(|record| number(record, "loss"));
-        let is_wrong = (losses[0] - losses[1]).abs() <= 1e-4 * losses[1].abs();
+        let is_right = (losses[0] - losses[1]).abs() <= 1e-4 * losses[1].abs();
         let is_on = |name: &str| ours["setting"][name] == json!(true);
         let setting: Vec<_> =
             ["fusion", "autotune"].into_iter().filter(|name| is_on(name)).collect();
         println!(
-            "| {rows} x {classes} | {} | {:.2}{} | {:.2} | {:.1} | {:.0} | {:.0} | {:.1} | {:.1} | \
+            "| {rows} x {classes} | {} | {:.2}{} | {:.2} | {:.1} | {} | {} | {:.1} | {:.1} | \
              {:.0} | {:.0} | {} |",
             if setting.is_empty() { "plain".into() } else { setting.join(", ") },
             number(burn, "ms"),
-            if is_wrong { "" } else { ", **wrong**" },
+            if is_right { "" } else { ", **wrong**" },
             number(ours, "ms"),
             number(burn, "ms") / number(ours, "ms"),
             host(burn),

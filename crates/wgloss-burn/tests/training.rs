@@ -77,7 +77,8 @@ fn steps_after_the_first_ones_create_nothing() {
     let (mut losses, mut counts) = (Vec::new(), Vec::new());
     for step in 0..90 {
         let rows = 250 + step % 3;
-        let y: Vec<i32> = (0..rows).map(|row| ((row * 7 + step) % 10) as i32).collect();
+        let y: Vec<i32> = (step..step + rows).map(|i| i * 7 % 10).collect();
+        let rows = y.len();
         let y = Tensor::<1, Int>::from_data(TensorData::new(y, [rows]), &device);
         let x = Tensor::from_inner(x.clone().slice([0..rows, 0..32]));
         let loss = loss.forward(model.forward(x), y);
