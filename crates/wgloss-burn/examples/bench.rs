@@ -35,19 +35,32 @@ const STEPS: [[usize; 2]; 2] = [[1024, 1000], [512, 8000]];
 const TURNS: [usize; 2] = [5, 3];
 const ROUNDS: usize = 2;
 const HOST_ROUNDS: usize = 15;
+const USAGE: &str = "usage: bench [--only loss|step] [--record FILE] PROGRAM...; make bench-burn builds \
+                     the programs";
 const HIDDEN: usize = 64;
 
 fn main() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
-    match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["serve", who, what, rows, classes] => serve(who, what, [rows.parse()?, classes.parse()?]),
-        ["--record", path, programs @ ..] if !programs.is_empty() => {
-            let record = compare(programs)?;
-            fs::write(path, format!("{record:#}\n")).with_context(|| format!("cannot write {path}"))
+    let mut args = args.iter().map(String::as_str);
+    let (mut only, mut path, mut programs) = (None, None, Vec::new());
+    while let Some(arg) = args.next() {
+        match arg {
+            "serve" => {
+                let args: Vec<&str> = args.collect();
+                let [who, what, rows, classes] = args[..] else { bail!("{USAGE}") };
+                return serve(who, what, [rows.parse()?, classes.parse()?]);
+            }
+            "--only" => only = Some(args.next().context(USAGE)?),
+            "--record" => path = Some(args.next().context(USAGE)?),
+            program => programs.push(program),
         }
-        programs if !programs.is_empty() => compare(programs).map(drop),
-        _ => bail!("usage: bench [--record FILE] PROGRAM...; make bench-burn builds the programs"),
     }
+    ensure!(!programs.is_empty(), USAGE);
+    let record = compare(&programs, only)?;
+    if let Some(path) = path {
+        fs::write(path, format!("{record:#}\n")).with_context(|| format!("cannot write {path}"))?;
+    }
+    Ok(())
 }
 
 // ------------------------------------------------------------------------ one setting, one loss
@@ -292,13 +305,16 @@ impl Server {
     }
 }
 
-fn compare(programs: &[&str]) -> Result<Value> {
+fn compare(programs: &[&str], only: Option<&str>) -> Result<Value> {
     let mut records = Vec::new();
     let load = load()?;
     for (what, title, shapes, turns) in [
         ("loss", "Loss and gradient of leaf logits", &LOSSES[..], TURNS[0]),
         ("step", "Whole steps: 64 to 64 to classes, SGD", &STEPS[..], TURNS[1]),
     ] {
+        if only.is_some_and(|only| only != what) {
+            continue;
+        }
         println!("{title}\n");
         println!(
             "| N x C | setting | burn, ms | wgloss, ms | times | host, us: burn | wgloss | pools, MiB: \
