@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-drivers test-tint test-burn bench-burn bench-peers record lint clean
+.PHONY: help setup demo test test-drivers test-tint test-candle test-burn bench-burn bench-peers record lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -24,15 +24,24 @@ test-drivers: setup ## run the GPU tests on several software drivers (DRIVERS="l
 test-tint: setup ## compile every kernel with Tint, Chrome's WGSL compiler (needs Node.js)
 	@scripts/test-tint.sh
 
-test-burn: setup ## build burn (680 packages, minutes) and test its bridge, crates/wgloss-burn
+test-candle: setup ## build candle and test examples/candle: the losses on candle's CPU tensors
+	@cargo test --locked --manifest-path examples/candle/Cargo.toml --target-dir target/candle
+
+test-burn: setup ## build burn (680 packages, minutes); test and lint its bridge, crates/wgloss-burn
 	@$(runtime_dir) cargo test --locked --manifest-path crates/wgloss-burn/Cargo.toml \
 		--target-dir target/burn
+	@cargo clippy --locked --manifest-path crates/wgloss-burn/Cargo.toml --target-dir target/burn \
+		--all-targets -- -D warnings
 
-bench-burn: setup ## measure wgloss-burn beside burn's own loss, with fusion and without
-	@$(runtime_dir) for fusion in "" --no-default-features; do \
-		cargo run --locked --release --manifest-path crates/wgloss-burn/Cargo.toml \
-			--target-dir target/burn --example bench $$fusion || exit 1; \
-	done
+bench-burn: setup ## measure wgloss-burn beside burn's own, in burn's settings (RECORD=FILE.json)
+	@$(runtime_dir) mkdir -p target/burn/bench && \
+	for setting in fusion fusion,autotune autotune; do \
+		cargo build --locked --release --manifest-path crates/wgloss-burn/Cargo.toml \
+			--target-dir target/burn --example bench \
+			--no-default-features --features $$setting && \
+		cp target/burn/release/examples/bench target/burn/bench/$$setting || exit 1; \
+	done && cd target/burn/bench && ./fusion $(if $(RECORD),--record "$(abspath $(RECORD))") \
+		./fusion ./fusion,autotune ./autotune
 
 bench-peers: setup ## measure wgloss beside burn, candle and PyTorch (downloads gigabytes)
 	@benches/peers/run.py
@@ -45,6 +54,7 @@ lint: setup ## check formatting, clippy and rustdoc, warnings denied
 		{ echo "lint needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
 	cargo fmt --all --check
 	cargo fmt --manifest-path crates/wgloss-burn/Cargo.toml --check
+	cargo fmt --manifest-path examples/candle/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked -p wgloss --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --all-features

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records what a device does, as files benches/record/DEVICE/<date>-*:
 #
-#     scripts/record.sh DEVICE                 # all but the last three: ten minutes on two cores
+#     scripts/record.sh DEVICE                 # all but the last four: ten minutes on two cores
 #     scripts/record.sh DEVICE large peers     # these steps
 #
 # DEVICE names the folder: nvidia-h100, say, or lavapipe-22.3.6-2-cores. The device is the one that
@@ -9,7 +9,7 @@
 # WGLOSS=<program> uses that one, built elsewhere, instead of building it.
 set -euo pipefail
 
-steps=(devices check bench classes sweep pictures large peers)
+steps=(devices check bench classes sweep pictures large peers burn)
 
 # What the device is and offers.
 devices() { "$wgloss" devices --json >"$to-devices.json"; }
@@ -66,6 +66,9 @@ large() {
 
 # burn, candle and PyTorch beside it, in three runs: builds them first.
 peers() { benches/peers/run.py --runs 3 --record "$device"; }
+
+# wgloss-burn beside burn's own losses, in three settings of burn: builds it three times first.
+burn() { make bench-burn RECORD="$to-burn.json"; }
 
 # Sets `shapes` to the flags for 2^$1 logits in rows of $2, $3, ... classes.
 shapes() {

@@ -186,6 +186,11 @@ impl<'a> Array<'a> {
         &self.data
     }
 
+    /// The elements, with what holds them.
+    pub fn into_data(self) -> Data<'a> {
+        self.data
+    }
+
     /// The elements, to be overwritten.
     #[cfg(feature = "cpu")]
     pub(crate) fn data_mut(&mut self) -> &mut Data<'a> {

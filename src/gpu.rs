@@ -43,6 +43,7 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     profile: DeviceProfile,
+    alignment: u64,
     faults: Arc<Faults>,
     pipelines: Pipelines,
     plans: Mutex<Cache<PlanKey, Arc<CompiledPlan>>>,
@@ -143,6 +144,9 @@ impl Gpu {
             faults.listen(&device);
         }
         let profile = profile(&device, &info, options);
+        // no less than four numbers, which kernels may read at once
+        let alignment = u64::from(device.limits().min_storage_buffer_offset_alignment);
+        let alignment = alignment.clamp(16, ALIGNMENT);
         let small = |label| wgpu::BufferDescriptor {
             label: Some(label),
             // a range of its own for every binding
@@ -163,6 +167,7 @@ impl Gpu {
                 queue,
                 info,
                 profile,
+                alignment,
                 faults,
                 pipelines: Pipelines::default(),
                 plans: Mutex::new(Cache::new(MAX_PLANS, MAX_PLAN_BYTES)),
@@ -223,6 +228,12 @@ impl Gpu {
         self.inner.pool.clear();
         lock(&self.inner.plans).clear();
         self.inner.pipelines.clear();
+    }
+
+    /// Bindings begin at multiples of so many bytes: at 256 of any device, at fewer where the device
+    /// was created with such a limit.
+    pub(crate) fn alignment(&self) -> u64 {
+        self.inner.alignment
     }
 
     pub(crate) fn id(&self) -> GpuId {

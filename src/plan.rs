@@ -7,7 +7,7 @@ use crate::guard::lock;
 use crate::kernel::Kernel;
 use crate::ops::options::Key;
 use crate::program::{BLOCK_BYTES, Binding, Command, Copy, Program, Slot, Step, View};
-use crate::shape::{ALIGNMENT, Layout};
+use crate::shape::Layout;
 use crate::tuning::DeviceProfile;
 use crate::upload::device_layout;
 use crate::{Args, Error, Gpu, Op, Output, Pass, Result, Role, Tensor};
@@ -53,19 +53,6 @@ pub(crate) struct PlanKey {
     args: Args<Layout>,
     /// Where results lie; empty where that is left to the plan.
     results: Vec<(Role, Layout)>,
-}
-
-impl PlanKey {
-    /// A plan serves all tensors whose offsets differ by multiples of the alignment.
-    fn new(op: &dyn Op, pass: Pass, args: &Args<Layout>, results: &Output<Layout>) -> Self {
-        let aligned = |layout: &Layout| layout.clone().with_offset(layout.residual());
-        PlanKey {
-            op: op.key(),
-            pass,
-            args: args.map(aligned),
-            results: results.iter().map(|(role, layout)| (role, aligned(layout))).collect(),
-        }
-    }
 }
 
 /// A program with its pipelines and its memory.
@@ -125,7 +112,7 @@ impl Gpu {
         for role in Role::ALL {
             // over an argument there is no choice, and the result need not be named
             let is_argument = args.home_of(role).is_some();
-            let compare = if is_argument { Compare::Memory } else { Compare::Shape };
+            let compare = if is_argument { self.memory() } else { Compare::Shape };
             if is_argument && outputs.get(role).is_none() {
                 outputs = outputs.with_some(role, expected.get(role).cloned());
             }
@@ -144,14 +131,21 @@ impl Gpu {
         args: &Args<Layout>,
         results: Option<&Output<Layout>>,
     ) -> Result<Plan> {
-        let key = PlanKey::new(op, pass, args, results.unwrap_or(&Output::default()));
+        // one plan serves all tensors whose offsets differ by multiples of the alignment
+        let alignment = self.alignment();
+        let aligned = |layout: &Layout| layout.clone().with_offset(layout.residual_on(alignment));
+        let args = args.map(aligned);
+        let into: Vec<(Role, Layout)> = results
+            .map(|results| results.iter().map(|(role, layout)| (role, aligned(layout))).collect())
+            .unwrap_or_default();
+        let key = PlanKey { op: op.key(), pass, args: args.clone(), results: into.clone() };
         let kept = lock(self.plans()).get(&key);
         if let Some(compiled) = kept {
             return Ok(Plan { gpu: self.clone(), compiled });
         }
         let plan = match results {
-            Some(results) => self.plan_into(op, pass, args, results).await?,
-            None => self.plan(op, pass, args).await?,
+            Some(_) => self.plan_into(op, pass, &args, &into.into_iter().collect()).await?,
+            None => self.plan(op, pass, &args).await?,
         };
         lock(self.plans()).insert(key, plan.compiled.clone(), plan.workspace_bytes());
         Ok(plan)
@@ -376,8 +370,15 @@ fn expect_strides(role: Role, layout: &Layout, args: &Args<Layout>) -> Result<()
 enum Compare {
     /// The shape.
     Shape,
-    /// And where elements lie, but for multiples of the alignment.
-    Memory,
+    /// And where elements lie, but for multiples of so many bytes.
+    Memory(u64),
+}
+
+impl Gpu {
+    /// What tensors of a plan have in common.
+    fn memory(&self) -> Compare {
+        Compare::Memory(self.alignment())
+    }
 }
 
 fn expect_same(
@@ -388,28 +389,32 @@ fn expect_same(
 ) -> Result<()> {
     let argument = role.name();
     let op = || "this plan".to_string();
-    let memory = |layout: &Layout| (layout.row_stride(), layout.residual());
-    match (planned, given) {
-        (None, None) => Ok(()),
-        (Some(_), None) => Err(Error::Missing { argument, op: op() }),
-        (None, Some(_)) => Err(Error::Unexpected { argument, op: op() }),
-        (Some(planned), Some(given)) if planned.dtype() != given.dtype() => Err(Error::DType {
+    let lies_alike = |planned: &Layout, given: &Layout, alignment| {
+        let start = given.start_before(planned.residual());
+        planned.row_stride() == given.row_stride()
+            && start.is_some_and(|start| start.is_multiple_of(alignment))
+    };
+    match (planned, given, compare) {
+        (None, None, _) => Ok(()),
+        (Some(_), None, _) => Err(Error::Missing { argument, op: op() }),
+        (None, Some(_), _) => Err(Error::Unexpected { argument, op: op() }),
+        (Some(planned), Some(given), _) if planned.dtype() != given.dtype() => Err(Error::DType {
             argument,
             expected: planned.dtype().to_string(),
             actual: given.dtype(),
         }),
-        (Some(planned), Some(given)) if planned.shape() != given.shape() => Err(Error::Shape {
+        (Some(planned), Some(given), _) if planned.shape() != given.shape() => Err(Error::Shape {
             argument,
             expected: format!("{:?}", planned.shape()),
             actual: given.shape().to_vec(),
         }),
-        (Some(planned), Some(given))
-            if compare == Compare::Memory && memory(planned) != memory(given) =>
+        (Some(planned), Some(given), Compare::Memory(alignment))
+            if !lies_alike(planned, given, alignment) =>
         {
             Err(Error::Value {
                 argument,
                 expected: format!(
-                    "row stride {} and an offset of {} elements, up to multiples of {ALIGNMENT} bytes",
+                    "row stride {} and an offset of {} elements, up to multiples of {alignment} bytes",
                     planned.row_stride(),
                     planned.residual()
                 ),

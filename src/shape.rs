@@ -117,14 +117,21 @@ impl Layout {
         self.buffer_bytes() + padding * self.dtype.size() as u64
     }
 
-    /// Bytes from the buffer's start to the last aligned one before the tensor.
-    pub(crate) fn aligned_start(&self) -> u64 {
-        (self.offset * self.dtype.size()) as u64 / ALIGNMENT * ALIGNMENT
+    /// Elements from the last byte before the tensor where a binding can begin, on any device, to the
+    /// first one.
+    pub(crate) fn residual(&self) -> usize {
+        self.residual_on(ALIGNMENT)
     }
 
-    /// Elements from there to the first one.
-    pub(crate) fn residual(&self) -> usize {
-        self.offset % (ALIGNMENT as usize / self.dtype.size())
+    /// The same on a device where bindings begin at multiples of so many bytes.
+    pub(crate) fn residual_on(&self, alignment: u64) -> usize {
+        self.offset % (alignment as usize / self.dtype.size())
+    }
+
+    /// Bytes from the buffer's start to where a binding begins that has so many elements before the
+    /// first one; none where the tensor begins before that.
+    pub(crate) fn start_before(&self, residual: usize) -> Option<u64> {
+        Some(self.offset.checked_sub(residual)? as u64 * self.dtype.size() as u64)
     }
 
     /// Refuses a layout that no array can have, or whose last element cannot be counted.

@@ -244,31 +244,50 @@ fn calls_find_the_plans_of_earlier_ones() {
 #[test]
 fn one_kept_plan_serves_all_offsets_that_bindings_can_begin_at() {
     let Some((gpu, _alone)) = alone() else { return };
-    let zeros = gpu.block_on(gpu.upload(&Array::from(&[0.5_f32; 1024]))).unwrap();
+    assert_eq!(plans_at(&gpu, &[0, 64, 128, 64, 0]), [1, 1, 1, 1, 1]);
+    assert_eq!(plans_at(&gpu, &[1, 65, 2, 130, 1]), [1, 1, 2, 2, 2]);
+
+    // a device that may begin them closer together
+    let adapter = gpu.block_on(wgloss::adapters()).remove(0);
+    let mut required_limits = wgpu::Limits::default();
+    let alignment = adapter.limits().min_storage_buffer_offset_alignment;
+    required_limits.min_storage_buffer_offset_alignment = alignment;
+    let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let (device, queue) = gpu.block_on(adapter.request_device(&descriptor)).unwrap();
+    let close = Gpu::blocking_from_device(device, queue, &GpuOptions::default()).unwrap();
+    let numbers = alignment as usize / 4;
+    assert_eq!(plans_at(&close, &[0, numbers, 3 * numbers, 64]), [1; 4]);
+    assert_eq!(plans_at(&close, &[1, numbers + 1, 2, 65]), [1, 1, 2, 2]);
+}
+
+/// So many plans a kept call has made after each of these offsets of its input, whose results are
+/// right.
+fn plans_at(gpu: &Gpu, offsets: &[usize]) -> Vec<isize> {
+    let numbers: Vec<f32> = (0..1024).map(|i| i as f32).collect();
+    let numbers = gpu.block_on(gpu.upload(&Array::from(&numbers))).unwrap();
     let tensor = |offset| {
         let layout = Layout::new(&[5, 7], DType::F32).with_offset(offset);
-        Tensor::from_buffer(zeros.buffer().clone(), layout).unwrap()
+        Tensor::from_buffer(numbers.buffer().clone(), layout).unwrap()
     };
-    let plans = |offsets: &[usize]| {
-        wait(&gpu);
-        gpu.trim();
-        wait(&gpu);
-        let before = alive(&gpu)[0];
-        let mut buffers: Vec<_> = offsets
-            .iter()
-            .map(|&offset| {
-                let args = Args::new(tensor(offset)).target(tensor(512));
-                drop(run(&gpu, &Mse::default(), Pass::ForwardBackward, &args));
-                wait(&gpu);
-                alive(&gpu)[0] - before
-            })
-            .collect();
-        let of_one = buffers[0];
-        buffers.iter_mut().for_each(|buffers| *buffers /= of_one);
-        buffers
+    wait(gpu);
+    gpu.trim();
+    wait(gpu);
+    let before = alive(gpu)[0];
+    let call = |offset| {
+        let args = Args::new(tensor(offset)).target(tensor(512));
+        run(gpu, &Mse::default(), Pass::ForwardBackward, &args)
     };
-    assert_eq!(plans(&[0, 64, 128, 64, 0]), [1, 1, 1, 1, 1]);
-    assert_eq!(plans(&[1, 65, 2, 130, 1]), [1, 1, 2, 2, 2]);
+    let count = |&offset: &usize| {
+        drop(call(offset));
+        wait(gpu);
+        alive(gpu)[0] - before
+    };
+    let buffers: Vec<_> = offsets.iter().map(count).collect();
+    for &offset in offsets {
+        let loss = read(gpu, &call(offset)).loss().unwrap().item().unwrap();
+        assert_eq!(loss, (512.0 - offset as f32).powi(2));
+    }
+    buffers.iter().map(|count| count / buffers[0]).collect()
 }
 
 fn run(gpu: &Gpu, op: &dyn Op, pass: Pass, args: &Args<Tensor>) -> Output<Tensor> {

@@ -1,6 +1,6 @@
 //! Plans bound to buffers.
 
-use super::{Compare, Compiled, CompiledStep, Plan, expect_same};
+use super::{Compiled, CompiledStep, Plan, expect_same};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::guard::{first_of, scoped};
 use crate::kernel::Kernel;
@@ -46,8 +46,8 @@ impl Plan {
     /// - [`Error::Shape`], [`Error::DType`], [`Error::Missing`] or [`Error::Unexpected`] when an
     ///   argument or output is not as planned.
     /// - [`Error::Value`] when one lies otherwise in its buffer (an offset may differ by multiples of
-    ///   256 bytes), when they overlap, or when a buffer that is copied from or to lacks `COPY_SRC`
-    ///   or `COPY_DST`.
+    ///   256 bytes, or of the device's `min_storage_buffer_offset_alignment`), when they overlap, or
+    ///   when a buffer that is copied from or to lacks `COPY_SRC` or `COPY_DST`.
     /// - [`Error::Value`] also when one is another [`Gpu`]'s.
     /// - [`Error::Validation`] for what wgpu finds wrong with the buffers themselves, such as that
     ///   they are another device's; in browsers, which answer later, that comes through the
@@ -89,12 +89,12 @@ impl Plan {
         for role in Role::ALL {
             let layout = |tensor: Option<&'_ Tensor>| tensor.map(|tensor| tensor.layout().clone());
             let (wanted, given) = (planned.args.get(role), layout(args.get(role)));
-            expect_same(role, wanted, given.as_ref(), Compare::Memory)?;
+            expect_same(role, wanted, given.as_ref(), self.gpu.memory())?;
             let (wanted, given) = (planned.outputs.get(role), layout(output.get(role)));
             if given.is_none() && args.home_of(role).is_some() {
                 continue;
             }
-            expect_same(role, wanted, given.as_ref(), Compare::Memory)?;
+            expect_same(role, wanted, given.as_ref(), self.gpu.memory())?;
         }
         self.expect_apart(args, output)?;
         self.expect_room_for_padding(args, output)?;
@@ -145,7 +145,9 @@ impl Plan {
         match slot {
             Slot::Tensor(role) => {
                 let tensor = tensors.get(role)?;
-                Some((tensor.buffer(), tensor.layout().aligned_start()))
+                let planned = self.compiled.args.get(role).or(self.compiled.outputs.get(role));
+                let start = tensor.layout().start_before(planned?.residual())?;
+                Some((tensor.buffer(), start))
             }
             Slot::Control => Some((&self.compiled.control, 0)),
             Slot::Status => Some((tensors.output.status()?.buffer(), 0)),

@@ -126,7 +126,7 @@ pub struct RowOutputs<const D: usize> {
 /// together. What only the device sees, such as a class out of range, is told by
 /// [`check`](crate::check).
 pub fn loss<const R: usize>(op: &dyn Op, args: Args) -> Result<Tensor<R>> {
-    expect_rank::<R>(op, &args, Role::Loss)?;
+    expect_rank::<R>(&expect_valid(op, &args)?, Role::Loss)?;
     Ok(Tensor::from_dispatch(call(op, args).value))
 }
 
@@ -139,8 +139,9 @@ pub fn loss_and_rows<const R: usize, const D: usize>(
     op: &dyn Op,
     args: Args,
 ) -> Result<(Tensor<R>, RowOutputs<D>)> {
-    expect_rank::<R>(op, &args, Role::Loss)?;
-    expect_rank::<D>(op, &args, Role::LogSumExp)?;
+    let outputs = expect_valid(op, &args)?;
+    expect_rank::<R>(&outputs, Role::Loss)?;
+    expect_rank::<D>(&outputs, Role::LogSumExp)?;
     let results = call(op, args);
     let missing = |result| wgloss::Error::NotComputed { result };
     let rows = RowOutputs {
@@ -159,7 +160,7 @@ pub fn loss_and_rows<const R: usize, const D: usize>(
 /// As [`loss`].
 pub fn map<const D: usize>(op: &dyn Op, input: Tensor<D>) -> Result<Tensor<D>> {
     let args = Args::new(input);
-    expect_rank::<D>(op, &args, Role::Output)?;
+    expect_rank::<D>(&expect_valid(op, &args)?, Role::Output)?;
     Ok(Tensor::from_dispatch(call(op, args).value))
 }
 
@@ -188,9 +189,8 @@ fn int<const D: usize>(slot: Slot<Dispatch>) -> Option<Tensor<D, Int>> {
     }
 }
 
-/// Checks a call, and that a result of it has so many dimensions.
-fn expect_rank<const R: usize>(op: &dyn Op, args: &Args, role: Role) -> Result<()> {
-    let outputs = expect_valid(op, args)?;
+/// Refuses another number of dimensions than a result has.
+fn expect_rank<const R: usize>(outputs: &Output<Layout>, role: Role) -> Result<()> {
     let layout = outputs.get(role).ok_or(wgloss::Error::NotComputed { result: role.name() })?;
     let actual = burn_shape(layout).to_vec();
     match actual.len() == R {

@@ -17,13 +17,14 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::loss::Reduction;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{AsIndex, DType, Device, Int, Tensor};
 use wgloss::options::Value;
 use wgloss::{
     Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, Mse, NllLoss as Nll, Op, PoissonNll,
     SigmoidFocal, SmoothL1, SoftMargin,
 };
 
+use crate::Error;
 use crate::activation::expect;
 use crate::call::{Args, RowOutputs, loss, loss_and_rows};
 
@@ -106,6 +107,12 @@ pub struct CrossEntropyLoss {
 }
 
 impl CrossEntropyLoss {
+    /// The loss without options, but for a target that may be left out.
+    pub fn new(pad_index: Option<usize>, device: &Device) -> Self {
+        let pad_tokens = pad_index.map(|token| vec![token]);
+        CrossEntropyLossConfig::new().with_pad_tokens(pad_tokens).init(device)
+    }
+
     /// The op with its options: for [`loss`](crate::loss()), which returns errors.
     pub fn op(&self) -> &CrossEntropy {
         &self.op
@@ -370,11 +377,54 @@ impl SmoothL1LossConfig {
     }
 }
 
-element_loss!(
-    /// The absolute error, squared near 0: [`wgloss::SmoothL1`].
-    SmoothL1Loss,
-    SmoothL1
-);
+/// The absolute error, squared near 0: [`wgloss::SmoothL1`].
+#[derive(Module, Debug)]
+pub struct SmoothL1Loss {
+    #[module(skip)]
+    op: SmoothL1,
+}
+
+impl SmoothL1Loss {
+    /// The op with its options: for [`loss`](crate::loss()), which returns errors.
+    pub fn op(&self) -> &SmoothL1 {
+        &self.op
+    }
+
+    /// Each element's loss, of predictions and targets of the same shape and storage type.
+    ///
+    /// # Panics
+    /// Where [`loss`](crate::loss()) returns an error.
+    pub fn forward<const D: usize>(&self, predictions: Tensor<D>, targets: Tensor<D>) -> Tensor<D> {
+        expect(loss(&*reduced(&self.op, None), Args::new(predictions).target(targets)))
+    }
+
+    /// The reduced loss.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_reduction<const D: usize>(
+        &self,
+        predictions: Tensor<D>,
+        targets: Tensor<D>,
+        reduction: Reduction,
+    ) -> Tensor<1> {
+        let op = reduced(&self.op, Some(reduction));
+        expect(loss(&*op, Args::new(predictions).target(targets)))
+    }
+
+    /// The mean over some dimensions, which then have size 1: of the elements' losses, by burn.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_reduce_dims<const D: usize>(
+        &self,
+        predictions: Tensor<D>,
+        targets: Tensor<D>,
+        dims: &[impl AsIndex],
+    ) -> Tensor<D> {
+        self.forward(predictions, targets).mean_dims(dims)
+    }
+}
 
 /// Configuration of [`HuberLoss`].
 #[derive(Config, Debug)]
@@ -476,6 +526,9 @@ pub struct BinaryCrossEntropyLossConfig {
     /// A weight for each index of the last dimension: any finite numbers. (burn's differ for inputs
     /// of one dimension, where it takes a weight for each of the two targets.)
     pub weights: Option<Vec<f32>>,
+    /// The share, in `[0, 1]`, of the integer targets that is spread evenly over the last dimension, or
+    /// over two classes where there is no other dimension.
+    pub smoothing: Option<f64>,
     /// A weight of the positive term for each index of the last dimension; with `logits` alone.
     pub pos_weights: Option<Vec<f32>>,
     /// Whether inputs are logits rather than probabilities.
@@ -489,6 +542,7 @@ impl BinaryCrossEntropyLossConfig {
         BinaryCrossEntropyLoss {
             weights: to_tensor(self.weights.as_ref(), device),
             pos_weights: to_tensor(self.pos_weights.as_ref(), device),
+            smoothing: self.smoothing,
             logits: self.logits,
         }
     }
@@ -499,6 +553,7 @@ impl BinaryCrossEntropyLossConfig {
 pub struct BinaryCrossEntropyLoss {
     weights: Option<Tensor<1>>,
     pos_weights: Option<Tensor<1>>,
+    smoothing: Option<f64>,
     logits: bool,
 }
 
@@ -514,9 +569,20 @@ impl BinaryCrossEntropyLoss {
     /// The mean, with targets that are 0 or 1.
     ///
     /// # Panics
-    /// Where [`loss`](crate::loss()) returns an error.
+    /// Where [`loss`](crate::loss()) returns an error; for bf16 where burn has none, since it converts
+    /// the targets: [`forward_probabilities`](Self::forward_probabilities) takes those of bf16.
     pub fn forward<const D: usize>(&self, input: Tensor<D>, targets: Tensor<D, Int>) -> Tensor<1> {
-        let targets = targets.float().cast(input.dtype());
+        let dtype = input.dtype();
+        if dtype == DType::BF16 && !input.device().supports_dtype(dtype) {
+            let (argument, expected) =
+                ("input", "f32 or f16, since burn has no bf16 on this device");
+            expect(Err(Error::DType { argument, expected, actual: dtype }))
+        }
+        let mut targets = targets.float().cast(dtype);
+        if let Some(smoothing) = self.smoothing {
+            let classes = if D > 1 { targets.dims()[D - 1] } else { 2 };
+            targets = targets * (1.0 - smoothing) + smoothing / classes as f64;
+        }
         self.forward_probabilities(input, targets, Reduction::Mean)
     }
 

@@ -19,7 +19,10 @@ pub fn autodiff() -> Device {
 /// Another device on the same adapter, of the program's own: not shared yet.
 pub fn another() -> (Device, burn::backend::wgpu::WgpuSetup) {
     use wgloss::wgpu;
-    let adapter = pollster::block_on(wgloss::adapters()).remove(0);
+    // with an instance of its own, so that what is created on it can be counted
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default());
+    let adapter = pollster::block_on(adapter).expect("an adapter");
     let descriptor = wgpu::DeviceDescriptor {
         required_features: adapter.features()
             - wgpu::Features::all_experimental_mask()
@@ -28,8 +31,6 @@ pub fn another() -> (Device, burn::backend::wgpu::WgpuSetup) {
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
-    // hardly used by burn: any will do
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let backend = adapter.get_info().backend;
     let setup = burn::backend::wgpu::WgpuSetup { instance, adapter, device, queue, backend };
     (Device::wgpu_options().setup(setup.clone()).init().unwrap(), setup)

@@ -1,9 +1,12 @@
 //! Devices: shared or not, several, lost; and what they tell of faults.
 
-use burn::tensor::{Int, Tensor};
+use burn::nn::loss::Reduction as BurnReduction;
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use wgloss::custom::{Elementwise, Point, Shader};
 use wgloss::{CrossEntropy, Reduction};
-use wgloss_burn::{Args, CrossEntropyLossConfig, Error, check, loss, share};
+use wgloss_burn::{
+    Args, BinaryCrossEntropyLossConfig, CrossEntropyLossConfig, Error, check, loss, share,
+};
 
 use crate::common::{another, autodiff, classes, device, expect_close, normal, values};
 
@@ -180,4 +183,25 @@ fn what_is_refused_is_refused_at_the_call() {
     let rank = loss::<2>(&op, args()).unwrap_err();
     assert_eq!(rank, Error::Rank { result: "loss", expected: 2, actual: vec![1] });
     check(&device()).unwrap();
+}
+
+/// Where burn would have to convert to a type that it does not have, on a thread where a panic would end
+/// the device.
+#[test]
+fn what_burn_has_no_type_for_panics_at_the_call() {
+    let device = device();
+    if device.supports_dtype(DType::BF16) {
+        return;
+    }
+    let data = TensorData::new(vec![half::bf16::ONE; 6], [3, 2]);
+    let x = Tensor::<2>::from_data(data, (&device, DType::BF16));
+    let y = classes([3, 2], 2, &device);
+    let module = BinaryCrossEntropyLossConfig::new().with_logits(true).init(&device);
+    let panics = std::panic::AssertUnwindSafe(|| module.forward(x.clone(), y));
+    let panic = std::panic::catch_unwind(panics).unwrap_err();
+    let told = panic.downcast_ref::<String>().unwrap();
+    assert!(told.starts_with("input: expected f32 or f16"), "{told}");
+    let mean = values(module.forward_probabilities(x.clone(), x, BurnReduction::Mean));
+    assert!((mean[0] - 0.313_261_7).abs() < 1e-6, "{mean:?}");
+    check(&device).unwrap();
 }

@@ -176,5 +176,15 @@ fn empty_batches() {
     assert_eq!(of(Reduction::None).dims(), [0]);
     let grad = x.grad(&of(Reduction::Sum).backward()).unwrap();
     assert_eq!(grad.dims(), [0, 10]);
+    // rows of nothing
+    let (x, t) = (
+        Tensor::<2>::zeros([5, 0], &device).require_grad(),
+        Tensor::<2>::zeros([5, 0], &self::device()),
+    );
+    let op = Mse::default().reduction(Reduction::Sum);
+    let sum: Tensor<1> = loss(&op, Args::new(x.clone()).target(t)).unwrap();
+    assert_eq!(x.grad(&sum.backward()).unwrap().dims(), [5, 0]);
+    assert_eq!(values(sum), [0.0]);
+    assert_eq!(map(&Softmax::default(), x).unwrap().dims(), [5, 0]);
     wgloss_burn::check(&self::device()).unwrap();
 }
