@@ -269,12 +269,10 @@ def measure(commands, workloads, turns, rounds, calls, environment):
                         got.append({"error": f"cannot be started: {error.strerror}"})
                         continue
                 got.append(programs[name].ask(f"{op} {shape} {rounds} {calls}"))
-                if "error" in got[-1]:
+                if "error" in got[-1] or op == "linear_cross_entropy":
+                    # Many of them would not fit the machine's memory together, and none is to have
+                    # memory at hand that another workload has left.
                     programs.pop(name).stop()
-        if op == "linear_cross_entropy":
-            # so that none has memory at hand that another workload has left
-            while programs:
-                programs.popitem()[1].stop()
     for program in programs.values():
         program.stop()
     progress("")
