@@ -14,7 +14,8 @@ use naga::valid::{
 
 use wgloss::custom::Elementwise;
 use wgloss::internals::{
-    DeviceProfile, ElementParams, Kernel, Offsets, PaddingParams, RowParams, SumParams,
+    DeviceProfile, ElementParams, Kernel, MatrixParams, Offsets, PaddingParams, ProductParams,
+    RowParams, SumParams,
 };
 use wgloss_testing::custom::Polynomial;
 use wgloss_testing::kernels::{self, Asked, devices, steps};
@@ -136,6 +137,12 @@ fn offsets_of(kernel: &Kernel) -> Option<(Vec<u32>, u32)> {
             ElementParams: vec4s, per_team, teams, row_elements, dims, scale, own, settings, first, dim
         ),
         Some("family/padding.wgsl") => layout!(PaddingParams: rows, padding, unused[2]),
+        Some("family/product.wgsl") => layout!(
+            ProductParams: rows, columns, terms, tiles_across, has_bias, accumulates, unused[2]
+        ),
+        Some("family/conversions.wgsl" | "family/column_sums.wgsl") => {
+            layout!(MatrixParams: rows, columns, accumulates, unused)
+        }
         Some("family/status.wgsl") => None,
         other => panic!("no params known for {other:?}"),
     }
