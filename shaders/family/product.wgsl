@@ -1,10 +1,11 @@
 // Products of matrices in f32: a team computes a tile of the result, whose sums stay in the registers of its
 // members (product/).
 //
-//     out[i, j] = (0, or bias[j], or out[i, j])  + sum over k of left[i, k] right[k, j]
+//     out[i, j] = (0, or out[i, j])  + sum over k of left[i, k] right[k, j]  (+ bias[j])
 //
 // Each sum begins with what it is added to, and is taken in the order of its terms, in every file of product/. So the bits
-// depend neither on the tile, nor on how the terms are divided among dispatches. Operands are read as vec4s: along the terms or across them, as the two overrides say.
+// depend neither on the tile, nor on how the terms are divided among dispatches. The bias comes last, because a large one
+// would take digits of the terms. Operands are read as vec4s: along the terms or across them, as the two overrides say.
 //
 //     LEFT_ALONG_TERMS  RIGHT_ALONG_TERMS    left             right
 //     true              true                 [rows, terms]    [columns, terms]     hidden states, projection
@@ -100,26 +101,25 @@ fn right_square(k: u32, column: u32) -> Square {
 
 // What the sums of four columns of a row begin with.
 fn start_of(row: u32, column: u32) -> vec4<f32> {
-    if row >= params.rows || column >= params.columns {
+    if params.accumulates == 0u || row >= params.rows || column >= params.columns {
         return vec4(0.0);
     }
     let last = min(params.columns - 1u - column, 3u);
-    if params.has_bias != 0u {
-        let i = element_index(BIAS, 0u, column) + min(vec4(0u, 1u, 2u, 3u), vec4(last));
-        return vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
-    }
-    if params.accumulates != 0u {
-        return load_input(element_index(GRAD, row, column), 1u, last);
-    }
-    return vec4(0.0);
+    return load_input(element_index(GRAD, row, column), 1u, last);
 }
 
 // Stores four columns of a row of the product, as far as there are such.
 fn store_product(row: u32, column: u32, product: vec4<f32>) {
-    if row < params.rows && column < params.columns {
-        let last = min(params.columns - 1u - column, 3u);
-        store_grad(element_index(GRAD, row, column), 1u, last, product);
+    if row >= params.rows || column >= params.columns {
+        return;
     }
+    let last = min(params.columns - 1u - column, 3u);
+    var value = product;
+    if params.has_bias != 0u {
+        let i = element_index(BIAS, 0u, column) + min(vec4(0u, 1u, 2u, 3u), vec4(last));
+        value += vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
+    }
+    store_grad(element_index(GRAD, row, column), 1u, last, value);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -55,7 +55,7 @@ fn multiply(invocation: Invocation, row: u32, first_column: u32) {
     // arrays of arrays, so that loops load and store them: unrolled, they take longer to compile than all else
     var columns: array<Sums, 4>;
     var nexts: array<Sums, 4>;
-    if params.has_bias + params.accumulates != 0u {
+    if params.accumulates != 0u {
         for (var i = 0u; i < TILE_ROWS; i += 1u) {
             columns[i / 8u][i % 8u] = start_of(row + i, column);
             nexts[i / 8u][i % 8u] = start_of(row + i, next);

@@ -126,7 +126,7 @@ impl Matrix {
 }
 
 impl Program {
-    /// Adds the dispatches of a product: `out = left right`, or `bias + left right`, or `out += left right`.
+    /// Adds the dispatches of a product: `out = left right + bias`, or `out += left right`.
     pub(super) fn product(
         &mut self,
         profile: &DeviceProfile,
@@ -163,7 +163,7 @@ impl Program {
                 Form::Nn => [left.columns(part), right.rows(part)],
                 Form::Tn => [left.rows(part), right.rows(part)],
             };
-            let bias = bias.filter(|_| first == 0);
+            let bias = bias.filter(|_| first + count == terms);
             let tiles_across = out.columns.div_ceil(tile_columns.into());
             let params = ProductParams {
                 rows: out.rows as u32,
