@@ -159,7 +159,7 @@ fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> 
             for bits in 0..16_u32 {
                 let bit = |i: u32| bits >> i & 1 == 1;
                 // whole vec4s or not, and several blocks of the logits or one
-                let (shape, classes) = if bit(0) { ([70, 8], 12) } else { ([70, 5], 33) };
+                let (shape, classes) = if bit(0) { ([100, 8], 12) } else { ([70, 5], 33) };
                 let mut args = Args::new(float(&shape)).projection(float(&[classes, shape[1]]));
                 args = args.target(Layout::new(&shape[..1], DType::I32));
                 if bit(1) {
@@ -179,7 +179,7 @@ fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> 
                     .row_outputs(bit(2));
                 let op = LinearCrossEntropy::new(loss)
                     .narrow_grad_projection(!bit(2) && bit(3))
-                    .workspace_bytes(if bit(0) { 1 << 10 } else { 256 << 20 });
+                    .workspace_bytes(if bit(0) { 1 << 12 } else { 256 << 20 });
                 add(&op, pass, &args);
             }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
