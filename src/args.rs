@@ -108,6 +108,27 @@ impl<T> Args<T> {
         self.with(Role::PosWeight, pos_weight)
     }
 
+    /// The classifier of [`LinearCrossEntropy`](crate::LinearCrossEntropy), `[V, D]`.
+    pub fn projection(self, projection: T) -> Self {
+        self.with(Role::Projection, projection)
+    }
+
+    /// What [`LinearCrossEntropy`](crate::LinearCrossEntropy) adds to each class's logit, `[V]`. Always f32.
+    pub fn bias(self, bias: T) -> Self {
+        self.with(Role::Bias, bias)
+    }
+
+    /// What the gradient with respect to the projection is added to, always f32: that of micro-batches
+    /// before this one. On the device the sum is written over it.
+    pub fn grad_projection(self, so_far: T) -> Self {
+        self.with(Role::GradProjection, so_far)
+    }
+
+    /// What the gradient with respect to the bias is added to, as [`grad_projection`](Self::grad_projection).
+    pub fn grad_bias(self, so_far: T) -> Self {
+        self.with(Role::GradBias, so_far)
+    }
+
     /// The upstream gradient: one value for mean and sum, the loss's shape for none. Backward
     /// passes of losses without one take 1, also of losses that are not reduced, each of which is of its own
     /// row or element. Those of maps ask for one of the output's shape, as PyTorch does. A number becomes a tensor by
@@ -157,6 +178,21 @@ impl<T> Args<T> {
     /// Every argument given, with its role.
     pub fn iter(&self) -> impl Iterator<Item = (Role, &T)> {
         std::iter::once((Role::Input, &self.input)).chain(self.others.iter())
+    }
+
+    /// The argument that a result is written over, if any: in place the input by the gradient, and what a sum
+    /// is added to by the sum.
+    pub(crate) fn home_role(&self, result: Role) -> Option<Role> {
+        match result {
+            Role::Grad if self.in_place => Some(Role::Input),
+            Role::GradProjection | Role::GradBias => self.get(result).map(|_| result),
+            _ => None,
+        }
+    }
+
+    /// That argument.
+    pub(crate) fn home_of(&self, result: Role) -> Option<&T> {
+        self.get(self.home_role(result)?)
     }
 
     /// The same arguments, each turned into something else.

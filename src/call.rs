@@ -57,10 +57,8 @@ impl Operand for Tensor {
         if let Some(lost) = gpu.lost(true) {
             return Err(lost);
         }
-        Ok(match args.in_place {
-            true => output.with(Role::Grad, args.input().clone()),
-            false => output,
-        })
+        let over_arguments = plan.over_arguments(args);
+        Ok(over_arguments.fold(output, |all, (role, tensor)| all.with(role, tensor.clone())))
     }
 }
 

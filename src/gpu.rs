@@ -324,6 +324,7 @@ fn profile(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions
             // kernels count elements in 32 bits
             max_binding: limits.max_storage_buffer_binding_size.min(u32::MAX.into()),
             max_buffer: limits.max_buffer_size,
+            max_workgroup_memory: limits.max_compute_workgroup_storage_size,
             device: info.name.clone(),
         },
     }

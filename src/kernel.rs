@@ -77,6 +77,9 @@ pub(crate) const ELEMENTS: File = shader!("family/elements.wgsl");
 pub(crate) const SUM: File = shader!("family/sum.wgsl");
 pub(crate) const STATUS: File = shader!("family/status.wgsl");
 pub(crate) const PADDING: File = shader!("family/padding.wgsl");
+pub(crate) const PRODUCT: File = shader!("family/product.wgsl");
+pub(crate) const CONVERSIONS: File = shader!("family/conversions.wgsl");
+pub(crate) const COLUMN_SUMS: File = shader!("family/column_sums.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
 pub(crate) const TERMS_CLASS_WEIGHTS: File = shader!("terms/class_weights.wgsl");
 /// How compilers know that class targets are the same for a whole team: by where they lie, which may
@@ -94,6 +97,15 @@ pub(crate) fn team(team: Team, has_cluster: bool) -> Vec<File> {
         Team::Subgroup => vec![shader!("team/subgroup.wgsl"), CLUSTER],
         Team::Workgroup if has_cluster => vec![WORKGROUP_OF_SUBGROUPS, CLUSTER],
         Team::Workgroup => vec![WORKGROUP],
+    }
+}
+
+/// The shader of a team's tile of a product.
+pub(crate) fn tile_of_product(team: Team) -> File {
+    match team {
+        Team::Invocation => shader!("product/invocation.wgsl"),
+        Team::Subgroup => shader!("product/subgroup.wgsl"),
+        Team::Workgroup => shader!("product/workgroup.wgsl"),
     }
 }
 

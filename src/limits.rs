@@ -13,6 +13,8 @@ pub struct Limits {
     pub max_binding: u64,
     /// The most bytes of one buffer.
     pub max_buffer: u64,
+    /// The most bytes of memory that a workgroup shares.
+    pub max_workgroup_memory: u32,
     /// The device's name, for messages.
     pub device: String,
 }

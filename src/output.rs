@@ -11,6 +11,7 @@ use crate::{Error, Result, Role, Status};
 /// | `loss` | losses | `[]` for mean and sum; one value a row or element for none | f32 |
 /// | `output` | maps, such as [`Softmax`](crate::Softmax) | the input's | the input's |
 /// | `grad` | backward passes | the input's | the input's |
+/// | `grad_projection`, `grad_bias` | backward passes of [`LinearCrossEntropy`](crate::LinearCrossEntropy) | the projection's, the bias's | f32, or the projection's by choice |
 /// | `state` | ops that were told to keep it | `[rows, 4]` | f32 |
 /// | `logsumexp`, `argmax`, `correct`, `entropy` | ops that were told to give [row outputs](Self::rows) | a value a row | f32, i32, i32, f32 |
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +66,22 @@ impl<T> Output<T> {
     /// [`Error::NotComputed`] of forward passes.
     pub fn grad(&self) -> Result<&T> {
         self.computed(Role::Grad)
+    }
+
+    /// The gradient with respect to the projection.
+    ///
+    /// # Errors
+    /// [`Error::NotComputed`] of forward passes, of ops without one, and where it is frozen.
+    pub fn grad_projection(&self) -> Result<&T> {
+        self.computed(Role::GradProjection)
+    }
+
+    /// The gradient with respect to the bias.
+    ///
+    /// # Errors
+    /// As [`Output::grad_projection`], and where there is no bias.
+    pub fn grad_bias(&self) -> Result<&T> {
+        self.computed(Role::GradBias)
     }
 
     /// The row state that forward kept for backward.

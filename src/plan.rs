@@ -110,10 +110,10 @@ impl Gpu {
         let expected = expect_layouts(op, pass, args)?;
         let mut outputs = outputs.clone();
         for role in Role::ALL {
-            // in place there is no choice, and the gradient need not be named
-            let is_input = role == Role::Grad && args.in_place;
-            let compare = if is_input { self.memory() } else { Compare::Shape };
-            if is_input && outputs.get(role).is_none() {
+            // over an argument there is no choice, and the result need not be named
+            let is_argument = args.home_of(role).is_some();
+            let compare = if is_argument { self.memory() } else { Compare::Shape };
+            if is_argument && outputs.get(role).is_none() {
                 outputs = outputs.with_some(role, expected.get(role).cloned());
             }
             expect_same(role, expected.get(role), outputs.get(role), compare)?;
@@ -283,13 +283,13 @@ impl Plan {
         })
     }
 
-    /// The layouts of what is in memory of its own: in place, all but the gradient.
+    /// The layouts of what is in memory of its own: all that is not written over an argument.
     pub(crate) fn allocated(&self) -> impl Iterator<Item = (Role, &Layout)> {
-        let in_place = self.compiled.args.in_place;
-        self.compiled.outputs.iter().filter(move |(role, _)| *role != Role::Grad || !in_place)
+        let args = &self.compiled.args;
+        self.compiled.outputs.iter().filter(|(role, _)| args.home_of(*role).is_none())
     }
 
-    /// Tensors for what it computes; in place, for what else it computes. With a status, where the
+    /// Tensors for what it computes and does not write over an argument. With a status, where the
     /// device may find faults in the arguments.
     ///
     /// # Errors

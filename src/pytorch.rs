@@ -9,12 +9,14 @@
 //! | --- | --- |
 //! | `loss = F.cross_entropy(x, y, label_smoothing=0.1)` | `let op = CrossEntropy::default().label_smoothing(0.1);` |
 //! | `grad, = torch.autograd.grad(loss, x)` | `let out = gpu.forward_backward(&op, &args).await?;` |
+//! | `loss = F.linear_cross_entropy(x, w, y, linear_bias=b)` | `LinearCrossEntropy`, with `args.projection(w).bias(b)` |
 //! | `loss`, `grad` | `out.loss()?`, `out.grad()?` |
 //! | `loss.backward(upstream)` | `gpu.backward(&op, &args.upstream(upstream)).await?` |
 //! | `weight=w`, `pos_weight=p` | `args.weight(w)`, `args.pos_weight(p)`: they are arguments, not options |
 //! | `reduction="none"` | `.reduction(Reduction::None)` |
 //!
 //! Gradients are with respect to the input: there are none for targets or weights.
+//! [`LinearCrossEntropy`](crate::LinearCrossEntropy) has those of its projection and its bias too.
 //!
 //! # Arguments
 //! - Target and input have one shape. PyTorch broadcasts, with a warning, in `MSELoss` and its kin,
@@ -29,6 +31,8 @@
 //! - The gradient of a map asks for an upstream gradient, as PyTorch does of what is not one number; that of
 //!   a loss which is not reduced takes ones without one, where PyTorch asks: each is its own row's or
 //!   element's.
+//! - [`LinearCrossEntropy`](crate::LinearCrossEntropy) takes class targets alone, and its bias is f32. The
+//!   gradient of a 16-bit projection is f32 unless asked otherwise: sums in 16 bits lose what micro-batches add.
 //! - [`SmoothL1`](crate::SmoothL1)'s `beta` is finite: with infinity PyTorch's loss is 0 everywhere.
 //!
 //! # Digits
@@ -57,4 +61,5 @@
 //!
 //! # What PyTorch lacks
 //! [`CrossEntropy`](crate::CrossEntropy) has a logit scale, a softcap, z-loss, the mean of an empty batch
-//! by choice, and of each row its logsumexp, argmax, correctness and entropy.
+//! by choice, and of each row its logsumexp, argmax, correctness and entropy; so has
+//! [`LinearCrossEntropy`](crate::LinearCrossEntropy), whose gradients are added to what is given.

@@ -15,6 +15,10 @@ pub enum Role {
     Weight,
     /// The weight of the positive term of BCE with logits. Always f32.
     PosWeight,
+    /// The classifier of linear cross entropy: what hidden states are multiplied by, `[V, D]`.
+    Projection,
+    /// What is added to the logits of a class, `[V]`. Always f32.
+    Bias,
     /// The gradient of whatever follows the op with respect to its result.
     Upstream,
     /// What forward keeps of each row for backward: a result of the one, an argument of the other.
@@ -25,6 +29,10 @@ pub enum Role {
     Output,
     /// The gradient with respect to the input.
     Grad,
+    /// The gradient with respect to the projection; as an argument, what it is added to.
+    GradProjection,
+    /// The gradient with respect to the bias; as an argument, what it is added to.
+    GradBias,
     /// Each row's logsumexp of its logits.
     LogSumExp,
     /// Each row's largest class.
@@ -37,35 +45,43 @@ pub enum Role {
 
 impl Role {
     /// Every role: arguments, then results.
-    pub const ALL: [Role; 13] = [
+    pub const ALL: [Role; 17] = [
         Role::Input,
         Role::Target,
         Role::Weight,
         Role::PosWeight,
+        Role::Projection,
+        Role::Bias,
         Role::Upstream,
         Role::State,
         Role::Loss,
         Role::Output,
         Role::Grad,
+        Role::GradProjection,
+        Role::GradBias,
         Role::LogSumExp,
         Role::Argmax,
         Role::Correct,
         Role::Entropy,
     ];
 
-    /// `input`, `target`, `weight`, `pos_weight`, `upstream`, `state`, `loss`, `output`, `grad`,
-    /// `logsumexp`, `argmax`, `correct`, `entropy`.
+    /// `input`, `target`, `weight`, `pos_weight`, `projection`, `bias`, `upstream`, `state`, `loss`,
+    /// `output`, `grad`, `grad_projection`, `grad_bias`, `logsumexp`, `argmax`, `correct`, `entropy`.
     pub const fn name(self) -> &'static str {
         match self {
             Role::Input => "input",
             Role::Target => "target",
             Role::Weight => "weight",
             Role::PosWeight => "pos_weight",
+            Role::Projection => "projection",
+            Role::Bias => "bias",
             Role::Upstream => "upstream",
             Role::State => "state",
             Role::Loss => "loss",
             Role::Output => "output",
             Role::Grad => "grad",
+            Role::GradProjection => "grad_projection",
+            Role::GradBias => "grad_bias",
             Role::LogSumExp => "logsumexp",
             Role::Argmax => "argmax",
             Role::Correct => "correct",

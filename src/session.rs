@@ -24,6 +24,8 @@ pub(crate) struct Session {
     used: Vec<Role>,
     args: Args<Tensor>,
     output: Output<Tensor>,
+    /// What is written over arguments.
+    over_arguments: Vec<(Role, Tensor)>,
 }
 
 impl Session {
@@ -42,7 +44,9 @@ impl Session {
         };
         let (bound, args, output) = gpu.guarded_trimming(allocate).await?;
         let used = args.iter().map(|(role, _)| role).filter(|&role| plan.uses(role)).collect();
-        Ok(Session { gpu: gpu.clone(), bound, used, args, output })
+        let over_arguments = plan.over_arguments(&args);
+        let over_arguments = over_arguments.map(|(role, tensor)| (role, tensor.clone())).collect();
+        Ok(Session { gpu: gpu.clone(), bound, used, args, output, over_arguments })
     }
 
     /// Uploads and submits: the arrays are free when this returns, and the results on their way.
@@ -58,8 +62,8 @@ impl Session {
             }
             self.bound.encode(&mut encoder);
             let mut copies = Vec::new();
-            let in_place = self.args.in_place.then(|| (Role::Grad, self.args.input()));
-            for (role, tensor) in self.output.iter().chain(in_place) {
+            let over_arguments = self.over_arguments.iter().map(|(role, tensor)| (*role, tensor));
+            for (role, tensor) in self.output.iter().chain(over_arguments) {
                 let staging = Readback::encode_tensor(gpu, &mut encoder, tensor);
                 copies.push((role, staging, tensor.layout().clone()));
             }

@@ -211,6 +211,19 @@ pub struct ElementLaunch {
     pub per_team: u32,
 }
 
+/// How tiles of products are given to teams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProductLaunch {
+    pub launch: Launch,
+    /// The tile that a team computes (`shaders/product`).
+    pub rows: u32,
+    pub columns: u32,
+    /// The most terms that one dispatch adds: a multiple of 4.
+    pub max_terms: u64,
+    /// The most bytes in f32 of the part of the projection that one dispatch works on.
+    pub max_projection_bytes: u64,
+}
+
 impl DeviceProfile {
     /// lavapipe 22.3 stops all loops of an invocation after 65,535 iterations, in silence. On
     /// software devices no invocation is given more than this.
@@ -400,6 +413,44 @@ impl DeviceProfile {
             return self.sized(Team::Workgroup, size, size);
         }
         launch
+    }
+
+    /// Tiles of products: by clusters of eight on software, which has caches and no use for workgroup memory;
+    /// by workgroups on hardware.
+    pub fn for_products(&self) -> ProductLaunch {
+        const MEMBERS: u32 = 8;
+        let has_clusters = self.subgroup.is_some_and(|(smallest, _)| smallest >= MEMBERS);
+        let preferred = if self.is_software() { Team::Subgroup } else { Team::Workgroup };
+        let (launch, rows, columns) = match self.team_override.unwrap_or(preferred) {
+            Team::Subgroup if has_clusters => {
+                let workgroup_size = self.launch(Team::Subgroup).workgroup_size.max(MEMBERS);
+                (self.sized(Team::Subgroup, workgroup_size, MEMBERS), 32, 64)
+            }
+            Team::Workgroup if self.tile_side() > 0 => {
+                let side = self.tile_side();
+                let size = side * side;
+                let launch = Launch { cluster: None, ..self.sized(Team::Workgroup, size, size) };
+                (launch, 8 * side, 8 * side)
+            }
+            _ => (self.launch(Team::Invocation), 4, 4),
+        };
+        let max_terms = match (self.is_software(), self.runtime_checks) {
+            // nothing is unrolled then: four terms are some 170 iterations
+            (true, true) => 1024,
+            (true, false) => Self::SOFTWARE_ITERATIONS,
+            (false, _) => 1 << 31,
+        };
+        let max_projection_bytes = if self.is_software() { 4 << 20 } else { 1 << 30 };
+        ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes }
+    }
+
+    /// The members along a side of a workgroup's tile of a product, which takes 512 bytes of workgroup memory for
+    /// each of them; 0 where there is not enough.
+    fn tile_side(&self) -> u32 {
+        let fits = |side: &u32| {
+            side * side <= self.max_workgroup_size && 512 * side <= self.limits.max_workgroup_memory
+        };
+        [16, 8, 4, 2, 1].into_iter().find(fits).unwrap_or(0)
     }
 
     /// Elements, in chunks for each team.

@@ -272,7 +272,7 @@ fn storing_in_16_bits_rounds_once() {
 
 #[test]
 fn an_integer_off_by_one_is_rejected_however_large() {
-    let want = exact(&[-1.0, 600_000.0, 16_777_217.0]);
+    let want = Values { magnitudes: vec![0.0; 3], ..exact(&[-1.0, 600_000.0, 16_777_217.0]) };
     let got = |values: [i32; 3]| compare_integers(&Array::from(&values), &want);
     assert!(got([-1, 600_000, 16_777_217]).is_ok());
     for (index, other) in [(0, [0, 600_000, 16_777_217]), (1, [-1, 600_001, 16_777_217])] {
@@ -282,4 +282,12 @@ fn an_integer_off_by_one_is_rejected_however_large() {
     assert!(got([-1, 600_000, 16_777_216]).is_err());
     let few = compare_integers(&Array::from(&[-1]), &want);
     assert_eq!(few, Err(Mismatch::Length { got: 1, want: 3 }));
+}
+
+#[test]
+fn an_integer_is_as_far_off_as_its_t_lets_it() {
+    let want = Values { magnitudes: vec![0.0, 3.0 / 2e-6], ..exact(&[7.0, 16_777_217.0]) };
+    let got = |values: [i32; 2]| compare_integers(&Array::from(&values), &want).is_ok();
+    assert!(got([7, 16_777_214]) && got([7, 16_777_220]));
+    assert!(!got([7, 16_777_213]) && !got([7, 16_777_221]) && !got([8, 16_777_217]));
 }

@@ -72,6 +72,12 @@ fn batch_means_of_no_elements() {
 
 /// The calls that `tests/properties.rs` makes of the GPU, and as many more as `PROPTEST_CASES` says.
 fn random_calls_keep_the_promise<S: Strategy<Value = AnyCall>>(calls: fn(Draw) -> S) {
+    for draw in [Draw::Usual, Draw::All] {
+        all_keep_the_promise(draw, calls(draw));
+    }
+}
+
+fn all_keep_the_promise(draw: Draw, calls: impl Strategy<Value = AnyCall>) {
     let cpu = Cpu::default();
     let from_environment = ProptestConfig::default();
     let is_set = |name| std::env::var_os(name).is_some();
@@ -84,22 +90,25 @@ fn random_calls_keep_the_promise<S: Strategy<Value = AnyCall>>(calls: fn(Draw) -
         failure_persistence: None,
         ..from_environment
     };
-    for draw in [Draw::Usual, Draw::All] {
-        let result = TestRunner::new(config.clone()).run(&calls(draw), |call| {
-            let run = |op: &dyn Op, pass, args: &Args<Array<'_>>| cpu.run(op, pass, args);
-            let held = match draw {
-                Draw::Usual => hold(&call, run),
-                Draw::All => search::hold(&call, run),
-            };
-            held.map_err(TestCaseError::fail)
-        });
-        result.unwrap_or_else(|error| panic!("{draw:?}: {error}"));
-    }
+    let result = TestRunner::new(config).run(&calls, |call| {
+        let run = |op: &dyn Op, pass, args: &Args<Array<'_>>| cpu.run(op, pass, args);
+        let held = match draw {
+            Draw::Usual => hold(&call, run),
+            Draw::All => search::hold(&call, run),
+        };
+        held.map_err(TestCaseError::fail)
+    });
+    result.unwrap_or_else(|error| panic!("{draw:?}: {error}"));
 }
 
 #[test]
 fn calls_of_cross_entropy_keep_the_promise() {
     random_calls_keep_the_promise(any::cross_entropy);
+}
+
+#[test]
+fn calls_of_linear_cross_entropy_keep_the_promise() {
+    all_keep_the_promise(Draw::Usual, any::linear_cross_entropy());
 }
 
 #[test]

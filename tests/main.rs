@@ -6,6 +6,8 @@ mod comparator;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod kernels;
+#[cfg(feature = "cpu")]
+mod linear_cpu;
 mod programs;
 mod readme;
 mod reference;
@@ -19,6 +21,7 @@ mod device;
 mod edges;
 mod errors;
 mod huge;
+mod linear;
 mod naive;
 mod ops;
 mod pieces;

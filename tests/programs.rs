@@ -32,6 +32,7 @@ fn large_gpu() -> DeviceProfile {
             max_workgroups: 65_535,
             max_binding: u32::MAX.into(),
             max_buffer: 1 << 45,
+            max_workgroup_memory: 16 << 10,
             device: "large".into(),
         },
     }

@@ -183,6 +183,11 @@ fn calls_of_cross_entropy_keep_the_promise() {
 }
 
 #[test]
+fn calls_of_linear_cross_entropy_keep_the_promise() {
+    for_all(ANY_CALL, own_devices(), any::linear_cross_entropy(), keeps_the_promise);
+}
+
+#[test]
 fn calls_of_ops_over_rows_keep_the_promise() {
     for_all(ANY_CALL, own_devices(), any::rows(Draw::Usual), keeps_the_promise);
 }

@@ -1,6 +1,8 @@
 //! The float64 reference against closed forms, naive formulas, central differences, foreign values,
 //! and every edge that the documentation speaks of.
 
+mod linear;
+
 use wgloss::reference::{self, Values};
 use wgloss::{
     Args, Array, BceWithLogits, CrossEntropy, Data, Error, Mse, Op, Pass, Reduction, Role,

@@ -14,6 +14,7 @@ mod row_state;
 mod rows;
 mod row_maps;
 mod gather;
+mod linear_cross_entropy;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 pub(crate) use elements::{Point, elements};
 pub(crate) use gather::nll_loss;
+pub(crate) use linear_cross_entropy::linear_cross_entropy;
 pub(crate) use row_maps::{log_softmax, softmax};
 pub(crate) use rows::cross_entropy;
 

@@ -24,23 +24,38 @@ pub(crate) fn cross_entropy(
     with_stored!(args.input().dtype(), run::<_>(op, args, output))
 }
 
-/// What all tasks read. `T` is how inputs are stored.
-struct Job<'a, T> {
-    form: Form<'a>,
-    input: &'a [T],
+/// What the losses of all rows depend on. `T` is how upstream gradients of rows are stored.
+pub(super) struct Losses<'a, T> {
+    form: Form,
     /// Class targets, or else there are probabilities.
     labels: Option<Labels<'a>>,
-    probabilities: Option<&'a [T]>,
     weight: Option<&'a [f32]>,
     /// One value a row.
     upstream: Option<&'a [T]>,
+    /// The statistics that a forward pass has kept.
+    state: Option<&'a [f32]>,
     /// What gradients are multiplied by: the scalar upstream gradient over the divisor. It is NaN
     /// where the weights of the rows that are kept sum to 0.
     scale: f32,
+    reduction: Reduction,
+    divisor: f64,
+    /// The mean, where no row is kept.
+    mean_of_none: Option<f64>,
+}
+
+/// What all tasks read. `T` is how inputs are stored.
+struct Job<'a, T> {
+    losses: &'a Losses<'a, T>,
+    tiling: Tiling,
+    /// The index of its first row among all.
+    first: usize,
+    /// `None` where the input lies where the gradient goes.
+    input: Option<&'a [T]>,
+    probabilities: Option<&'a [T]>,
 }
 
 /// What the work on a tile depends on.
-struct Form<'a> {
+struct Form {
     tiling: Tiling,
     logits: Logits,
     has_classes: bool,
@@ -50,7 +65,6 @@ struct Form<'a> {
     /// With class targets the target weights that all classes get by label smoothing, empty without
     /// it; with probabilities the class weights.
     by_class: Vec<f32>,
-    state: Option<&'a [f32]>,
     has_grad: bool,
     has_row_outputs: bool,
 }
@@ -59,6 +73,11 @@ struct Form<'a> {
 struct Task<'a, T> {
     rows: Range<usize>,
     grad: Option<Piece<'a, T>>,
+    results: RowResults<'a>,
+}
+
+/// What is written for each row beside its gradient: all that is asked for.
+pub(super) struct RowResults<'a> {
     loss: Option<&'a mut [f32]>,
     state: Option<&'a mut [f32]>,
     logsumexp: Option<&'a mut [f32]>,
@@ -99,103 +118,161 @@ fn run<T: Stored>(
     output: &mut Output<Array<'static>>,
 ) -> Result<()> {
     let shape = ClassShape::of(args.input().shape())?;
-    let labels = match args.get(Role::Target) {
-        Some(target) if has_classes(&args.layouts()) => Some(Labels::of(target, op.ignore_index)?),
-        _ => None,
-    };
-    let weight = slice_of::<f32>(args.get(Role::Weight))?;
-    let (kept, weights) = match &labels {
-        Some(labels) => labels.kept(weight),
-        None => (shape.rows(), shape.rows() as f64),
-    };
-    let is_none = op.reduction == Reduction::None;
-    let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
-    let divisor = match op.reduction {
-        Reduction::Mean => labels::divisor(weights),
-        _ => 1.0,
-    };
-    let tiling = Tiling::of(shape);
-    let smoothing = (op.label_smoothing / shape.classes as f64) as f32;
-    let weight_of = |class: usize| weight.map_or(1.0, |weight| weight[class]);
-    let form = Form {
-        tiling,
-        logits: Logits {
-            scale: op.logit_scale as f32,
-            softcap: op.softcap.map(|cap| cap as f32),
-            z_loss: op.z_loss as f32,
-        },
-        has_classes: labels.is_some(),
-        confidence: (1.0 - op.label_smoothing) as f32,
-        smoothing,
-        by_class: match &labels {
-            _ if shape.rows() == 0 => vec![],
-            Some(_) if smoothing == 0.0 => vec![],
-            Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
-            None => tiling.by_class(weight_of),
-        },
-        state: slice_of(args.get(Role::State))?,
-        has_grad: output.get(Role::Grad).is_some(),
-        has_row_outputs: output.get(Role::LogSumExp).is_some(),
-    };
+    let has_classes = has_classes(&args.layouts());
+    let asked = [Role::Grad, Role::LogSumExp].map(|role| output.get(role).is_some());
+    let losses = Losses::of(op, args, shape, has_classes, asked)?;
     let job = Job {
-        form,
-        input: slice::<T>(args.input())?,
-        probabilities: if labels.is_none() { slice_of(args.get(Role::Target))? } else { None },
-        labels,
-        weight,
-        upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
-        scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
+        losses: &losses,
+        tiling: losses.form.tiling,
+        first: 0,
+        input: Some(slice::<T>(args.input())?),
+        probabilities: if has_classes { None } else { slice_of(args.get(Role::Target))? },
     };
+    let [loss, grad, state, logsumexp, argmax, correct, entropy] = output.places([
+        Role::Loss,
+        Role::Grad,
+        Role::State,
+        Role::LogSumExp,
+        Role::Argmax,
+        Role::Correct,
+        Role::Entropy,
+    ])?;
+    let places = [loss, state, logsumexp, argmax, correct, entropy];
+    let results = RowResults::of(op.reduction, places)?;
+    let sum = job.run_all(slice_mut::<T>(grad)?, results);
+    losses.write_total(sum, output)
+}
 
-    let has_loss = output.get(Role::Loss).is_some();
-    let [to_loss, to_grad, to_state, to_logsumexp, to_argmax, to_correct, to_entropy] = output
-        .places([
-            Role::Loss,
-            Role::Grad,
-            Role::State,
-            Role::LogSumExp,
-            Role::Argmax,
-            Role::Correct,
-            Role::Entropy,
-        ])?;
-    let mut loss = if is_none { slice_mut::<f32>(to_loss)? } else { None };
-    let mut state = slice_mut::<f32>(to_state)?;
-    let mut logsumexp = slice_mut::<f32>(to_logsumexp)?;
-    let mut argmax = slice_mut::<i32>(to_argmax)?;
-    let mut correct = slice_mut::<i32>(to_correct)?;
-    let mut entropy = slice_mut::<f32>(to_entropy)?;
-    let tasks = tiling.tasks();
-    let grads = tiling.pieces(slice_mut::<T>(to_grad)?, &tasks);
-    let tasks: Vec<_> = tasks
-        .into_iter()
-        .zip(grads)
-        .map(|(rows, grad)| Task {
-            grad,
-            loss: take(&mut loss, rows.len()),
-            state: take(&mut state, 4 * rows.len()),
-            logsumexp: take(&mut logsumexp, rows.len()),
-            argmax: take(&mut argmax, rows.len()),
-            correct: take(&mut correct, rows.len()),
-            entropy: take(&mut entropy, rows.len()),
-            rows,
+impl<'a> RowResults<'a> {
+    /// The places of loss, state, logsumexp, argmax, correctness and entropy.
+    pub fn of(
+        reduction: Reduction,
+        [loss, state, logsumexp, argmax, correct, entropy]: [&'a mut Option<Array<'static>>; 6],
+    ) -> Result<Self> {
+        Ok(RowResults {
+            loss: if reduction == Reduction::None { slice_mut(loss)? } else { None },
+            state: slice_mut(state)?,
+            logsumexp: slice_mut(logsumexp)?,
+            argmax: slice_mut(argmax)?,
+            correct: slice_mut(correct)?,
+            entropy: slice_mut(entropy)?,
         })
-        .collect();
-    let sums = threads::run_with(tasks, || job.scratch(), |scratch, task| job.run(task, scratch));
-
-    if has_loss && !is_none {
-        let mean_of_none = op.reduction == Reduction::Mean && kept == 0;
-        let loss =
-            if mean_of_none { op.empty_mean } else { labels::mean(sums.iter().sum(), divisor) };
-        slice_mut::<f32>(to_loss)?.into_iter().for_each(|to| to.fill(loss as f32));
     }
-    Ok(())
+
+    /// Splits those of the next rows off.
+    pub fn take(&mut self, rows: usize) -> Self {
+        RowResults {
+            loss: take(&mut self.loss, rows),
+            state: take(&mut self.state, 4 * rows),
+            logsumexp: take(&mut self.logsumexp, rows),
+            argmax: take(&mut self.argmax, rows),
+            correct: take(&mut self.correct, rows),
+            entropy: take(&mut self.entropy, rows),
+        }
+    }
+}
+
+impl<'a, T: Stored> Losses<'a, T> {
+    /// Those of an op's arguments, for rows of this shape: whether targets are classes, and whether
+    /// gradients and row outputs are asked for.
+    pub fn of(
+        op: &CrossEntropy,
+        args: &'a Args<Array<'_>>,
+        shape: ClassShape,
+        has_classes: bool,
+        [has_grad, has_row_outputs]: [bool; 2],
+    ) -> Result<Self> {
+        let labels = match args.get(Role::Target) {
+            Some(target) if has_classes => Some(Labels::of(target, op.ignore_index)?),
+            _ => None,
+        };
+        let weight = slice_of::<f32>(args.get(Role::Weight))?;
+        let (kept, weights) = match &labels {
+            Some(labels) => labels.kept(weight),
+            None => (shape.rows(), shape.rows() as f64),
+        };
+        let is_none = op.reduction == Reduction::None;
+        let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
+        let divisor = match op.reduction {
+            Reduction::Mean => labels::divisor(weights),
+            _ => 1.0,
+        };
+        let tiling = Tiling::of(shape);
+        let smoothing = (op.label_smoothing / shape.classes as f64) as f32;
+        let weight_of = |class: usize| weight.map_or(1.0, |weight| weight[class]);
+        let form = Form {
+            tiling,
+            logits: Logits {
+                scale: op.logit_scale as f32,
+                softcap: op.softcap.map(|cap| cap as f32),
+                z_loss: op.z_loss as f32,
+            },
+            has_classes,
+            confidence: (1.0 - op.label_smoothing) as f32,
+            smoothing,
+            by_class: match &labels {
+                _ if shape.rows() == 0 => vec![],
+                Some(_) if smoothing == 0.0 => vec![],
+                Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
+                None => tiling.by_class(weight_of),
+            },
+            has_grad,
+            has_row_outputs,
+        };
+        Ok(Losses {
+            form,
+            labels,
+            weight,
+            upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
+            state: slice_of(args.get(Role::State))?,
+            scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
+            reduction: op.reduction,
+            divisor,
+            mean_of_none: (op.reduction == Reduction::Mean && kept == 0).then_some(op.empty_mean),
+        })
+    }
+
+    /// Writes the mean or the sum of losses whose sum is this, where it is asked for.
+    pub fn write_total(&self, sum: f64, output: &mut Output<Array<'static>>) -> Result<()> {
+        if self.reduction == Reduction::None {
+            return Ok(());
+        }
+        let loss = self.mean_of_none.unwrap_or_else(|| labels::mean(sum, self.divisor));
+        let to = slice_mut::<f32>(output.place(Role::Loss))?;
+        to.into_iter().for_each(|to| to.fill(loss as f32));
+        Ok(())
+    }
+}
+
+impl Losses<'_, f32> {
+    /// Computes the losses of a block of rows, whose logits become their gradient if one is asked for.
+    /// Returns the sum of the losses.
+    pub fn of_block(&self, first: usize, logits: &mut [f32], results: RowResults<'_>) -> f64 {
+        let (tiling, in_place) = (self.form.tiling, self.form.has_grad);
+        let tiling = tiling.of_block(logits.len() / tiling.classes(), in_place);
+        let (input, grad) = if in_place { (None, Some(logits)) } else { (Some(&*logits), None) };
+        Job { losses: self, tiling, first, input, probabilities: None }.run_all(grad, results)
+    }
 }
 
 impl<T: Stored> Job<'_, T> {
+    /// Computes all rows, and returns the sum of their losses.
+    fn run_all(&self, grad: Option<&mut [T]>, mut results: RowResults<'_>) -> f64 {
+        let tasks = self.tiling.tasks();
+        let grads = self.tiling.pieces(grad, &tasks);
+        let tasks: Vec<_> = tasks
+            .into_iter()
+            .zip(grads)
+            .map(|(rows, grad)| Task { grad, results: results.take(rows.len()), rows })
+            .collect();
+        let run = |scratch: &mut Scratch, task| self.run(task, scratch);
+        threads::run_with(tasks, || self.scratch(), run).iter().sum()
+    }
+
     fn scratch(&self) -> Scratch {
-        let tiling = self.form.tiling;
+        let tiling = self.tiling;
         let tile = |is_needed| if is_needed { tiling.memory(0.0) } else { vec![] };
-        let has_cap = self.form.logits.softcap.is_some();
+        let has_cap = self.losses.form.logits.softcap.is_some();
         Scratch {
             logits: tile(true),
             grad: tile(true),
@@ -208,22 +285,22 @@ impl<T: Stored> Job<'_, T> {
     }
 
     /// Computes a task, and returns the sum of its losses.
-    fn run(&self, mut task: Task<'_, T>, scratch: &mut Scratch) -> f64 {
-        let tiling = self.form.tiling;
+    fn run(&self, task: Task<'_, T>, scratch: &mut Scratch) -> f64 {
+        let (tiling, form) = (self.tiling, &self.losses.form);
+        let Task { rows: of_task, mut grad, mut results } = task;
         // one sum a lane, so that no addition waits for another
         let mut sums = [0.0; LANES];
-        for rows in tiling.tiles(task.rows.clone()) {
-            let row = rows.start - task.rows.start;
+        for rows in tiling.tiles(of_task.clone()) {
+            let row = rows.start - of_task.start;
             let within = row..row + rows.len();
-            let per_row = self.rows_of(&rows);
-            let Scratch { logits, grad, extra } = &mut *scratch;
+            let among_all = self.first + rows.start..self.first + rows.end;
+            let per_row = self.losses.rows_of(&among_all);
+            let Scratch { logits, grad: grad_copy, extra } = &mut *scratch;
             let is_ignored = per_row.kept[..rows.len()].iter().all(|kept| *kept == 0.0);
-            if is_ignored && !self.form.has_row_outputs {
+            if is_ignored && !form.has_row_outputs {
                 // neither the rows nor their upstream gradients are read
-                tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| grad.fill(0.0));
-                task.loss.iter_mut().for_each(|loss| loss[within.clone()].fill(0.0));
-                let state = 4 * within.start..4 * within.end;
-                task.state.iter_mut().for_each(|kept| kept[state.clone()].fill(0.0));
+                tiling.write(grad.as_mut(), within.clone(), grad_copy, |grad| grad.fill(0.0));
+                results.ignore(within);
                 continue;
             }
 
@@ -232,42 +309,64 @@ impl<T: Stored> Job<'_, T> {
                 let tile = tiling.load(probabilities, &rows, logits);
                 extra.target_weights[..tile.len()].copy_from_slice(tile);
             }
-            let input = tiling.load(self.input, &rows, logits);
-            let found = tiling.write(task.grad.as_mut(), within.clone(), grad, |grad| {
-                vectorized!(self.form.work(input, grad, extra, &rows, &per_row))
+            let input = match (self.input, &grad) {
+                (Some(input), _) => tiling.load(input, &rows, logits),
+                (None, Some(grad)) => tiling.load_copy(grad, &within, logits),
+                (None, None) => &[],
+            };
+            let state = self.losses.state.map(|state| (state, &among_all));
+            let found = tiling.write(grad.as_mut(), within.clone(), grad_copy, |grad| {
+                vectorized!(form.work(input, grad, extra, state, rows.len(), &per_row))
             });
-            let losses = &found.loss[..rows.len()];
-            for (sum, &loss) in sums.iter_mut().zip(losses) {
+            for (sum, &loss) in sums.iter_mut().zip(&found.loss[..rows.len()]) {
                 *sum += f64::from(loss);
             }
-            if let Some(loss) = &mut task.loss {
-                loss[within.clone()].copy_from_slice(losses);
-            }
-            if let Some(state) = &mut task.state {
-                for (lane, row) in within.clone().enumerate() {
-                    let numbers = found.state.each_ref().map(|numbers| numbers[lane]);
-                    state[4 * row..][..4].copy_from_slice(&numbers);
-                }
-            }
-            if let Some(logsumexp) = &mut task.logsumexp {
-                logsumexp[within.clone()].copy_from_slice(&found.logsumexp[..rows.len()]);
-            }
-            if let Some(argmax) = &mut task.argmax {
-                argmax[within.clone()].copy_from_slice(&found.argmax[..rows.len()]);
-            }
-            if let Some(entropy) = &mut task.entropy {
-                entropy[within.clone()].copy_from_slice(&found.entropy[..rows.len()]);
-            }
-            if let Some(correct) = &mut task.correct {
-                for (lane, row) in within.enumerate() {
-                    let is_label = found.argmax[lane] == per_row.label[lane] as i32;
-                    correct[row] = i32::from(is_label && per_row.kept[lane] != 0.0);
-                }
-            }
+            results.write(within, &found, &per_row);
         }
         sums.iter().sum()
     }
+}
 
+impl RowResults<'_> {
+    /// Writes what is found of rows that are all ignored.
+    fn ignore(&mut self, rows: Range<usize>) {
+        let state = 4 * rows.start..4 * rows.end;
+        self.loss.iter_mut().for_each(|loss| loss[rows.clone()].fill(0.0));
+        self.state.iter_mut().for_each(|kept| kept[state.clone()].fill(0.0));
+    }
+
+    /// Writes what was found of the rows of a tile.
+    #[inline(always)]
+    fn write(&mut self, rows: Range<usize>, found: &Found, per_row: &Rows) {
+        let count = rows.len();
+        if let Some(loss) = &mut self.loss {
+            loss[rows.clone()].copy_from_slice(&found.loss[..count]);
+        }
+        if let Some(state) = &mut self.state {
+            for (lane, row) in rows.clone().enumerate() {
+                let numbers = found.state.each_ref().map(|numbers| numbers[lane]);
+                state[4 * row..][..4].copy_from_slice(&numbers);
+            }
+        }
+        if let Some(logsumexp) = &mut self.logsumexp {
+            logsumexp[rows.clone()].copy_from_slice(&found.logsumexp[..count]);
+        }
+        if let Some(argmax) = &mut self.argmax {
+            argmax[rows.clone()].copy_from_slice(&found.argmax[..count]);
+        }
+        if let Some(entropy) = &mut self.entropy {
+            entropy[rows.clone()].copy_from_slice(&found.entropy[..count]);
+        }
+        if let Some(correct) = &mut self.correct {
+            for (lane, row) in rows.enumerate() {
+                let is_label = found.argmax[lane] == per_row.label[lane] as i32;
+                correct[row] = i32::from(is_label && per_row.kept[lane] != 0.0);
+            }
+        }
+    }
+}
+
+impl<T: Stored> Losses<'_, T> {
     /// What targets and upstream gradient say of the rows of a tile.
     fn rows_of(&self, rows: &Range<usize>) -> Rows {
         let mut per_row = Rows { scale: [self.scale; LANES], ..Rows::PLAIN };
@@ -288,7 +387,7 @@ impl<T: Stored> Job<'_, T> {
     }
 }
 
-impl Form<'_> {
+impl Form {
     /// Finds what there is to know of a tile's rows. Writes the gradient to `to`, or exponentials
     /// if no gradient is asked for.
     #[inline(always)]
@@ -297,7 +396,8 @@ impl Form<'_> {
         input: &[f32],
         to: &mut [f32],
         extra: &mut Extra,
-        rows: &Range<usize>,
+        state: Option<(&[f32], &Range<usize>)>,
+        rows: usize,
         per_row: &Rows,
     ) -> Found {
         let (settings, tiling) = (&self.logits, &self.tiling);
@@ -325,10 +425,10 @@ impl Form<'_> {
             slopes = derivatives;
             m = peaks(tiling, logits).0;
         }
-        let x = self.at_labels(logits, per_row, rows.len());
+        let x = self.at_labels(logits, per_row, rows);
         let mut known = *per_row;
-        let mut stats = match self.state {
-            Some(state) => {
+        let mut stats = match state {
+            Some((state, rows)) => {
                 let kept = kept_stats(state, rows);
                 exponentials(settings, tiling, logits, to, &kept.m);
                 // the target weights of labels are part of it already
@@ -348,7 +448,7 @@ impl Form<'_> {
             }
         }
         if self.has_grad {
-            self.gradient(&gradients, to, target_weights, slopes, per_row, rows.len());
+            self.gradient(&gradients, to, target_weights, slopes, per_row, rows);
         }
         let mut classes = [-1; LANES];
         if self.has_row_outputs {

@@ -30,6 +30,8 @@ pub(super) struct Tiling {
     pub by_lane: bool,
     /// How many rows a tile has; the last one of a task may have fewer.
     rows: usize,
+    /// Whether tiles are written over those that they are made of, so that none may write past its end.
+    in_place: bool,
 }
 
 /// What a task writes of a tensor of the input's shape.
@@ -44,7 +46,14 @@ impl Tiling {
         let ClassShape { classes, positions, .. } = shape;
         let by_lane = positions >= LANES || classes <= FEW_CLASSES;
         let rows = if by_lane { LANES } else { (TILE / classes).clamp(1, LANES) };
-        Tiling { shape, by_lane, rows }
+        Tiling { shape, by_lane, rows, in_place: false }
+    }
+
+    /// The same for a block of so many rows, whose classes lie one after the other, and whether it is
+    /// written over.
+    pub fn of_block(self, rows: usize, in_place: bool) -> Self {
+        let shape = ClassShape { batch: rows, ..self.shape };
+        Tiling { shape, in_place, ..self }
     }
 
     pub fn classes(&self) -> usize {
@@ -193,6 +202,28 @@ impl Tiling {
         copy
     }
 
+    /// As [`Tiling::load`], but always a copy, of rows that a task will write over. Their classes lie one
+    /// after the other, and they are counted from the task's first.
+    pub fn load_copy<'a, T: Stored>(
+        &self,
+        from: &Piece<'_, T>,
+        rows: &Range<usize>,
+        copy: &'a mut [f32],
+    ) -> &'a [f32] {
+        let classes = self.shape.classes;
+        let from = &*from.slices[0];
+        match self.is_contiguous() {
+            true => {
+                let from = &from[rows.start * classes..rows.end * classes];
+                T::read(from, &mut copy[..from.len()]);
+            }
+            false => {
+                self.load(from, rows, copy);
+            }
+        }
+        &copy[..self.numbers_of(rows.len())]
+    }
+
     /// Calls `write` with a tile to write, and brings it into memory: directly, or by way of a
     /// copy. Without a tensor the copy alone is written. Rows are counted from the task's first.
     pub fn write<T: Stored, R>(
@@ -213,7 +244,8 @@ impl Tiling {
         let result = write(copy);
         if self.is_transposed() {
             // what is written past this tile is overwritten by the task's next tile
-            let past = (rows.end * classes + LANES).min(slices[0].len());
+            let past = rows.end * classes + if self.in_place { 0 } else { LANES };
+            let past = past.min(slices[0].len());
             let to = &mut slices[0][rows.start * classes..past];
             write_f32(to, flat, |to| lanes_to_rows(classes, copy, to));
             return result;

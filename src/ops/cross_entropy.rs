@@ -250,7 +250,7 @@ impl CrossEntropy {
     ];
 
     /// Refuses options outside their range.
-    fn check_options(&self) -> Result<()> {
+    pub(super) fn check_options(&self) -> Result<()> {
         options::check(self, Self::OPTIONS)?;
         match self.softcap {
             None => Ok(()),
@@ -342,7 +342,7 @@ impl Op for CrossEntropy {
             }
         }
         expect_class_weight(args)?;
-        expect_upstream(args, self.reduction, &rows)?;
+        expect_upstream(args, self.reduction, &rows, input.dtype())?;
         let state = Layout::new(&[shape.rows(), 4], DType::F32);
         if let Some(given) = args.get(Role::State) {
             expect_dtype(Role::State, given, &[DType::F32])?;
@@ -379,11 +379,7 @@ impl Op for CrossEntropy {
         let target =
             if has_classes { RowTarget::Classes(target) } else { RowTarget::Probabilities(target) };
         let mut operands = RowOperands::of(args, outputs, target);
-        if self.row_outputs && pass.has_loss() {
-            let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
-            operands.row_outputs =
-                written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec();
-        }
+        operands.row_outputs = self.row_output_views(pass, outputs);
         self.push_rows(pass, operands, &mut program, profile)?;
         Ok(program)
     }
@@ -405,7 +401,11 @@ impl Op for CrossEntropy {
 
 impl CrossEntropy {
     /// The row outputs of a pass, and how they are stored.
-    fn rows(&self, pass: Pass, has_classes: bool) -> impl Iterator<Item = (Role, DType)> {
+    pub(super) fn rows(
+        &self,
+        pass: Pass,
+        has_classes: bool,
+    ) -> impl Iterator<Item = (Role, DType)> {
         let all = [
             (Role::LogSumExp, DType::F32),
             (Role::Argmax, DType::I32),
@@ -414,6 +414,19 @@ impl CrossEntropy {
         ];
         let is_given = self.row_outputs && pass.has_loss();
         all.into_iter().filter(move |&(role, _)| is_given && (has_classes || role != Role::Correct))
+    }
+
+    /// Where the row outputs of a pass go, in the order in which the kernel writes them.
+    pub(super) fn row_output_views(
+        &self,
+        pass: Pass,
+        outputs: &Output<Layout>,
+    ) -> Vec<Option<View>> {
+        if !self.row_outputs || !pass.has_loss() {
+            return vec![];
+        }
+        let written = [Role::LogSumExp, Role::Argmax, Role::Correct, Role::Entropy];
+        written.map(|role| Some(View::of(role, outputs.get(role)?))).to_vec()
     }
 
     /// Adds the loss of rows over any operands to a program that others have begun.
@@ -428,7 +441,7 @@ impl CrossEntropy {
         self.row_loss(pass, operands).push(program, profile)
     }
 
-    fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
+    pub(super) fn row_loss(&self, pass: Pass, operands: RowOperands) -> RowLoss {
         let shape = operands.input.layout.shape();
         let classes = if shape.len() > 1 { shape[1] } else { shape[0] };
         let rows = operands.input.layout.elements() / classes.max(1);

@@ -339,7 +339,7 @@ impl<E: Elementwise> Op for E {
             }
         }
         Weights::of(args)?;
-        expect_upstream(args, self.reduction(), input.shape())?;
+        expect_upstream(args, self.reduction(), input.shape(), input.dtype())?;
         if !E::TARGET && pass.has_grad() {
             args.required(Role::Upstream, describe)?;
         }

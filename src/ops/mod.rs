@@ -4,11 +4,13 @@ pub mod options;
 pub(crate) mod elements;
 mod padding;
 mod pieces;
+mod products;
 mod row_maps;
 mod rows;
 mod sum;
 
 mod cross_entropy;
+mod linear_cross_entropy;
 mod nll_loss;
 mod bce;
 mod bce_with_logits;
@@ -29,6 +31,7 @@ pub(crate) use cross_entropy::has_classes;
 #[cfg(feature = "cpu")]
 pub(crate) use elements::weight_dims;
 pub(crate) use elements::{Elementwise, divisor};
+pub(crate) use linear_cross_entropy::LinearShape;
 pub(crate) use row_maps::rows_along;
 
 pub use bce::Bce;
@@ -37,6 +40,7 @@ pub use cross_entropy::CrossEntropy;
 pub use huber::Huber;
 pub use kl_div::KlDiv;
 pub use l1::L1;
+pub use linear_cross_entropy::LinearCrossEntropy;
 pub use log_softmax::LogSoftmax;
 pub use logsigmoid::LogSigmoid;
 pub use mse::Mse;
@@ -52,6 +56,7 @@ pub use softmax::Softmax;
 pub(crate) mod internals {
     pub use super::elements::ElementParams;
     pub use super::padding::PaddingParams;
+    pub use super::products::{MatrixParams, ProductParams};
     pub use super::rows::{RowOperands, RowParams, RowTarget};
     pub use super::sealed::Sealed;
     pub use super::sum::SumParams;
@@ -72,6 +77,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 pub fn ops() -> Vec<Box<dyn Op>> {
     vec![
         Box::new(CrossEntropy::default()),
+        Box::new(LinearCrossEntropy::default()),
         Box::new(NllLoss::default()),
         Box::new(Bce::default()),
         Box::new(BceWithLogits::default()),
@@ -224,13 +230,18 @@ fn expect_shape(role: Role, layout: &Layout, expected: &[usize]) -> Result<()> {
     Err(Error::Shape { argument: role.name(), expected, actual })
 }
 
-/// Refuses an upstream gradient that is not one value for mean and sum, or the loss's shape for
-/// none.
-fn expect_upstream(args: &Args<Layout>, reduction: Reduction, loss: &[usize]) -> Result<()> {
+/// Refuses an upstream gradient that is not one value for mean and sum, or, for none, the loss's shape
+/// in the type `unreduced`.
+fn expect_upstream(
+    args: &Args<Layout>,
+    reduction: Reduction,
+    loss: &[usize],
+    unreduced: DType,
+) -> Result<()> {
     let Some(upstream) = args.get(Role::Upstream) else { return Ok(()) };
     match reduction {
         Reduction::None => {
-            expect_dtype(Role::Upstream, upstream, &[args.input().dtype()])?;
+            expect_dtype(Role::Upstream, upstream, &[unreduced])?;
             expect_shape(Role::Upstream, upstream, loss)
         }
         Reduction::Mean | Reduction::Sum | Reduction::BatchMean => {

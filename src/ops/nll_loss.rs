@@ -159,7 +159,7 @@ impl Op for NllLoss {
         let rows = without_classes(input.shape());
         expect_class_target(args, describe)?;
         expect_class_weight(args)?;
-        expect_upstream(args, self.reduction, &rows)?;
+        expect_upstream(args, self.reduction, &rows, input.dtype())?;
         let loss = pass.has_loss().then(|| loss_layout(self.reduction, &rows));
         Ok(Output::default()
             .with_some(Role::Loss, loss)

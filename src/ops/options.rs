@@ -337,6 +337,11 @@ pub(super) fn infos<O: Clone>(op: &O, options: &[Opt<O>]) -> Vec<Info> {
     options.iter().map(info).collect()
 }
 
+/// Whether one of these options has this name.
+pub(super) fn has<O>(options: &[Opt<O>], name: &str) -> bool {
+    options.iter().any(|option| option.name == name)
+}
+
 /// Sets an option by its name.
 pub(super) fn set<O: Clone>(
     op: &mut O,
@@ -346,11 +351,7 @@ pub(super) fn set<O: Clone>(
 ) -> Result<()> {
     let Some(option) = options.iter().find(|option| option.name == name) else {
         let names: Vec<_> = options.iter().map(|option| option.name).collect();
-        let expected = match names.len() {
-            0 => "no options".into(),
-            _ => format!("one of {}", names.join(", ")),
-        };
-        return Err(Error::Value { argument: "option", expected, actual: name.into() });
+        return Err(unknown(&names, name));
     };
     let mut changed = op.clone();
     if !option.put(&mut changed, value) {
@@ -363,6 +364,15 @@ pub(super) fn set<O: Clone>(
     option.check(&changed)?;
     *op = changed;
     Ok(())
+}
+
+/// The error for an option that is none of these.
+pub(super) fn unknown(names: &[&str], name: &str) -> Error {
+    let expected = match names.len() {
+        0 => "no options".into(),
+        _ => format!("one of {}", names.join(", ")),
+    };
+    Error::Value { argument: "option", expected, actual: name.into() }
 }
 
 /// Refuses options outside what each accepts by itself.
@@ -463,6 +473,9 @@ impl Kind {
 pub enum Family {
     /// A loss of rows of classes: inputs are `[C]`, `[N, C]` or `[N, C, d1, ...]`.
     RowLoss,
+    /// A loss of rows of classes whose logits are a product: inputs are hidden states `[..., D]`, and the
+    /// projection is `[V, D]`.
+    LinearLoss,
     /// A map of rows along the dimension of the option `dim`.
     RowMap,
     /// A loss of elements.
@@ -474,12 +487,12 @@ pub enum Family {
 impl Family {
     /// Whether it works on rows.
     pub fn has_rows(self) -> bool {
-        matches!(self, Family::RowLoss | Family::RowMap)
+        matches!(self, Family::RowLoss | Family::LinearLoss | Family::RowMap)
     }
 
     /// Whether it gives losses, from targets; otherwise it is a map.
     pub fn is_loss(self) -> bool {
-        matches!(self, Family::RowLoss | Family::ElementLoss)
+        matches!(self, Family::RowLoss | Family::LinearLoss | Family::ElementLoss)
     }
 }
 

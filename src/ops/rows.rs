@@ -28,9 +28,18 @@ pub(super) fn expect_class_weight(args: &Args<Layout>) -> Result<()> {
 
 /// Refuses class weights that are not finite and classes out of range, naming the first.
 pub(super) fn expect_class_values(args: &Args<Array<'_>>, ignore_index: i64) -> Result<()> {
+    expect_class_values_of(ClassShape::of(args.input().shape())?.classes, args, ignore_index)
+}
+
+/// [`expect_class_values`] where there are so many classes.
+pub(super) fn expect_class_values_of(
+    classes: usize,
+    args: &Args<Array<'_>>,
+    ignore_index: i64,
+) -> Result<()> {
     expect_finite(Role::Weight, args.get(Role::Weight))?;
     let Some(target) = args.get(Role::Target) else { return Ok(()) };
-    let classes = ClassShape::of(args.input().shape())?.classes as i64;
+    let classes = classes as i64;
     let first = match target.data() {
         Data::I32(target) => {
             let ignored = i32::try_from(ignore_index).ok();
@@ -190,98 +199,161 @@ impl RowOperands {
     }
 }
 
+/// What the dispatches of rows leave behind, for what follows them.
+pub(super) struct RowResults {
+    /// Each row's loss, and what else is told of it, piece by piece.
+    view: Option<View>,
+    /// Where losses lie in it.
+    losses: Vec<[u64; 2]>,
+    /// Memory for what teams find of split rows, which blocks of rows use one after the other.
+    partials: Option<View>,
+}
+
 impl RowLoss {
     /// Adds the dispatches: the targets' divisor, where only the device knows it; the rows; the sum
     /// of their losses.
     pub fn push(self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
-        let RowLoss { pass, reduction, ref operands, .. } = self;
-        let shape = ClassShape::of(operands.input.layout.shape())?;
+        let shape = ClassShape::of(self.operands.input.layout.shape())?;
         let rows = shape.rows() as u64;
-        let has_classes = operands.has_classes();
-        // what the kernel writes for each row, one after the other
-        let results_per_row = 1 + operands.row_outputs.len() as u64;
-        let loss = operands.loss.as_ref().filter(|_| pass.has_loss());
-        let sums_losses = loss.is_some() && reduction != Reduction::None;
-        let results = loss.map(|loss| match sums_losses || results_per_row > 1 {
+        let mut results = self.begin(shape.classes, rows, program, profile)?;
+        if rows > 0 {
+            self.push_rows(0, &mut results, program, profile)?;
+        }
+        self.finish(rows, results, program, profile)
+    }
+
+    /// What the kernel writes for each row, one after the other.
+    fn results_per_row(&self) -> u64 {
+        1 + self.operands.row_outputs.len() as u64
+    }
+
+    /// The loss, where the pass has one.
+    fn loss(&self) -> Option<&View> {
+        self.operands.loss.as_ref().filter(|_| self.pass.has_loss())
+    }
+
+    fn sums_losses(&self) -> bool {
+        self.loss().is_some() && self.reduction != Reduction::None
+    }
+
+    /// Adds what comes before the rows, of which there are so many in all.
+    pub fn begin(
+        &self,
+        classes: usize,
+        rows: u64,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<RowResults> {
+        let results_per_row = self.results_per_row();
+        let view = self.loss().map(|loss| match self.sums_losses() || results_per_row > 1 {
             true => program.scratch_f32(rows * results_per_row),
             false => loss.clone(),
         });
-        // where losses lie among them
-        let mut losses = Vec::new();
-        if rows > 0 {
-            if let RowTarget::Classes(classes) = &operands.target {
-                // It comes first, since gradients carry the divisor; the same pass over the
-                // targets finds the first class out of range.
-                let terms = self.divisor_terms(shape, classes);
-                program.sum(profile.for_sum(), terms, &Total::Divisor)?;
-            }
-            let tensors = self.tensors();
-            let launch = if self.may_split() { profile.for_split_rows(shape) } else { None };
-            let launch = launch.map_or_else(|| profile.for_rows(shape), Ok)?;
-            // what each team finds of its split, unless it is known
-            let partials = (launch.splits > 1 && operands.given_state.is_none())
-                .then(|| program.scratch_f32(launch.teams(rows) * 8));
-            let per_row_bytes = self.per_row_bytes();
-            for piece in pieces(program, shape, &tensors, per_row_bytes)? {
-                let [row, rows] = [piece.first_row, piece.rows];
-                let kernel = self.kernel(shape, &tensors, launch);
-                let params = RowParams {
-                    rows: rows as u32,
-                    classes: shape.classes as u32,
-                    positions: piece.positions as u32,
-                    first: first_index(row),
-                    rows_per_team: launch.rows_per_team,
-                    splits: launch.splits,
-                    classes_per_split: launch.classes_per_split,
-                    ..self.params
+        if let (RowTarget::Classes(targets), true) = (&self.operands.target, rows > 0) {
+            // It comes first, since gradients carry the divisor; the same pass over the
+            // targets finds the first class out of range.
+            let terms = self.divisor_terms(classes, rows, targets);
+            program.sum(profile.for_sum(), terms, &Total::Divisor)?;
+        }
+        Ok(RowResults { view, losses: vec![], partials: None })
+    }
+
+    /// Adds the dispatches of a block of rows, whose first is `first_row` of what has a few numbers for each
+    /// row. The input, and what else has a number for each of the input's, is the block's alone.
+    pub fn push_rows(
+        &self,
+        first_row: u64,
+        results: &mut RowResults,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let operands = &self.operands;
+        let shape = ClassShape::of(operands.input.layout.shape())?;
+        let rows = shape.rows() as u64;
+        let results_per_row = self.results_per_row();
+        let tensors = self.tensors();
+        let launch = if self.may_split() { profile.for_split_rows(shape) } else { None };
+        let launch = launch.map_or_else(|| profile.for_rows(shape), Ok)?;
+        // what each team finds of its split, unless it is known
+        let needed = launch.teams(rows) * 8;
+        let partials = (launch.splits > 1 && operands.given_state.is_none()).then(|| {
+            let had = results.partials.take();
+            let had = had.filter(|had| had.layout.elements() as u64 >= needed);
+            results.partials.insert(had.unwrap_or_else(|| program.scratch_f32(needed))).clone()
+        });
+        for piece in pieces(program, shape, &tensors, self.per_row_bytes())? {
+            let [in_block, rows] = [piece.first_row, piece.rows];
+            let row = first_row + in_block;
+            let kernel = self.kernel(shape, &tensors, launch);
+            let params = RowParams {
+                rows: rows as u32,
+                classes: shape.classes as u32,
+                positions: piece.positions as u32,
+                first: first_index(row),
+                rows_per_team: launch.rows_per_team,
+                splits: launch.splits,
+                classes_per_split: launch.classes_per_split,
+                ..self.params
+            };
+            let teams = launch.teams(rows);
+            let partials = partials.as_ref().map(|partials| {
+                let first = in_block * u64::from(launch.splits) * 8;
+                Binding::part(ports::STATE, partials, [first, teams * 8, 0]).in_vec4s()
+            });
+            piece.before.iter().for_each(|&copy| program.copy(copy));
+            let mut bindings = self.bindings(&piece.bindings, row, rows, partials);
+            if partials.is_some() {
+                let kernel = Kernel {
+                    label: format!("{}.sums", kernel.label),
+                    entry_point: "partials",
+                    ..kernel.clone()
                 };
-                let teams = launch.teams(rows);
-                let partials = partials.as_ref().map(|partials| {
-                    let first = row * u64::from(launch.splits) * 8;
-                    Binding::part(ports::STATE, partials, [first, teams * 8, 0]).in_vec4s()
-                });
-                piece.before.iter().for_each(|&copy| program.copy(copy));
-                let mut bindings = self.bindings(&piece.bindings, row, rows, partials);
-                if partials.is_some() {
-                    let kernel = Kernel {
-                        label: format!("{}.sums", kernel.label),
-                        entry_point: "partials",
-                        ..kernel.clone()
-                    };
-                    // losses and gradients are not written yet; in place, the input is found there
-                    let is_bound = |binding: &&Binding| match binding.port {
-                        ports::GRAD => operands.is_in_place(),
-                        port => port != ports::UPSTREAM,
-                    };
-                    let bindings = bindings.iter().filter(is_bound).copied().collect();
-                    program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
-                }
-                if let Some(results) = &results {
-                    let part = [row * results_per_row, rows * results_per_row, 0];
-                    bindings.push(Binding::part(ports::RESULTS, results, part));
-                }
+                // losses and gradients are not written yet; in place, the input is found there
+                let is_bound = |binding: &&Binding| match binding.port {
+                    ports::GRAD => operands.is_in_place(),
+                    port => port != ports::UPSTREAM,
+                };
+                let bindings = bindings.iter().filter(is_bound).copied().collect();
                 program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
-                piece.after.iter().for_each(|&copy| program.copy(copy));
-                if let Some(results) = results.as_ref().filter(|_| results_per_row > 1) {
-                    losses.push([row * results_per_row, rows]);
-                    let loss = if sums_losses { &None } else { &operands.loss };
-                    let parts = [loss].into_iter().chain(&operands.row_outputs).zip(0..);
-                    for (to, part) in parts {
-                        let Some(to) = to else { continue };
-                        program.copy(Copy {
-                            from: results.slot,
-                            from_offset: (row * results_per_row + part * rows) * 4,
-                            to: to.slot,
-                            to_offset: row * 4,
-                            bytes: rows * 4,
-                        });
-                    }
+            }
+            if let Some(results) = &results.view {
+                let part = [row * results_per_row, rows * results_per_row, 0];
+                bindings.push(Binding::part(ports::RESULTS, results, part));
+            }
+            program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
+            piece.after.iter().for_each(|&copy| program.copy(copy));
+            if let Some(view) = results.view.as_ref().filter(|_| results_per_row > 1) {
+                results.losses.push([row * results_per_row, rows]);
+                let loss = if self.sums_losses() { &None } else { &operands.loss };
+                let parts = [loss].into_iter().chain(&operands.row_outputs).zip(0..);
+                for (to, part) in parts {
+                    let Some(to) = to else { continue };
+                    program.copy(Copy {
+                        from: view.slot,
+                        from_offset: (row * results_per_row + part * rows) * 4,
+                        to: to.slot,
+                        to_offset: row * 4,
+                        bytes: rows * 4,
+                    });
                 }
             }
         }
-        if let (Some(loss), Some(results), true) = (loss, results, sums_losses) {
+        Ok(())
+    }
+
+    /// Adds what comes after all rows: the sum of their losses, and the status.
+    pub fn finish(
+        &self,
+        rows: u64,
+        results: RowResults,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let has_classes = self.operands.has_classes();
+        let RowResults { view, mut losses, .. } = results;
+        if let (Some(loss), Some(results), true) = (self.loss(), view, self.sums_losses()) {
             let loss = loss.clone();
-            let total = match reduction {
+            let total = match self.reduction {
                 // with probabilities the divisor is known, unless there is nothing to divide
                 Reduction::Mean if has_classes || rows == 0 => {
                     Total::SumOverDivisor { sum: loss, empty_mean: self.empty_mean }
@@ -289,7 +361,7 @@ impl RowLoss {
                 Reduction::Mean => Total::SumOver(loss, rows as f32),
                 _ => Total::Sum(loss),
             };
-            if results_per_row == 1 {
+            if self.results_per_row() == 1 {
                 losses.push([0, rows]);
             }
             program.sum(profile.for_sum(), Terms::values(results, losses), &total)?;
@@ -312,18 +384,18 @@ impl RowLoss {
         ("WEIGHTED", self.operands.weight.is_some().into())
     }
 
-    fn divisor_terms(&self, shape: ClassShape, classes: &View) -> Terms {
+    fn divisor_terms(&self, classes: usize, rows: u64, targets: &View) -> Terms {
         let weight = self.operands.weight.as_ref();
         Terms {
             label: "divisor",
             files: vec![kernel::TERMS_CLASS_WEIGHTS, kernel::CLASSES],
             port: ports::TARGETS,
-            view: classes.clone(),
-            ranges: vec![[0, shape.rows() as u64]],
+            view: targets.clone(),
+            ranges: vec![[0, rows]],
             bindings: vec![Binding::all_or_placeholder(ports::WEIGHT, weight)],
             constants: vec![self.weighted(), ("NOTE_KEPT", (!self.empty_mean.is_nan()).into())],
             params: SumParams {
-                classes: shape.classes as u32,
+                classes: classes as u32,
                 ignore_index: self.params.ignore_index,
                 ..SumParams::default()
             },

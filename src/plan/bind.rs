@@ -91,7 +91,7 @@ impl Plan {
             let (wanted, given) = (planned.args.get(role), layout(args.get(role)));
             expect_same(role, wanted, given.as_ref(), self.gpu.memory())?;
             let (wanted, given) = (planned.outputs.get(role), layout(output.get(role)));
-            if role == Role::Grad && args.in_place && given.is_none() {
+            if given.is_none() && args.home_of(role).is_some() {
                 continue;
             }
             expect_same(role, wanted, given.as_ref(), self.gpu.memory())?;
@@ -224,16 +224,19 @@ impl Plan {
 
     /// Refuses results that overlap one another or an argument.
     fn expect_apart(&self, args: &Args<Tensor>, output: &Output<Tensor>) -> Result<()> {
-        // in place, the gradient may be named, but only as what it is
-        if args.in_place && output.get(Role::Grad).is_some_and(|grad| grad != args.input()) {
-            return Err(Error::Value {
-                argument: Role::Grad.name(),
-                expected: "the input itself, in place".into(),
-                actual: "another tensor".into(),
-            });
+        // what is written over an argument may be named, but only as what it is
+        for (role, result) in output.iter() {
+            if args.home_of(role).is_some_and(|home| home != result) {
+                let expected = match role {
+                    Role::Grad => "the input itself, in place",
+                    _ => "the argument that it is added to",
+                };
+                let (argument, actual) = (role.name(), "another tensor".into());
+                return Err(Error::Value { argument, expected: expected.into(), actual });
+            }
         }
-        let in_place = args.in_place.then(|| (Role::Grad, args.input()));
-        let results = output.iter().filter(|(role, _)| !args.in_place || *role != Role::Grad);
+        let over_arguments = self.over_arguments(args);
+        let results = output.iter().filter(|(role, _)| args.home_of(*role).is_none());
         // from the first element to behind the last one, or behind the last row's padding where zeros
         // are written to it
         let bytes_of = |role: Role, layout: &Layout| {
@@ -242,10 +245,9 @@ impl Plan {
             (layout.offset() * layout.dtype().size()) as u64..end
         };
         let mut before: Vec<(Role, &Tensor)> = args.iter().collect();
-        for (role, tensor) in results.chain(in_place) {
-            let is_input = |other: Role| role == Role::Grad && other == Role::Input;
+        for (role, tensor) in results.chain(over_arguments) {
             for &(name, other) in &before {
-                if other.buffer() != tensor.buffer() || args.in_place && is_input(name) {
+                if other.buffer() != tensor.buffer() || args.home_role(role) == Some(name) {
                     continue;
                 }
                 let (a, b) = (bytes_of(name, other.layout()), bytes_of(role, tensor.layout()));
@@ -260,6 +262,15 @@ impl Plan {
             before.push((role, tensor));
         }
         Ok(())
+    }
+
+    /// What is written over arguments, with the role that it has as a result.
+    pub(crate) fn over_arguments<'a>(
+        &'a self,
+        args: &'a Args<Tensor>,
+    ) -> impl Iterator<Item = (Role, &'a Tensor)> {
+        let results = self.compiled.outputs.iter();
+        results.filter_map(|(role, _)| Some((role, args.home_of(role)?)))
     }
 
     /// Refuses a gradient whose buffer ends before the last row's padding, where zeros are to be

@@ -58,7 +58,7 @@ impl Tolerance {
     /// What is promised of a result without further ado.
     pub(crate) fn of(role: Role) -> Tolerance {
         match role {
-            Role::Grad | Role::Entropy => Self::GRAD,
+            Role::Grad | Role::GradProjection | Role::GradBias | Role::Entropy => Self::GRAD,
             _ => Self::LOSS,
         }
     }
@@ -92,8 +92,14 @@ impl Tolerance {
         Tolerance { storage, ..self }
     }
 
+    /// What T has to be for this error to be allowed before a result is stored, or a larger one: less is
+    /// promised where T is small.
+    pub(super) fn magnitude_for(self, error: f64) -> f64 {
+        error / self.wide
+    }
+
     /// The error allowed before a result is stored.
-    fn promised(self, magnitude: f64) -> f64 {
+    pub(super) fn promised(self, magnitude: f64) -> f64 {
         if magnitude >= 1e-3 * self.scale {
             self.wide * magnitude
         } else if magnitude >= 1e-30 * self.scale {

@@ -62,7 +62,7 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
 }
 
 /// The loss with `z * logsumexp^2` added, whose derivative is `2 z logsumexp p[c]`.
-fn add_z_loss(row: &mut Row, x: &[f64], z: f64) {
+pub(super) fn add_z_loss(row: &mut Row, x: &[f64], z: f64) {
     row.loss += z * row.logsumexp.powi(2);
     row.loss_magnitude += (z * row.logsumexp.powi(2)).abs();
     // relative to the maximum: a large one swallows the logarithm in logsumexp
@@ -114,9 +114,7 @@ pub(crate) fn cross_entropy(
             Some(y) => f64::from(u8::from(y == c as i64)),
             None => probabilities[at(c)],
         };
-        let (e, share) = (op.label_smoothing, op.label_smoothing / classes as f64);
-        let a: Vec<f64> =
-            (0..classes).map(|c| times(weight(c), times(1.0 - e, t(c)) + share)).collect();
+        let a = shares(op, classes, weight, t);
 
         let mut row = row(&x, &a);
         if op.z_loss != 0.0 {
@@ -146,12 +144,14 @@ pub(crate) fn cross_entropy(
             let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
             (0..classes).map(|c| input[at(c)]).collect()
         };
-        let per_row = |value: &dyn Fn(usize) -> f64| {
+        let per_row = |value: &dyn Fn(usize) -> f64, magnitude: fn(&f64) -> f64| {
             let values: Vec<f64> = (0..rows).map(value).collect();
-            // an absolute error, in units of max(1, |value|)
-            let magnitudes = values.iter().map(|value| value.abs().max(1.0)).collect();
+            let magnitudes = values.iter().map(magnitude).collect();
             Values { shape: rows_shape.clone(), values, magnitudes }
         };
+        // an absolute error, in units of max(1, |value|); integers have none
+        let at_least_1 = |value: &f64| value.abs().max(1.0);
+        let exact = |_: &f64| 0.0;
         let of_logits = |r: usize| {
             let x: Vec<f64> = input_of(r).into_iter().map(|x| logit(op, x)).collect();
             row(&x, &vec![0.0; classes])
@@ -163,22 +163,34 @@ pub(crate) fn cross_entropy(
         let argmax =
             |r: usize| row(&input_of(r), &vec![0.0; classes]).argmax.map_or(-1.0, |k| k as f64);
         let correct = target.as_ref().map(|target| {
-            per_row(&|r| {
+            let is_correct = |r: usize| {
                 let is_kept = target[r] != op.ignore_index;
                 f64::from(u8::from(is_kept && argmax(r) == target[r] as f64))
-            })
+            };
+            per_row(&is_correct, exact)
         });
         output = output
-            .with(Role::LogSumExp, per_row(&|r| of_logits(r).logsumexp))
-            .with(Role::Argmax, per_row(&argmax))
+            .with(Role::LogSumExp, per_row(&|r| of_logits(r).logsumexp, at_least_1))
+            .with(Role::Argmax, per_row(&argmax, exact))
             .with_some(Role::Correct, correct)
             .with(Role::Entropy, entropies);
     }
     output
 }
 
+/// What multiplies `-ln p[c]` in the loss of a row whose target gives class c the share `t(c)`.
+pub(super) fn shares(
+    op: &CrossEntropy,
+    classes: usize,
+    weight: impl Fn(usize) -> f64,
+    t: impl Fn(usize) -> f64,
+) -> Vec<f64> {
+    let (e, share) = (op.label_smoothing, op.label_smoothing / classes as f64);
+    (0..classes).map(|c| times(weight(c), times(1.0 - e, t(c)) + share)).collect()
+}
+
 /// What becomes of a number of the input before the softmax.
-fn logit(op: &CrossEntropy, x: f64) -> f64 {
+pub(super) fn logit(op: &CrossEntropy, x: f64) -> f64 {
     match op.softcap {
         // -inf masks a class, with a cap too; +inf is no logit
         Some(cap) if x.is_finite() => cap * (op.logit_scale * x / cap).tanh(),
@@ -187,7 +199,7 @@ fn logit(op: &CrossEntropy, x: f64) -> f64 {
 }
 
 /// The derivative of that; of a masked class as if there were no cap.
-fn slope(op: &CrossEntropy, x: f64) -> f64 {
+pub(super) fn slope(op: &CrossEntropy, x: f64) -> f64 {
     match op.softcap {
         Some(cap) if x.is_finite() => op.logit_scale * (op.logit_scale * x / cap).cosh().powi(-2),
         _ => op.logit_scale,

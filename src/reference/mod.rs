@@ -8,12 +8,14 @@
 pub(crate) mod compare;
 mod cross_entropy;
 mod elements;
+mod linear_cross_entropy;
 mod nll_loss;
 mod row_maps;
 
 pub use compare::{Mismatch, Tolerance, Worst, compare};
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use elements::elements;
+pub(crate) use linear_cross_entropy::linear_cross_entropy;
 pub(crate) use nll_loss::nll_loss;
 pub(crate) use row_maps::{log_softmax, softmax};
 
@@ -31,7 +33,9 @@ pub struct Values {
     /// error is promised as a multiple of T, since terms that cancel leave no more than that.
     ///
     /// T is scaled like its value: by the divisor of a mean, and in gradients by the upstream. It
-    /// means nothing where the value is NaN or infinite.
+    /// means nothing where the value is NaN or infinite. Of integers it is 0, as they are exact; but where
+    /// [`LinearCrossEntropy`](crate::LinearCrossEntropy)'s largest logits are so near one another that their
+    /// rounding may make any of them the largest, it lets these pass.
     pub magnitudes: Vec<f64>,
 }
 

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
-use wgloss::{Args, Array, DType, Data, Error, Layout, Output, Pass, Reduction, Role};
+use wgloss::options::Value;
+use wgloss::{Args, Array, DType, Data, Error, Layout, Op, Output, Pass, Reduction, Role};
 
-use crate::files::{Kind, Opened, Place, Source, Tensor, Wanted};
+use crate::files::{Kind, Opened, Place, Source, Sum, Tensor, Wanted};
 use crate::machine::{Device, Machine, Size};
-use crate::ops::{Host, Job, Rows, set};
+use crate::ops::{Host, Job, Rows, integer, is_on, set};
 use crate::{devices, memory};
 
 /// The arguments, their headers read and their elements not yet.
@@ -62,14 +63,8 @@ impl Sources {
         };
         let input = open("input", input, Kind::Numbers, DType::F32)?;
         let of_input = input.source.layout().dtype();
-        let is_reduced = job.reduction.is_some_and(|reduction| reduction != Reduction::None);
         let given = job.given.iter().map(|given| {
-            let float = match given.name {
-                "target" => of_input,
-                "upstream" if !is_reduced => of_input,
-                _ => DType::F32,
-            };
-            open(given.name, &given.place, given.kind, float)
+            open(given.name, &given.place, given.kind, job.float(given.name, of_input))
         });
         let given = given.collect::<Result<_>>()?;
         let mut sources = Sources { input, given, ignore_index: None };
@@ -115,23 +110,29 @@ impl Sources {
         notes.flatten().map(|(label, note)| format!("{label}: {note}")).collect()
     }
 
-    /// Refuses what memory does not hold, before it is read: arguments and results at once, of which
-    /// `memory` tells what a call takes.
+    /// Refuses what memory does not hold, before it is read: arguments and results at once, and logits that
+    /// are products, of which `memory` tells what a call takes.
     pub fn expect_memory(
         &self,
         job: &Job,
         results: &Output<Layout>,
-        memory: impl Fn([Size; 2]) -> u64,
+        memory: impl Fn([Size; 3]) -> u64,
     ) -> Result<()> {
         let shape = self.input.source.layout();
         let rows = shape.shape().first().map_or(1, |&rows| rows as u64);
         let at_once = job.common.batch_rows.map_or(rows, |size| rows.min(size.get() as u64));
         // of what has as many rows as the input, those of the batches that are in flight
-        let part = |size: Size, layout: &Layout| {
-            const IN_FLIGHT: u64 = 3;
-            let is_divided = layout.shape().first().is_some_and(|&first| first as u64 == rows);
-            if !is_divided || at_once == rows {
+        const IN_FLIGHT: u64 = 3;
+        let part = |name: &str, size: Size, layout: &Layout| {
+            let first = layout.shape().first();
+            let is_divided = !is_whole(name) && first.is_some_and(|&first| first as u64 == rows);
+            if at_once == rows {
                 return size;
+            }
+            if !is_divided {
+                // a batch has a copy of its own, and what is summed is beside what is added to it
+                let copies = if is_whole(name) { 2 } else { 1 };
+                return Size { bytes: size.bytes.saturating_mul(copies), ..size };
             }
             let part = |all: u64| {
                 let part =
@@ -144,13 +145,28 @@ impl Sources {
             all.bytes = all.bytes.saturating_add(size.bytes);
             all.elements = all.elements.saturating_add(size.elements);
         };
-        let mut sizes = [Size::default(); 2];
+        let mut sizes = [Size::default(); 3];
         for argument in std::iter::once(&self.input).chain(&self.given) {
-            sum(&mut sizes[0], part(argument.size(), &argument.source.layout()));
+            let layout = argument.source.layout();
+            sum(&mut sizes[0], part(argument.name, argument.size(), &layout));
         }
-        for (_, layout) in results.iter() {
+        for (role, layout) in results.iter() {
             let size = Size { bytes: layout.bytes(), elements: layout.elements() as u64 };
-            sum(&mut sizes[1], part(size, layout));
+            sum(&mut sizes[1], part(role.name(), size, layout));
+        }
+        if let Some(projection) = self.get("projection") {
+            let projection = projection.source.layout();
+            let classes = projection.shape().first().map_or(0, |&classes| classes as u64);
+            // hidden states without a batch are one row
+            let states = match shape.shape() {
+                [_, positions @ .., _] => {
+                    positions.iter().fold(at_once, |all, &size| all.saturating_mul(size as u64))
+                }
+                _ => 1,
+            };
+            let elements = states.saturating_mul(classes);
+            let room = u64::try_from(integer(&*job.op, "workspace_bytes")).unwrap_or(0);
+            sizes[2] = Size { bytes: elements.saturating_mul(4).min(room), elements };
         }
         let bytes = memory(sizes);
         if memory::has_room(bytes) {
@@ -192,14 +208,24 @@ fn divides(rows: Rows, shape: &[usize]) -> bool {
     }
 }
 
+/// Whether an argument or a result has no rows of the input's, whatever its shape.
+fn is_whole(name: &str) -> bool {
+    ["projection", "bias", "grad_projection", "grad_bias"].contains(&name)
+}
+
 /// `pos_weight` as `--pos-weight`.
 pub fn flag(name: &str) -> String {
     format!("--{}", name.replace('_', "-"))
 }
 
+/// The option that stores the projection's gradient as the projection is.
+const NARROW: &str = "narrow_grad_projection";
+
 /// A run in batches.
 pub struct Batches<'a> {
     job: &'a Job,
+    /// That of a batch: what is summed over batches is rounded to 16 bits when all are added.
+    op: Box<dyn Op>,
     pass: Pass,
     sources: &'a Sources,
     /// Rows of the input, and of a batch.
@@ -248,6 +274,9 @@ impl<'a> Batches<'a> {
         let shape = layout.shape();
         match job.rows {
             _ if divides(job.rows, shape) => {}
+            Rows::OfClasses { is_linear: true, .. } => bail!(
+                "--batch-rows: expected an input of shape [N, D] or [N, ..., D], got {shape:?}"
+            ),
             Rows::OfClasses { .. } if !shape.is_empty() => bail!(
                 "--batch-rows: expected an input of shape [N, C] or [N, C, d1, ...], got {shape:?}"
             ),
@@ -257,8 +286,13 @@ impl<'a> Batches<'a> {
             ),
             _ => bail!("--batch-rows: expected an input of at least one dimension, got {shape:?}"),
         }
+        let mut op = job.op.clone();
+        if is_on(&*op, NARROW) {
+            op.set(NARROW, Value::Bool(false))?;
+        }
         let mut batches = Batches {
             job,
+            op,
             pass,
             sources,
             rows: shape[0],
@@ -307,6 +341,7 @@ impl<'a> Batches<'a> {
         match given.name {
             "target" => true,
             "upstream" => !self.is_reduced(),
+            name if is_whole(name) => false,
             // weights of classes, or of elements, which broadcast
             _ => {
                 own.shape().len() == input.shape().len()
@@ -322,7 +357,7 @@ impl<'a> Batches<'a> {
         };
         match (self.job.reduction, self.job.rows) {
             (Some(Reduction::BatchMean), _) => simple(self.rows, f64::NAN),
-            (Some(Reduction::Mean), Rows::OfClasses { ignore_index, empty_mean }) => {
+            (Some(Reduction::Mean), Rows::OfClasses { ignore_index, empty_mean, .. }) => {
                 match (self.sources.get("target"), self.sources.ignore_index) {
                     (Some(target), Some(_)) => {
                         self.mean_of_kept(target, ignore_index, empty_mean).map(Some)
@@ -368,14 +403,21 @@ impl<'a> Batches<'a> {
             if machine.is_exact() && !factor.is_nan() { (1.0, factor) } else { (factor, 1.0) };
         let batches = (0..self.count()).map(|index| self.args(self.range(index), before));
         let (mut index, mut sum, mut last) = (0, 0.0, None);
-        machine.run_batches(&*self.job.op, self.pass, batches, |output| {
+        // gradients that are sums over all rows
+        let mut sums: Vec<(Role, Sum)> = Vec::new();
+        machine.run_batches(&*self.op, self.pass, batches, |output| {
             let rows = self.range(index);
             let mut output = output.map_err(|error| self.explain(error, &rows, &explain))?;
-            if let Some(mut grad) = output.take(Role::Grad) {
+            for role in [Role::Grad, Role::GradProjection, Role::GradBias] {
+                let Some(mut grad) = output.take(role) else { continue };
                 if let Tensor::Exact(grad) = &mut grad {
                     grad.values.iter_mut().for_each(|value| *value *= after);
                 }
-                output = output.with(Role::Grad, grad);
+                match sums.iter_mut().find(|(of, _)| *of == role) {
+                    _ if role == Role::Grad => output = output.with(role, grad),
+                    Some((_, sum)) => sum.add(&grad),
+                    None => sums.push((role, Sum::new(grad))),
+                }
             }
             if self.is_reduced()
                 && let Some(loss) = output.take(Role::Loss)
@@ -394,7 +436,20 @@ impl<'a> Batches<'a> {
                 Tensor::Exact(values)
             }
         });
-        take(loss.into_iter().map(|loss| (Role::Loss, loss)).collect(), 0..0)
+        let mut last: Output<Tensor> = loss.into_iter().map(|loss| (Role::Loss, loss)).collect();
+        for (role, sum) in sums {
+            let dtype = if role == Role::GradProjection { self.sum_dtype() } else { DType::F32 };
+            last = last.with(role, sum.finish(dtype)?);
+        }
+        take(last, 0..0)
+    }
+
+    /// How the sum of the batches' gradients of the projection is stored.
+    fn sum_dtype(&self) -> DType {
+        match (is_on(&*self.job.op, NARROW), self.sources.get("projection")) {
+            (true, Some(projection)) => projection.source.layout().dtype(),
+            _ => DType::F32,
+        }
     }
 
     /// The arguments of a batch, whose gradients are to be multiplied by `factor`.
@@ -431,7 +486,12 @@ impl<'a> Batches<'a> {
             error => error,
         };
         if let Error::Class { row, class, classes } = error {
-            let positions: usize = self.sources.input.source.layout().shape()[2..].iter().product();
+            let layout = self.sources.input.source.layout();
+            let positions = match (self.job.rows, layout.shape()) {
+                (Rows::OfClasses { is_linear: true, .. }, [_, positions @ .., _]) => positions,
+                (_, shape) => &shape[2..],
+            };
+            let positions: usize = positions.iter().product();
             let row = row + (rows.start * positions) as u64;
             return explain(&Error::Class { row, class, classes });
         }

@@ -11,7 +11,7 @@ pub use place::{Place, expect_apart, expect_writable, is_standard, replace, writ
 pub use read::{Kind, Opened, Source, Wanted, name, numpy_name};
 #[cfg(unix)]
 pub use temporary::remove_upon_signals;
-pub use tensor::Tensor;
+pub use tensor::{Sum, Tensor};
 pub use write::{Outputs, Writer, Written};
 
 #[cfg(target_endian = "big")]

@@ -106,22 +106,28 @@ impl Machine {
         })
     }
 
-    /// The bytes of memory that a call takes whose arguments and results have so many bytes and
-    /// elements: about as many, and no fewer.
-    pub fn memory(&self, [arguments, results]: [Size; 2]) -> u64 {
+    /// The bytes of memory that a call takes whose arguments, results and logits that are products have so
+    /// many bytes and elements: about as many, and no fewer.
+    pub fn memory(&self, [arguments, results, logits]: [Size; 3]) -> u64 {
         let once = arguments.bytes.saturating_add(results.bytes);
         match &self.engine {
             // staging buffers, and the device's own where that is the host's memory
             Engine::Gpu(gpu) => {
                 let has_own = gpu.info().device_type == wgloss::wgpu::DeviceType::DiscreteGpu;
-                once.saturating_mul(if has_own { 2 } else { 3 })
+                match has_own {
+                    true => once.saturating_mul(2),
+                    false => once.saturating_mul(3).saturating_add(logits.bytes),
+                }
             }
-            Engine::Cpu(_) => once,
+            Engine::Cpu(_) => once.saturating_add(logits.bytes),
             // each argument in float64; each result in float64 beside its magnitude, and collected
             Engine::Reference => {
                 let float64 = arguments.elements.saturating_mul(8);
                 let collected = results.elements.saturating_mul(40);
-                arguments.bytes.saturating_add(float64).saturating_add(collected)
+                // each logit, its gradient, and by how much either may be off
+                let logits = logits.elements.saturating_mul(48);
+                let all = [arguments.bytes, float64, collected, logits];
+                all.into_iter().fold(0, u64::saturating_add)
             }
         }
     }

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches, Subcommand, ValueEnum};
 use wgloss::options::{Family, Info, Target, Value, Weight};
-use wgloss::{Args, Array, Op, Reduction};
+use wgloss::{Args, Array, DType, Op, Reduction, Role};
 
 use crate::files::{Kind, Place};
 use crate::machine::Device;
@@ -97,9 +97,17 @@ fn dashed(name: &str) -> String {
     name.replace('_', "-")
 }
 
-/// Options that flags for results stand for: to keep rows' state is of no use in a file, and row outputs
-/// are asked for one by one.
-const OF_RESULTS: [&str; 2] = ["keep_state", "row_outputs"];
+/// Options that flags for results stand for: to keep rows' state is of no use in a file, row outputs
+/// are asked for one by one, and gradients that are not asked for are left out.
+const OF_RESULTS: [&str; 5] =
+    ["keep_state", "row_outputs", "freeze_input", "freeze_projection", "freeze_bias"];
+
+/// The gradients of losses whose logits are a product, and the option that leaves each out.
+const GRADS: [(&str, &str); 3] = [
+    ("grad", "freeze_input"),
+    ("grad_projection", "freeze_projection"),
+    ("grad_bias", "freeze_bias"),
+];
 
 /// What rows have beside a loss.
 const ROW_OUTPUTS: [(&str, &str); 4] = [
@@ -133,6 +141,20 @@ fn subcommand(op: &dyn Op) -> Command {
             }
         };
         command = command.arg(file("target", help).required(true));
+    }
+    if kind.family == Family::LinearLoss {
+        let input = "Hidden states, [..., D]: float32, float16, or bfloat16 (.safetensors); others are converted \
+                     to float32";
+        command = command
+            .mut_arg("input", |arg| arg.help(input))
+            .mut_arg("grad", |arg| arg.help("Where to write the gradient of the hidden states"))
+            .arg(
+                file("projection", "What hidden states are multiplied by, [V, D], in their type")
+                    .required(true),
+            )
+            .arg(file("bias", "What is added to each class's logits, [V]"))
+            .arg(file("grad_projection", "Where to write the gradient of the projection"))
+            .arg(file("grad_bias", "Where to write the gradient of the bias"));
     }
     if let Some(weight) = kind.weight {
         let help = match weight {
@@ -208,8 +230,21 @@ pub struct Job {
     pub rows: Rows,
     /// The arguments given beside the input.
     pub given: Vec<Given>,
-    /// What to write beside loss and gradient.
-    pub row_outputs: Vec<(&'static str, Place)>,
+    /// What to write beside the loss and the input's gradient.
+    pub others: Vec<(&'static str, Place)>,
+}
+
+impl Job {
+    /// What a number that is no float16 or bfloat16 is converted to, where an argument is of the input's type.
+    pub fn float(&self, name: &str, of_input: DType) -> DType {
+        let is_reduced = self.reduction.is_some_and(|reduction| reduction != Reduction::None);
+        let is_linear = matches!(self.rows, Rows::OfClasses { is_linear: true, .. });
+        match name {
+            "target" | "projection" => of_input,
+            "upstream" if !is_reduced && !is_linear => of_input,
+            _ => DType::F32,
+        }
+    }
 }
 
 /// What of an input belongs together, and so to one batch.
@@ -223,6 +258,8 @@ pub enum Rows {
         ignore_index: i64,
         /// The mean where every row is.
         empty_mean: f64,
+        /// Whether they are products of hidden states `[..., D]`, which have no dimension of classes.
+        is_linear: bool,
     },
     /// Rows along a dimension; negative ones count from the end.
     Along(i64),
@@ -244,6 +281,8 @@ pub fn set<T>(args: Args<T>, name: &str, value: T) -> Args<T> {
         "target" => args.target(value),
         "weight" => args.weight(value),
         "pos_weight" => args.pos_weight(value),
+        "projection" => args.projection(value),
+        "bias" => args.bias(value),
         _ => args.upstream(value),
     }
 }
@@ -273,11 +312,20 @@ impl OpCommand {
         }
         let kind = op.kind();
         let place = |name: &str| given.get_one::<Place>(name).cloned();
-        let mut row_outputs = Vec::new();
+        let mut others = Vec::new();
         if kind.row_outputs {
-            row_outputs
-                .extend(ROW_OUTPUTS.iter().filter_map(|&(name, _)| Some((name, place(name)?))));
-            op.set("row_outputs", Value::Bool(!row_outputs.is_empty()))?;
+            others.extend(ROW_OUTPUTS.iter().filter_map(|&(name, _)| Some((name, place(name)?))));
+            op.set("row_outputs", Value::Bool(!others.is_empty()))?;
+        }
+        let is_linear = kind.family == Family::LinearLoss;
+        if is_linear {
+            // a pass that computes gradients of which none is to be written tells of all
+            let is_any = GRADS.iter().any(|(name, _)| place(name).is_some());
+            for (name, freeze) in GRADS {
+                op.set(freeze, Value::Bool(is_any && place(name).is_none()))?;
+            }
+            let grads = GRADS.iter().filter(|(name, _)| *name != Role::Grad.name());
+            others.extend(grads.filter_map(|&(name, _)| Some((name, place(name)?))));
         }
         let target = kind.target.map(|target| match target {
             Target::Classes => Kind::Classes,
@@ -289,24 +337,27 @@ impl OpCommand {
             ("target", target),
             ("weight", kind.weight.map(|_| Kind::Numbers)),
             ("pos_weight", kind.pos_weight.then_some(Kind::Numbers)),
+            ("projection", is_linear.then_some(Kind::Numbers)),
+            ("bias", is_linear.then_some(Kind::Numbers)),
         ];
         let arguments = arguments.into_iter().filter_map(|(name, kind)| {
             let (kind, place) = (kind?, place(name)?);
             Some(Given { name, place, kind })
         });
         let rows = match kind.family {
-            Family::RowLoss => Rows::OfClasses {
+            Family::RowLoss | Family::LinearLoss => Rows::OfClasses {
                 ignore_index: integer(&*op, "ignore_index"),
                 empty_mean: match value(&*op, "empty_mean") {
                     Some(Value::Number(empty_mean)) => empty_mean,
                     _ => f64::NAN,
                 },
+                is_linear,
             },
             Family::RowMap => Rows::Along(integer(&*op, "dim")),
             Family::ElementLoss | Family::ElementMap => Rows::OfElements,
         };
         let given = arguments.collect();
-        Ok(Job { op, common, reduction, rows, given, row_outputs })
+        Ok(Job { op, common, reduction, rows, given, others })
     }
 }
 
@@ -315,11 +366,16 @@ fn value(op: &dyn Op, name: &str) -> Option<Value> {
 }
 
 /// The value of an option that every op of a family has.
-fn integer(op: &dyn Op, name: &str) -> i64 {
+pub fn integer(op: &dyn Op, name: &str) -> i64 {
     match value(op, name) {
         Some(Value::Integer(value)) => value,
         _ => 0,
     }
+}
+
+/// Whether an option is there and on.
+pub fn is_on(op: &dyn Op, name: &str) -> bool {
+    value(op, name) == Some(Value::Bool(true))
 }
 
 /// [`wgloss::Pass`] as a flag.

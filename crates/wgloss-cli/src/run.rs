@@ -20,21 +20,27 @@ use crate::report::note;
 /// Runs the job; writes either every requested file or none.
 pub fn run(job: &Job) -> Result<()> {
     let common = &job.common;
-    let pass = match (common.pass, &common.grad) {
-        (Some(pass), _) => pass.into(),
-        (None, Some(_)) => Pass::ForwardBackward,
-        (None, None) => Pass::Forward,
-    };
     let asked = [("loss", &common.loss), ("grad", &common.grad)];
     let asked = asked.into_iter().filter_map(|(name, place)| Some((name, place.as_ref()?)));
     let asked: Vec<_> =
-        asked.chain(job.row_outputs.iter().map(|(name, place)| (*name, place))).collect();
+        asked.chain(job.others.iter().map(|(name, place)| (*name, place))).collect();
+    let is_grad = |name: &str| ["grad", "grad_projection", "grad_bias"].contains(&name);
+    let pass = match common.pass {
+        Some(pass) => pass.into(),
+        None if asked.iter().any(|(name, _)| is_grad(name)) => Pass::ForwardBackward,
+        None => Pass::Forward,
+    };
     for &(name, place) in &asked {
-        let is_computed = if name == "grad" { pass.has_grad() } else { pass.has_loss() };
+        let is_computed = if is_grad(name) { pass.has_grad() } else { pass.has_loss() };
         if !is_computed {
-            let pass = pass.name().replace('_', "-");
-            bail!("--{name} {place}: expected none for --pass {pass}, got one");
+            let (flag, pass) = (flag(name), pass.name().replace('_', "-"));
+            bail!("{flag} {place}: expected none for --pass {pass}, got one");
         }
+    }
+    if let Some((name, place)) = asked.iter().find(|(name, _)| *name == "grad_bias")
+        && job.given.iter().all(|given| given.name != "bias")
+    {
+        bail!("{} {place}: expected none without --bias, got one", flag(name));
     }
     let input = match &common.key {
         Some(key) => common.input.clone().with_key(key)?,
@@ -61,10 +67,12 @@ pub fn run(job: &Job) -> Result<()> {
     let computed = job.op.outputs(pass, &sources.layouts()).map_err(|error| explain(&error))?;
     for (name, place) in asked {
         let is_computed = parts(&computed).any(|(part, _)| part == name);
-        ensure!(is_computed, "--{name} {place}: expected none for these targets, got one");
+        let flag = flag(name);
+        ensure!(is_computed, "{flag} {place}: expected none for these targets, got one");
     }
     // what no device can do without, before a driver takes its own
-    let at_least = |[arguments, results]: [Size; 2]| arguments.bytes.saturating_add(results.bytes);
+    let at_least =
+        |[arguments, results, _]: [Size; 3]| arguments.bytes.saturating_add(results.bytes);
     sources.expect_memory(job, &computed, at_least)?;
     let batches = common.batch_rows.map(|rows| Batches::new(job, pass, &sources, rows.get()));
     let batches = batches.transpose()?;
@@ -235,7 +243,8 @@ pub fn explain(
 }
 
 /// The arguments that have a flag.
-const ARGUMENTS: [&str; 5] = ["input", "target", "weight", "pos_weight", "upstream"];
+const ARGUMENTS: [&str; 7] =
+    ["input", "target", "weight", "pos_weight", "projection", "bias", "upstream"];
 
 /// A type that came in place of others, as numpy calls them, and how it becomes one of those.
 fn types(expected: &str, actual: DType) -> String {

@@ -466,7 +466,9 @@ fn a_device_tests_itself() {
         assert_eq!(last(&report), "24 passed, 0 failed, 0 skipped", "{report}");
     }
     let refusal = check("--only hinge").refusal();
-    assert!(refusal.starts_with("--only hinge: expected one of cross_entropy, nll_loss, "));
+    assert!(
+        refusal.starts_with("--only hinge: expected one of cross_entropy, linear_cross_entropy, ")
+    );
     let folder = small(|_, _| {});
     let refusal = wgloss(folder.path(), "check --cases . --only huber", &[]).refusal();
     assert_eq!(refusal, "--only huber: expected one of mse, softmax");

@@ -302,9 +302,10 @@ fn help_tells_of_every_op_and_option() {
         let help = wgloss(folder.path(), &format!("run {name} --help"), &[]).report();
         assert!(help.starts_with(op.about()), "{help}");
         for info in op.options() {
-            // rows' state is of no use in a file, and row outputs have a flag each
+            // rows' state is of no use in a file, and row outputs and gradients have a flag each
             let flag = format!("--{}", info.name.replace('_', "-"));
-            let is_asked_for = ["keep_state", "row_outputs"].contains(&info.name);
+            let is_asked_for = ["keep_state", "row_outputs"].contains(&info.name)
+                || info.name.starts_with("freeze_");
             assert_eq!(help.contains(&flag), !is_asked_for, "{help}");
             assert!(is_asked_for || help.contains(info.doc), "{help}");
         }

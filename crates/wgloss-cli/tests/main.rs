@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod files;
 mod fuzz;
+mod linear;
 mod reports;
 #[cfg(unix)]
 mod signals;

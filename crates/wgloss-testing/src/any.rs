@@ -12,9 +12,12 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::Union;
 use wgloss::options::{Info, Numbers, Others, Target, Value};
-use wgloss::{Args, Array, CrossEntropy, DType, LogSoftmax, NllLoss, Op, Reduction, Softmax};
+use wgloss::{
+    Args, Array, CrossEntropy, DType, LinearCrossEntropy, LogSoftmax, NllLoss, Op, Pass, Reduction,
+    Role, Softmax,
+};
 
-use crate::call::{Call, REDUCTIONS, few};
+use crate::call::{Call, REDUCTIONS, few, with_argument};
 use crate::ops;
 
 const NAN: f32 = f32::NAN;
@@ -24,9 +27,10 @@ const INF: f32 = f32::INFINITY;
 pub struct AnyCall {
     op: Arc<dyn Op>,
     input: Array<'static>,
-    target: Option<Array<'static>>,
-    weight: Option<Array<'static>>,
-    pos_weight: Option<Array<'static>>,
+    /// What forward passes take beside the input.
+    others: Vec<(Role, Array<'static>)>,
+    /// What gradients are added to.
+    sums: Vec<(Role, Array<'static>)>,
     upstream: Option<Array<'static>>,
     divisor: f64,
 }
@@ -34,15 +38,8 @@ pub struct AnyCall {
 impl AnyCall {
     /// One loss an element or row, without weights and upstream gradient.
     pub fn new(op: Arc<dyn Op>, input: Array<'static>, target: Array<'static>) -> Self {
-        AnyCall {
-            op,
-            input,
-            target: Some(target),
-            weight: None,
-            pos_weight: None,
-            upstream: None,
-            divisor: 1.0,
-        }
+        let others = vec![(Role::Target, target)];
+        AnyCall { op, input, others, sums: vec![], upstream: None, divisor: 1.0 }
     }
 
     /// The same of a loss that is reduced, whose mean divides by `divisor`.
@@ -51,11 +48,16 @@ impl AnyCall {
     }
 
     pub fn weight(self, weight: Array<'static>) -> Self {
-        AnyCall { weight: Some(weight), ..self }
+        self.with(Role::Weight, weight)
     }
 
     pub fn pos_weight(self, pos_weight: Array<'static>) -> Self {
-        AnyCall { pos_weight: Some(pos_weight), ..self }
+        self.with(Role::PosWeight, pos_weight)
+    }
+
+    fn with(mut self, role: Role, array: Array<'static>) -> Self {
+        self.others.push((role, array));
+        self
     }
 
     pub fn upstream(self, upstream: Array<'static>) -> Self {
@@ -69,17 +71,20 @@ impl Call for AnyCall {
     }
 
     fn forward_args(&self) -> Args<Array<'_>> {
-        let mut args = Args::new(self.input.clone());
-        if let Some(target) = &self.target {
-            args = args.target(target.clone());
+        let args = Args::new(self.input.clone());
+        let others = self.others.iter();
+        others.fold(args, |args, (role, array)| with_argument(args, *role, array.clone()))
+    }
+
+    fn args(&self, pass: Pass) -> Args<Array<'_>> {
+        if !pass.has_grad() {
+            return self.forward_args();
         }
-        if let Some(weight) = &self.weight {
-            args = args.weight(weight.clone());
-        }
-        if let Some(pos_weight) = &self.pos_weight {
-            args = args.pos_weight(pos_weight.clone());
-        }
-        args
+        let upstream = self.upstream.iter().map(|upstream| (Role::Upstream, upstream));
+        let sums = self.sums.iter().map(|(role, array)| (*role, array));
+        upstream.chain(sums).fold(self.forward_args(), |args, (role, array)| {
+            with_argument(args, role, array.clone())
+        })
     }
 
     fn upstream(&self) -> Option<Array<'_>> {
@@ -102,22 +107,13 @@ impl Debug for AnyCall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut call = f.debug_struct("AnyCall");
         call.field("op", &format_args!("{:?}", self.op));
-        let upstream = ("upstream", self.upstream.as_ref());
-        let parts = [
-            ("input", Some(&self.input)),
-            ("target", self.target.as_ref()),
-            ("weight", self.weight.as_ref()),
-            ("pos_weight", self.pos_weight.as_ref()),
-            upstream,
-        ];
-        for (name, part) in parts {
-            if let Some(part) = part {
-                let values = match part.to_i64() {
-                    Ok(classes) => few(&classes),
-                    Err(_) => few(&part.to_f32()),
-                };
-                call.field(name, &format_args!("{} {:?} {values}", part.dtype(), part.shape()));
-            }
+        for (role, part) in self.args(Pass::Backward).iter() {
+            let values = match part.to_i64() {
+                Ok(classes) => few(&classes),
+                Err(_) => few(&part.to_f32()),
+            };
+            let part = format_args!("{} {:?} {values}", part.dtype(), part.shape());
+            call.field(role.name(), &part);
         }
         call.finish()
     }
@@ -214,6 +210,111 @@ fn cross_entropy_options() -> impl Strategy<Value = (CrossEntropy, Drawn)> {
             }
             let drawn = Drawn::new(Arc::new(op.clone()), reduction);
             (op, Drawn { rank: 1, is_weighted: c, ..drawn })
+        },
+    )
+}
+
+/// Linear cross entropy: sizes at the seams of tiles, workspaces of few rows, what is frozen, and what
+/// gradients are added to. Products stay within f32: what is beyond it is no logit.
+pub fn linear_cross_entropy() -> impl Strategy<Value = AnyCall> {
+    let size = |most: usize| {
+        let seams = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+        let seams: Vec<usize> = seams.into_iter().filter(|&size| size <= most).collect();
+        prop_oneof![2 => select(seams), 1 => 1..=most]
+    };
+    let rows = prop_oneof![
+        12 => size(70).prop_map(|rows| vec![rows]),
+        2 => (1..4_usize, 1..9_usize).prop_map(|(n, d)| vec![n, d]),
+        1 => Just(vec![]),
+        1 => Just(vec![0]),
+    ];
+    let sizes = (rows, size(70), prop_oneof![9 => size(140), 1 => 1000..1500_usize]);
+    let dtype = prop_oneof![3 => Just(DType::F32), 1 => Just(DType::F16), 1 => Just(DType::Bf16)];
+
+    // rows of few numbers are often confident, and of many always, unless these are small
+    let number = || prop_oneof![1 => (-2..3_i8).prop_map(f32::from), 3 => -2.0..2.0_f32];
+    let broken = select(&[NAN, -NAN, INF, -INF][..]);
+    let numbers = || {
+        let broken = prop_oneof![60 => number(), 1 => broken.clone()];
+        prop_oneof![9 => few_of(number()), 1 => few_of(broken)]
+    };
+    let scale = select(&[0.125_f32, 0.5, 1.0, 1.0, 8.0][..]);
+    let biases = few_of(prop_oneof![6 => -3.0..3.0_f32, 1 => Just(-INF)]);
+    let biases = prop_oneof![2 => few_of(-3.0..3.0_f32), 1 => biases];
+    let classes = few_of(prop::option::weighted(0.9, 0..2000_usize));
+    let sums = || prop::option::weighted(0.3, few_of(-3.0..3.0_f32));
+    let values = (
+        (numbers(), numbers(), scale),
+        prop::option::weighted(0.5, biases),
+        classes,
+        eighths(),
+        prop::option::weighted(0.9, factors()),
+        (sums(), sums()),
+    );
+    let options = (cross_entropy_options(), ignore_index(), 0..7_u8, any::<bool>());
+    // rows that a workspace has room for
+    let room = prop::option::weighted(0.6, 1..9_usize);
+    (sizes, dtype, values, options, room).prop_map(
+        |((rows, dims, classes), dtype, values, options, room)| {
+            let ((x, w, scale), bias, targets, weight, upstream, (sum, bias_sum)) = values;
+            let ((loss, drawn), ignore_index, frozen, is_narrow) = options;
+            let count: usize = rows.iter().product();
+            let shape = [&rows[..], &[dims]].concat();
+            let scale = scale / (dims as f32).sqrt();
+            let x: Vec<f32> = x.into_iter().map(|x| x * 2.0).collect();
+            let w: Vec<f32> = w.into_iter().map(|w| w * scale).collect();
+            let bias = bias.map(|bias| array(&bias, &[classes]));
+            let weight = drawn.is_weighted.then(|| array(&weight, &[classes]));
+            let class = |class: Option<usize>| match class {
+                Some(class) => (class % classes) as i64,
+                None => ignore_index,
+            };
+            let targets: Vec<i64> = repeated(&targets, count).into_iter().map(class).collect();
+            let divisor = match drawn.reduction {
+                Reduction::Mean => {
+                    let weight = weight.as_ref().map(Array::to_f64);
+                    let weight = |&y: &i64| weight.as_ref().map_or(1.0, |w| w[y as usize]);
+                    targets.iter().filter(|&&y| y != ignore_index).map(weight).sum()
+                }
+                _ => 1.0,
+            };
+            let upstream_shape = if drawn.reduction == Reduction::None { &rows[..] } else { &[] };
+
+            // one gradient is asked for at least
+            let frozen = [1, 2, 4].map(|bit| frozen & bit != 0);
+            let none = frozen[0] && frozen[1] && bias.is_none();
+            let op = LinearCrossEntropy::new(loss.ignore_index(ignore_index))
+                .freeze_input(frozen[0] && !none)
+                .freeze_projection(frozen[1])
+                .freeze_bias(frozen[2])
+                .narrow_grad_projection(is_narrow);
+            // in f32 and whole vec4s: logits of that many rows, with copies of them and of one for the least
+            let [logits, state] = [classes, dims].map(|size| size.next_multiple_of(4) * 4);
+            let op = match room {
+                Some(rows) => op.workspace_bytes((rows * (logits + 2 * state) + 4 * state) as i64),
+                None => op,
+            };
+            let sum = sum.filter(|_| !frozen[1] && !is_narrow);
+            let bias_sum = bias_sum.filter(|_| !frozen[2] && bias.is_some());
+            let stored = |values: &[f32], shape: &[usize]| {
+                array(values, shape).to_dtype(dtype).expect("a type of floats")
+            };
+            AnyCall {
+                op: Arc::new(op),
+                input: stored(&x, &shape),
+                others: given([
+                    (Role::Projection, Some(stored(&w, &[classes, dims]))),
+                    (Role::Bias, bias),
+                    (Role::Target, Some(Array::from_vec(targets, &rows).expect("one a row"))),
+                    (Role::Weight, weight),
+                ]),
+                sums: given([
+                    (Role::GradProjection, sum.map(|sum| array(&sum, &[classes, dims]))),
+                    (Role::GradBias, bias_sum.map(|sum| array(&sum, &[classes]))),
+                ]),
+                upstream: upstream.map(|upstream| array(&upstream, upstream_shape)),
+                divisor,
+            }
         },
     )
 }
@@ -656,17 +757,26 @@ fn calls(
                 Reduction::None => array(&upstream, &losses).to_dtype(dtype).unwrap(),
                 _ => array(&upstream, &[]),
             });
+            let pos_weight = drawn.is_pos_weighted.then(|| broadcast(&pos_weight, &shape));
+            let others =
+                [(Role::Target, target), (Role::Weight, weight), (Role::PosWeight, pos_weight)];
             AnyCall {
                 op: drawn.op,
                 input: array(&input, &shape).to_dtype(dtype).unwrap(),
-                target,
-                weight,
-                pos_weight: drawn.is_pos_weighted.then(|| broadcast(&pos_weight, &shape)),
+                others: given(others),
+                sums: vec![],
                 upstream,
                 divisor,
             }
         },
     )
+}
+
+/// Those of them that there are.
+fn given<const N: usize>(
+    arrays: [(Role, Option<Array<'static>>); N],
+) -> Vec<(Role, Array<'static>)> {
+    arrays.into_iter().filter_map(|(role, array)| Some((role, array?))).collect()
 }
 
 fn repeated<T: Clone>(values: &[T], count: usize) -> Vec<T> {

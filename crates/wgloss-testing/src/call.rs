@@ -451,8 +451,24 @@ fn promise(call: &dyn Call, role: Role) -> Tolerance {
     let promise = call.op().promise(role);
     match role {
         Role::Loss => promise.scaled(1.0 / over),
-        Role::Grad => promise.scaled(upstream / over),
+        Role::Grad | Role::GradProjection | Role::GradBias => promise.scaled(upstream / over),
         _ => promise,
+    }
+}
+
+/// The arguments with one more, by its role.
+pub fn with_argument<T>(args: Args<T>, role: Role, value: T) -> Args<T> {
+    match role {
+        Role::Target => args.target(value),
+        Role::Weight => args.weight(value),
+        Role::PosWeight => args.pos_weight(value),
+        Role::Projection => args.projection(value),
+        Role::Bias => args.bias(value),
+        Role::Upstream => args.upstream(value),
+        Role::State => args.state(value),
+        Role::GradProjection => args.grad_projection(value),
+        Role::GradBias => args.grad_bias(value),
+        other => panic!("no argument beside the input is {other}"),
     }
 }
 

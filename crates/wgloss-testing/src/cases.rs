@@ -16,9 +16,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use wgloss::half::{bf16, f16};
 use wgloss::internals::compare_by;
-use wgloss::options::{Info, Value};
+use wgloss::options::{Family, Info, Value};
 use wgloss::reference::{Mismatch, Worst};
-use wgloss::{Args, Array, LogSoftmax, Op, Pass, Reduction, Sigmoid};
+use wgloss::{Args, Array, DType, LogSoftmax, Op, Pass, Reduction, Sigmoid};
 
 use crate::json::expect_unique_keys;
 use crate::ops;
@@ -185,10 +185,26 @@ impl Case {
         })
     }
 
-    /// Whether the case is to be computed in f32.
-    pub fn is_f32(&self) -> bool {
-        let dtype = self.param("dtype");
-        dtype.is_null() || dtype == "float32"
+    /// Whether the case is to be computed in a type in which it can be: f32, and of linear cross entropy,
+    /// whose inputs are stored so, f16 and bf16.
+    pub fn is_computable(&self) -> bool {
+        self.dtype() == Some(DType::F32) || self.is_linear() && self.dtype().is_some()
+    }
+
+    /// The type to compute in, if it is one of ours.
+    fn dtype(&self) -> Option<DType> {
+        match self.param("dtype").as_str() {
+            None if self.param("dtype").is_null() => Some(DType::F32),
+            Some("float32") => Some(DType::F32),
+            Some("float16") => Some(DType::F16),
+            Some("bfloat16") => Some(DType::Bf16),
+            _ => None,
+        }
+    }
+
+    /// Whether its logits are a product.
+    fn is_linear(&self) -> bool {
+        ops::find(&self.op).is_some_and(|op| op.kind().family == Family::LinearLoss)
     }
 
     /// An option as it is written; `Null` where the case does not give it.
@@ -235,7 +251,17 @@ impl Case {
 
     /// What a pass takes, over what [`Case::pre`] has made of the input.
     pub fn args_over(&self, input: Array<'static>, pass: Pass) -> Result<Args<Array<'static>>> {
-        let mut args = Args::new(input);
+        let stored = |array: Array<'static>| match self.dtype().filter(|_| self.is_linear()) {
+            Some(dtype) => array.to_dtype(dtype),
+            None => Ok(array),
+        };
+        let mut args = Args::new(stored(input)?);
+        if let Some(projection) = self.array("projection")? {
+            args = args.projection(stored(projection)?);
+        }
+        if let Some(bias) = self.array("bias")? {
+            args = args.bias(bias);
+        }
         if let Some(target) = self.array("target")? {
             args = args.target(target);
         }
@@ -249,6 +275,21 @@ impl Case {
             Some(upstream) if pass.has_grad() => Ok(args.upstream(upstream)),
             _ => Ok(args),
         }
+    }
+
+    /// The largest magnitude among the finite logits: of the input, or, of logits that are products, of the
+    /// sum of their terms' absolute values, which bounds their rounding.
+    pub fn magnitude(&self) -> Result<f64> {
+        let input = self.input()?;
+        let (Some(projection), true) = (self.array("projection")?, self.is_linear()) else {
+            return Ok(magnitude(&input));
+        };
+        let bias = self.array("bias")?.map(|bias| magnitude(&bias)).unwrap_or_default();
+        let (x, w) = (input.to_f64(), projection.to_f64());
+        let dims = input.shape().last().copied().unwrap_or(1).max(1);
+        let size = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum::<f64>();
+        let sizes = x.chunks(dims).flat_map(|x| w.chunks(dims).map(move |w| size(x, w)));
+        Ok(bias + sizes.filter(|size| size.is_finite()).fold(0.0, f64::max))
     }
 
     /// The op with its options.
@@ -324,11 +365,12 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Judges a result of inputs of this magnitude: the worst error in units of the error allowed.
+    /// Judges a result of inputs of this magnitude, each number of which storing may round by `rounding` of it:
+    /// the worst error in units of the error allowed.
     ///
     /// # Errors
     /// What is wrong.
-    pub fn judge(&self, got: &[f32], shape: &[usize], logits: f64) -> Result<Worst> {
+    pub fn judge(&self, got: &[f32], shape: &[usize], rounding: f64, logits: f64) -> Result<Worst> {
         let is_scalar = self.values.len() == 1 && got.len() == 1;
         ensure!(is_scalar || self.shape == shape, "got shape {shape:?}, want {:?}", self.shape);
         let moderate = moderate(&self.values, logits);
@@ -337,7 +379,13 @@ impl Reference {
             false => relative(self.values[i], 1e-5),
         };
         let want = |i: usize| self.values[i].abs();
-        Ok(compare_by(got, &self.values, want, |i| moderate(i).max(foreign(i)))?)
+        // f16's smallest step, of numbers that are rounded at all
+        let stored = |i: usize| match want(i) {
+            size if rounding > 0.0 && size.is_finite() => rounding * size + 2_f64.powi(-25),
+            _ => 0.0,
+        };
+        let allowed = |i: usize| moderate(i).max(foreign(i)) + stored(i);
+        Ok(compare_by(got, &self.values, want, allowed)?)
     }
 }
 

@@ -7,16 +7,24 @@ use wgloss::{Array, Role};
 pub use crate::conformance::{compare_moderate, compare_relative};
 pub use wgloss::reference::{Mismatch, Tolerance, Worst, compare};
 
-/// Integers against the reference's: each must be the very same.
+/// Integers against the reference's: each must be the very same, or, where T is not 0, within
+/// [`Tolerance::LOSS`] of it.
 ///
 /// # Errors
-/// As [`compare`]; the first integer that is another is the worst.
+/// As [`compare`]; the first integer that is off is the worst.
 pub fn compare_integers(got: &Array<'_>, want: &Values) -> Result<Worst, Mismatch> {
+    let magnitude = |i: usize| want.magnitudes.get(i).copied().unwrap_or(f64::NAN);
     let (got, want) = (got.to_f64(), &want.values);
     if got.len() != want.len() {
         return Err(Mismatch::Length { got: got.len(), want: want.len() });
     }
-    let off: Vec<usize> = (0..got.len()).filter(|&i| got[i] != want[i]).collect();
+    // differences, since f32 does not hold every class
+    let is_off = |i: &usize| {
+        let difference =
+            Values { shape: vec![], values: vec![0.0], magnitudes: vec![magnitude(*i)] };
+        compare(&[(got[*i] - want[*i]) as f32], &difference, Tolerance::LOSS).is_err()
+    };
+    let off: Vec<usize> = (0..got.len()).filter(is_off).collect();
     match off.first() {
         None => Ok(Worst { index: 0, units: 0.0 }),
         Some(&index) => Err(Mismatch::Value {
@@ -24,7 +32,7 @@ pub fn compare_integers(got: &Array<'_>, want: &Values) -> Result<Worst, Mismatc
             index,
             got: got[index] as f32,
             want: want[index],
-            magnitude: want[index].abs(),
+            magnitude: magnitude(index),
             units: f64::INFINITY,
         }),
     }

@@ -1,6 +1,8 @@
 //! Files of arrays in every dialect that readers take, damage to them, and command lines of `wgloss run`:
 //! random, the same for the same seed.
 
+use wgloss::options::Family;
+
 use crate::random::Random;
 
 /// A file with an array, and what it means.
@@ -355,6 +357,9 @@ pub fn command_line(random: &mut Random, files: &[String], standard: bool) -> Ve
     arguments.push(("target", if kind.target.is_some() { 0.97 } else { 0.03 }));
     arguments.push(("weight", if kind.weight.is_some() { 0.2 } else { 0.02 }));
     arguments.push(("pos_weight", if kind.pos_weight { 0.2 } else { 0.02 }));
+    let is_linear = kind.family == Family::LinearLoss;
+    arguments.push(("projection", if is_linear { 0.97 } else { 0.02 }));
+    arguments.push(("bias", if is_linear { 0.4 } else { 0.02 }));
     arguments.push(("upstream", 0.1));
     for (name, chance) in arguments {
         if random.chance(chance) {
@@ -362,7 +367,14 @@ pub fn command_line(random: &mut Random, files: &[String], standard: bool) -> Ve
             push(&mut words, name, value, random);
         }
     }
-    let outputs = [("loss", 0.4), ("grad", 0.4), ("output", 0.05)];
+    let of_sums = if is_linear { 0.3 } else { 0.01 };
+    let outputs = [
+        ("loss", 0.4),
+        ("grad", 0.4),
+        ("output", 0.05),
+        ("grad_projection", of_sums),
+        ("grad_bias", of_sums),
+    ];
     let of_rows = ["logsumexp", "argmax", "correct", "entropy"];
     let chance = if kind.row_outputs { 0.1 } else { 0.01 };
     for (name, chance) in outputs.into_iter().chain(of_rows.map(|name| (name, chance))) {

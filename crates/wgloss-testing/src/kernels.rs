@@ -8,7 +8,8 @@ use serde_json::json;
 use wgloss::internals::{Binding, DeviceClass, DeviceProfile, Kernel, Limits, Slot, Step, program};
 use wgloss::options::{Family, Value};
 use wgloss::{
-    Args, BceWithLogits, CrossEntropy, DType, Layout, NllLoss, Op, Pass, Reduction, Role, Team,
+    Args, BceWithLogits, CrossEntropy, DType, Layout, LinearCrossEntropy, NllLoss, Op, Pass,
+    Reduction, Role, Team,
 };
 
 use crate::custom::Polynomial;
@@ -26,6 +27,7 @@ pub fn devices() -> Vec<DeviceProfile> {
             max_workgroups: 65_535,
             max_binding: 1 << 27,
             max_buffer: (1 << 31) - 1,
+            max_workgroup_memory: 32 << 10,
             device: "test".into(),
         },
     };
@@ -154,8 +156,35 @@ fn steps_in(profile: &DeviceProfile, dtype: DType, memory: Memory) -> Vec<Step> 
                     add(&Polynomial::new(reduction), pass, &args);
                 }
             }
+            for bits in 0..16_u32 {
+                let bit = |i: u32| bits >> i & 1 == 1;
+                // whole vec4s or not, and several blocks of the logits or one
+                let (shape, classes) = if bit(0) { ([70, 8], 12) } else { ([70, 5], 33) };
+                let mut args = Args::new(float(&shape)).projection(float(&[classes, shape[1]]));
+                args = args.target(Layout::new(&shape[..1], DType::I32));
+                if bit(1) {
+                    args = args.bias(f32(&[classes])).weight(f32(&[classes]));
+                }
+                if bit(2) && pass.has_grad() {
+                    let upstream = if reduction == Reduction::None { &shape[..1] } else { &[] };
+                    args = args.upstream(f32(upstream)).grad_projection(f32(&[classes, shape[1]]));
+                }
+                if bit(3) && pass == Pass::Backward {
+                    args = args.state(f32(&[shape[0], 4]));
+                }
+                let loss = CrossEntropy::default()
+                    .reduction(reduction)
+                    .label_smoothing(if bit(1) { 0.1 } else { 0.0 })
+                    .keep_state(bit(3))
+                    .row_outputs(bit(2));
+                let op = LinearCrossEntropy::new(loss)
+                    .narrow_grad_projection(!bit(2) && bit(3))
+                    .workspace_bytes(if bit(0) { 1 << 10 } else { 256 << 20 });
+                add(&op, pass, &args);
+            }
             for shape in [&[][..], &[5], &[0, 4], &[300, 100]] {
-                for op in ops::of(|kind| kind.family != Family::RowLoss) {
+                let of_elements = |family| !matches!(family, Family::RowLoss | Family::LinearLoss);
+                for op in ops::of(|kind| of_elements(kind.family)) {
                     for op in ends(op) {
                         let kind = op.kind();
                         let reductions = ops::reductions(&*op);

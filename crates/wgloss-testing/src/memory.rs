@@ -4,10 +4,11 @@
 use wgloss::options::{Family, Numbers, Target, Value};
 use wgloss::wgpu::{self, BufferUsages};
 use wgloss::{
-    Args, Array, CrossEntropy, DType, Gpu, Layout, NllLoss, Op, Output, Pass, Plan, Reduction,
-    Role, Tensor, reference,
+    Args, Array, CrossEntropy, DType, Gpu, Layout, LinearCrossEntropy, NllLoss, Op, Output, Pass,
+    Plan, Reduction, Role, Tensor, reference,
 };
 
+use crate::call::with_argument;
 use crate::compare::compare_part;
 use crate::ops;
 use crate::random::Random;
@@ -31,14 +32,7 @@ pub fn array(values: &[f32], shape: &[usize], dtype: DType) -> Array<'static> {
 pub fn args<T>(parts: impl IntoIterator<Item = (Role, T)>) -> Args<T> {
     let mut parts = parts.into_iter();
     let (_, input) = parts.next().expect("an input");
-    parts.fold(Args::new(input), |args, (role, part)| match role {
-        Role::Target => args.target(part),
-        Role::Weight => args.weight(part),
-        Role::PosWeight => args.pos_weight(part),
-        Role::Upstream => args.upstream(part),
-        Role::State => args.state(part),
-        other => panic!("no argument {other}"),
-    })
+    parts.fold(Args::new(input), |args, (role, part)| with_argument(args, role, part))
 }
 
 /// Every op with the most arguments that it takes, over an input of this shape, which has a
@@ -97,7 +91,8 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
         upstream(&per_row),
         vec![(Role::Input, &normals), (Role::Target, &target), (Role::Weight, &class_weight)],
     );
-    let rest = ops::of(|kind| kind.family != Family::RowLoss).flat_map(ops::variants);
+    let has_elements = |family| !matches!(family, Family::RowLoss | Family::LinearLoss);
+    let rest = ops::of(|kind| has_elements(kind.family)).flat_map(ops::variants);
     for mut op in rest {
         let kind = op.kind();
         if !kind.family.is_loss() && reduction != Reduction::None {
@@ -132,7 +127,45 @@ pub fn every_op(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass)
         let given = given.into_iter().filter_map(|(role, part)| Some((role, part?)));
         add(ops::reduced(op, reduction), upstream(&per_element), given.collect());
     }
+    jobs.extend(linear(shape, dtype, reduction, pass));
     jobs
+}
+
+/// Linear cross entropy of hidden states of this shape, of as many classes as no dimension has: with all of
+/// its arguments, and plain with a state kept and gradients of the projection's type.
+fn linear(shape: &[usize], dtype: DType, reduction: Reduction, pass: Pass) -> [Job; 2] {
+    const CLASSES: usize = 23;
+    let mut random = Random::new(78);
+    let (&dims, rows) = shape.split_last().expect("a dimension of numbers");
+    let (count, of_rows) = (shape.iter().product(), rows.iter().product());
+    let input = array(&random.normals(count, 1.0), shape, dtype);
+    let deviation = 3.0 / (dims as f64).sqrt();
+    let w = array(&random.normals(CLASSES * dims, deviation), &[CLASSES, dims], dtype);
+    let target = Array::from_vec(random.targets(of_rows, CLASSES, -100, 0.2), rows).unwrap();
+    let f32 = |random: &mut Random, shape: &[usize]| {
+        array(&random.normals(shape.iter().product(), 1.0), shape, DType::F32)
+    };
+    let bias = f32(&mut random, &[CLASSES]);
+    let weight = array(&random.eighths(CLASSES), &[CLASSES], DType::F32);
+    let upstream = f32(&mut random, if reduction == Reduction::None { rows } else { &[] });
+    let sums = [
+        (Role::GradProjection, f32(&mut random, &[CLASSES, dims])),
+        (Role::GradBias, f32(&mut random, &[CLASSES])),
+    ];
+    let loss = CrossEntropy::default().reduction(reduction);
+    let plain = vec![(Role::Input, input), (Role::Projection, w), (Role::Target, target)];
+    let upstream = pass.has_grad().then_some((Role::Upstream, upstream));
+    let mut all = plain.clone();
+    all.extend([(Role::Bias, bias), (Role::Weight, weight)]);
+    all.extend(upstream.clone());
+    all.extend(sums.into_iter().filter(|_| pass.has_grad()));
+    let plain = plain.into_iter().chain(upstream).collect();
+    let with_all = loss.clone().label_smoothing(0.1).z_loss(0.01).row_outputs(true);
+    let kept = LinearCrossEntropy::new(loss.keep_state(true)).narrow_grad_projection(true);
+    [
+        Job { op: Box::new(LinearCrossEntropy::new(with_all)), pass, args: all },
+        Job { op: Box::new(kept), pass, args: plain },
+    ]
 }
 
 impl Job {
@@ -167,7 +200,8 @@ pub fn judge(job: &Job, got: &Output<Array<'_>>) {
         upstream.to_f64().into_iter().fold(0.0, |most: f64, g| most.max(g.abs()))
     });
     for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
-        let scale = if role == Role::Grad { largest } else { 1.0 };
+        let is_grad = matches!(role, Role::Grad | Role::GradProjection | Role::GradBias);
+        let scale = if is_grad { largest } else { 1.0 };
         let bound = job.op.promise(role).scaled(scale);
         match (want.get(role), got.get(role)) {
             (None, None) => {}
@@ -308,7 +342,8 @@ pub fn check_in(memory: Where, gpu: &Gpu, job: &Job, places: Places) {
             arenas.push(Arena::new(places.unit));
         }
         // weights are contiguous, whatever their shape
-        let is_padded = role != Role::Weight && array.shape() == job.args[0].1.shape();
+        let is_padded = ![Role::Weight, Role::Projection, Role::GradProjection].contains(&role)
+            && array.shape() == job.args[0].1.shape();
         let padding = if is_padded { places.padding } else { 0 };
         let last = arenas.len() - 1;
         (role, (last, arenas[last].place(array.layout(), padding)))
@@ -318,7 +353,11 @@ pub fn check_in(memory: Where, gpu: &Gpu, job: &Job, places: Places) {
         .iter()
         .map(|(role, array)| match (*role, memory) {
             (Role::Grad, Where::InPlace) => (Role::Grad, inputs[0].1.clone()),
-            _ => place(*role, array),
+            (role, _) => match inputs.iter().find(|(input, _)| *input == role) {
+                // what a gradient is added to is where it is
+                Some((_, place)) => (role, place.clone()),
+                None => place(role, array),
+            },
         })
         .collect();
     for ((_, (arena, layout)), (_, array)) in inputs.iter().zip(&job.args) {

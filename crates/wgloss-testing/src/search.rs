@@ -4,7 +4,7 @@ use wgloss::options::{Numbers, Target, Value, Weight};
 use wgloss::reference::Values;
 use wgloss::{Args, Array, DType, Op, Output, Pass, Reduction, Role, reference};
 
-use crate::call::{Call, PASSES, judge, reference as reference_of};
+use crate::call::{Call, PASSES, judge, reference as reference_of, with_argument};
 use crate::ops;
 
 /// Runs every pass and holds it to the promise as [`call::hold`](crate::call::hold) does, except that
@@ -82,13 +82,9 @@ fn flushed<'a>(args: &Args<Array<'a>>, of_all: bool) -> Args<Array<'a>> {
     let mut flushed = Args::new(flush(args.input()));
     for (role, array) in args.iter() {
         let array = if of_all { flush(array) } else { array.clone() };
-        flushed = match role {
-            Role::Target => flushed.target(array),
-            Role::Weight => flushed.weight(array),
-            Role::PosWeight => flushed.pos_weight(array),
-            Role::Upstream => flushed.upstream(array),
-            _ => flushed,
-        };
+        if role != Role::Input {
+            flushed = with_argument(flushed, role, array);
+        }
     }
     flushed
 }

@@ -11,8 +11,9 @@ use std::iter::repeat_n;
 
 use wgloss::options::{Family, Numbers, Target};
 use wgloss::{
-    Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LogSigmoid, LogSoftmax, Mse,
-    NllLoss, Op, Pass, PoissonNll, Reduction, Sigmoid, SigmoidFocal, SmoothL1, SoftMargin, Softmax,
+    Bce, BceWithLogits, CrossEntropy, DType, Huber, KlDiv, L1, LinearCrossEntropy, LogSigmoid,
+    LogSoftmax, Mse, NllLoss, Op, Pass, PoissonNll, Reduction, Sigmoid, SigmoidFocal, SmoothL1,
+    SoftMargin, Softmax,
 };
 
 use crate::ops;
@@ -44,6 +45,8 @@ enum Kind {
     Classes(i32),
     /// Rows of classes with a probability for each.
     ClassProbabilities,
+    /// Hidden states with one class each, and a projection; this class is ignored.
+    Linear(i32),
 }
 
 /// What a case's numbers are like: each hides what another shows.
@@ -101,6 +104,19 @@ const ROWS: &[&[usize]] = &[
     &[2, 4099],    // many chunks for every team, and a remainder
 ];
 
+/// Shapes of hidden states, and how many classes there are: `[..., D, V]`.
+const LINEAR: &[&[usize]] = &[
+    &[3, 5],         // one hidden state, no batch
+    &[0, 4, 3],      // a mean over nothing
+    &[1, 1, 1],      // one number, one class
+    &[7, 8, 12],     // whole groups of four
+    &[8, 5, 17],     // a remainder in every row of both
+    &[2, 3, 16, 9],  // rows of two dimensions
+    &[65, 33, 130],  // one more than tiles of 64, of 32 and of 128
+    &[3, 130, 257],  // sums over many numbers
+    &[20, 16, 1025], // several blocks of one row each where the workspace is small
+];
+
 /// Rows enough for a team to take many on software devices.
 const MANY_ROWS: &[&[usize]] = &[&[66_000, 65]];
 
@@ -131,6 +147,24 @@ pub fn table() -> Vec<Row> {
             .weighted()
             .probabilities(),
         row("probabilities, kept state", ce().keep_state(true)).probabilities(),
+        row("", linear(ce())),
+        row("bias, weights, smoothing, sums", linear(ce().label_smoothing(0.1))).weighted(),
+        // of the most classes it holds one row
+        row(
+            "bias, weights, ignore_index, small workspace",
+            linear(ce().ignore_index(2).empty_mean(0.0)).workspace_bytes(8 << 10),
+        )
+        .weighted(),
+        row("kept state", linear(ce().keep_state(true))),
+        row(
+            "scale, z-loss, row outputs",
+            linear(ce().logit_scale(0.7).z_loss(1e-3).row_outputs(true)),
+        ),
+        row("bias, weights, softcap 30, row outputs", linear(ce().softcap(30.0).row_outputs(true)))
+            .weighted(),
+        row("projection's type", linear(ce()).narrow_grad_projection(true)),
+        row("bias, weights, frozen projection", linear(ce()).freeze_projection(true)).weighted(),
+        row("frozen input", linear(ce()).freeze_input(true)),
         row("", NllLoss::default()),
         row("weights, ignore_index", NllLoss::default().ignore_index(2)).weighted(),
         row("", Bce::default()),
@@ -169,13 +203,17 @@ fn ce() -> CrossEntropy {
     CrossEntropy::default()
 }
 
+fn linear(loss: CrossEntropy) -> LinearCrossEntropy {
+    LinearCrossEntropy::new(loss)
+}
+
 /// Options with an op of every reduction that it has, over all shapes.
 fn row(options: &'static str, op: impl Op + 'static) -> Row {
     let wgloss::options::Kind { family, input, target, .. } = op.kind();
+    let ignored = || Some(ops::integer(&op, "ignore_index")? as i32);
     let kind = match (family, target) {
-        (Family::RowLoss, _) => {
-            Kind::Classes(ops::integer(&op, "ignore_index").expect("of row losses") as i32)
-        }
+        (Family::RowLoss, _) => Kind::Classes(ignored().expect("of row losses")),
+        (Family::LinearLoss, _) => Kind::Linear(ignored().expect("of row losses")),
         (Family::RowMap, _) => Kind::RowMap(ops::integer(&op, "dim").expect("of row maps")),
         (_, Some(Target::Numbers(target, _))) => Kind::Elements { input, target: Some(target) },
         _ => Kind::Elements { input, target: None },
@@ -187,7 +225,11 @@ fn row(options: &'static str, op: impl Op + 'static) -> Row {
         reductions: if reductions.is_empty() { vec![Reduction::None] } else { reductions },
         kind,
         is_weighted: false,
-        shapes: if family.has_rows() { ROWS } else { ELEMENTS },
+        shapes: match family {
+            Family::LinearLoss => LINEAR,
+            family if family.has_rows() => ROWS,
+            _ => ELEMENTS,
+        },
     }
 }
 
@@ -281,9 +323,15 @@ impl Case<'_> {
         self.dtype
     }
 
-    /// The number of elements of the input.
+    /// The number of elements of the input, or of the largest of inputs, projection and logits.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        match (self.row.kind, self.shape) {
+            (Kind::Linear(_), [rows @ .., dims, classes]) => {
+                let rows: usize = rows.iter().product();
+                (rows * dims).max(classes * dims).max(rows * classes)
+            }
+            _ => self.shape.iter().product(),
+        }
     }
 }
 
@@ -299,6 +347,6 @@ impl Kind {
 
     /// Whether there is one loss a row.
     fn has_row_losses(self) -> bool {
-        matches!(self, Kind::Classes(_) | Kind::ClassProbabilities)
+        matches!(self, Kind::Classes(_) | Kind::ClassProbabilities | Kind::Linear(_))
     }
 }

@@ -1,7 +1,7 @@
 //! What is timed: ops with options, passes, storage types and shapes.
 
 use anyhow::{Result, bail};
-use wgloss::options::{Numbers, Target};
+use wgloss::options::{Family, Numbers, Target};
 use wgloss::reference::{self, compare};
 use wgloss::{Args, Array, DType, Op, Output, Pass, Role};
 
@@ -22,15 +22,35 @@ pub struct Workload {
 
 /// Whether an op works on rows of classes: its shapes are `[N, C]`.
 pub fn has_rows(op: &str) -> bool {
-    ops::find(op).is_some_and(|op| op.kind().family.has_rows())
+    matches!(family(op), Some(Family::RowLoss | Family::RowMap))
+}
+
+/// What the sizes of an op's shapes are, where it is not indifferent to them.
+pub fn sizes(op: &str) -> Option<&'static str> {
+    match family(op)? {
+        Family::RowLoss | Family::RowMap => Some("NxC"),
+        Family::LinearLoss => Some("NxDxV"),
+        Family::ElementLoss | Family::ElementMap => None,
+    }
+}
+
+fn family(op: &str) -> Option<Family> {
+    Some(ops::find(op)?.kind().family)
 }
 
 /// The shapes that an op is timed on where none is asked for.
 pub fn shapes(op: &str) -> &'static [&'static [usize]] {
-    if has_rows(op) {
-        &[&[32, 10], &[100_000, 10], &[8192, 128], &[4096, 1000], &[512, 32_000], &[64, 128_256]]
-    } else {
-        &[&[1_000_000], &[20_000_000]]
+    match family(op) {
+        Some(Family::LinearLoss) => &[&[32, 64, 10], &[1024, 64, 1000], &[512, 256, 32_000]],
+        Some(Family::RowLoss | Family::RowMap) => &[
+            &[32, 10],
+            &[100_000, 10],
+            &[8192, 128],
+            &[4096, 1000],
+            &[512, 32_000],
+            &[64, 128_256],
+        ],
+        _ => &[&[1_000_000], &[20_000_000]],
     }
 }
 
@@ -40,11 +60,31 @@ impl Workload {
     /// # Errors
     /// A shape of more than `MAX_ELEMENTS`.
     pub fn draw(&self, seed: u64) -> Result<Args<Array<'static>>> {
-        let count = self.shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
-        let Some(count) = count.filter(|&count| count <= MAX_ELEMENTS) else {
-            bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape);
+        let of = |sizes: &[usize]| {
+            let count = sizes.iter().try_fold(1_usize, |count, &size| count.checked_mul(size));
+            match count.filter(|&count| count <= MAX_ELEMENTS) {
+                Some(count) => Ok(count),
+                None => {
+                    bail!("--shape: expected at most {MAX_ELEMENTS} elements, got {:?}", self.shape)
+                }
+            }
         };
         let mut random = Random::new(seed);
+        if let Some([rows, dims, classes]) = self.linear() {
+            of(&[rows, dims])?;
+            of(&[classes, dims])?;
+            let mut float = |deviation, shape: &[usize]| {
+                let values = random.normals(shape.iter().product(), deviation);
+                Array::from_vec(values, shape)?.to_dtype(self.dtype)
+            };
+            // logits of deviation 3
+            let input = float(1.0, &[rows, dims])?;
+            let projection = float(3.0 / (dims as f64).sqrt(), &[classes, dims])?;
+            let target = (0..rows).map(|_| random.below(classes) as i32).collect();
+            let args = Args::new(input).projection(projection);
+            return Ok(args.target(Array::from_vec(target, &[rows])?));
+        }
+        let count = of(&self.shape)?;
         let (rows, classes) = match (self.op.kind().family.has_rows(), &self.shape[..]) {
             (true, [rows, classes]) => (*rows, *classes),
             _ => (count, 1),
@@ -71,18 +111,41 @@ impl Workload {
         })
     }
 
+    /// N, D and V of a loss whose logits are a product.
+    fn linear(&self) -> Option<[usize; 3]> {
+        match (self.op.kind().family, &self.shape[..]) {
+            (Family::LinearLoss, &[rows, dims, classes]) => Some([rows, dims, classes]),
+            _ => None,
+        }
+    }
+
+    /// The same with so few rows that the float64 reference, which takes three products of one thread's, is
+    /// done in seconds; `None` where all may be judged.
+    pub fn judged(&self) -> Option<Workload> {
+        const MOST: usize = 1 << 28;
+        let [rows, dims, classes] = self.linear()?;
+        let judged = (MOST / dims.saturating_mul(classes)).clamp(1, rows.max(1));
+        let shape = vec![judged, dims, classes];
+        let fewer = Workload { op: self.op.clone(), pass: self.pass, dtype: self.dtype, shape };
+        (judged < rows).then_some(fewer)
+    }
+
     /// The worst error of a call's results in units of the error allowed; an error where one is
     /// larger.
     pub fn judge(&self, args: &Args<Array<'static>>, got: &Output<Array<'static>>) -> Result<f64> {
         let want = reference::run(&*self.op, self.pass, args)?;
         let elements = self.shape.iter().product::<usize>() as f64;
-        let losses = if has_rows(self.op.name()) { self.shape[0] as f64 } else { elements };
+        let losses = match sizes(self.op.name()) {
+            Some(_) => self.shape[0] as f64,
+            None => elements,
+        };
         let is_mean = want.get(Role::Loss).is_some_and(|loss| loss.shape.is_empty());
         // upstream gradients are normal: few of them exceed 5
         let scales = if is_mean { [1.0 / losses; 2] } else { [1.0, 5.0] };
         let mut worst = 0.0_f64;
         for (role, got) in got.iter() {
-            let scale = scales[usize::from(role == Role::Grad)];
+            let is_grad = matches!(role, Role::Grad | Role::GradProjection | Role::GradBias);
+            let scale = scales[usize::from(is_grad)];
             let bound = self.op.promise(role).scaled(scale);
             if let Some(want) = want.get(role) {
                 let bound = bound.stored_as(got.dtype());

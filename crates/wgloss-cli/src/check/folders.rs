@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use wgloss::{Args, Error, Output, Pass, Role};
-use wgloss_testing::cases::{self, Case, Folder, magnitude};
+use wgloss_testing::cases::{self, Case, Folder};
 use wgloss_testing::table::PASSES;
 
 use super::Only;
@@ -14,8 +14,11 @@ use crate::files::Tensor;
 use crate::machine::Machine;
 use crate::progress;
 
-/// What the columns of the report are.
+/// What the columns of the report are: gradients share one.
 const COLUMNS: [&str; 3] = ["out", "grad", "log_prob"];
+
+/// The gradients that a case may have a reference of.
+const GRADS: [Role; 3] = [Role::Grad, Role::GradProjection, Role::GradBias];
 
 /// A folder and what to call it.
 pub struct Named {
@@ -68,7 +71,7 @@ pub fn run(machine: &Machine, folders: &[Named]) -> (Report, Tensors) {
         all.sort_by_key(|(case, is_error)| (*is_error, order.iter().position(|op| *op == case.op)));
         for (case, is_error) in all {
             bar.set_message(case.name.clone());
-            let result = match (case.is_f32(), is_error) {
+            let result = match (case.is_computable(), is_error) {
                 (false, _) => Judged::skipped("its dtype is not float32"),
                 (true, true) => refused(machine, case),
                 (true, false) => judged(machine, case, &mut tensors),
@@ -139,28 +142,34 @@ fn judge(
     worst: &mut [Option<f64>; 3],
     wrong: &mut Vec<String>,
 ) -> Result<()> {
-    let mut hold = |column: usize, pass: Pass, tensor: &Tensor| -> Result<()> {
-        let role = ["out_ref", "grad_ref", "log_prob_ref"][column];
-        let Some(want) = case.reference(role)? else { return Ok(()) };
+    let logits = case.magnitude()?;
+    let mut hold = |column: usize, name: &str, pass: Pass, tensor: &Tensor| -> Result<()> {
+        let Some(want) = case.reference(&format!("{name}_ref"))? else { return Ok(()) };
         let got: Vec<f32> = tensor.to_f64().iter().map(|&v| v as f32).collect();
-        match want.judge(&got, tensor.shape(), magnitude(&case.input()?)) {
+        match want.judge(&got, tensor.shape(), tensor.rounding(), logits) {
             Ok(found) => {
                 let units = worst[column].get_or_insert(0.0);
                 *units = units.max(found.units);
             }
-            Err(error) => wrong.push(format!("{} of {}: {error}", COLUMNS[column], pass.name())),
+            Err(error) => wrong.push(format!("{name} of {}: {error}", pass.name())),
         }
         Ok(())
     };
-    let has_grad = case.reference("grad_ref")?.is_some();
+    let mut has_grad = false;
+    for role in GRADS {
+        has_grad |= case.reference(&format!("{role}_ref"))?.is_some();
+    }
     for pass in PASSES.into_iter().filter(|pass| has_grad || !pass.has_grad()) {
-        let Computed { out, grad } = compute(machine, case, pass)?;
-        for (column, part) in [out, grad].into_iter().enumerate() {
+        let mut output = compute(machine, case, pass)?;
+        let out = output.take(Role::Loss).or_else(|| output.take(Role::Output));
+        let parts = GRADS.into_iter().map(|role| (1, role.name(), output.take(role)));
+        let parts: Vec<_> = std::iter::once((0, COLUMNS[0], out)).chain(parts).collect();
+        for (column, name, part) in parts {
             let Some(tensor) = part else { continue };
-            hold(column, pass, &tensor)?;
+            hold(column, name, pass, &tensor)?;
             // of all passes one is written: the fused one, where there is a gradient
             if has_grad == (pass == Pass::ForwardBackward) {
-                tensors.push((format!("{}/{}", case.name, COLUMNS[column]), tensor));
+                tensors.push((format!("{}/{name}", case.name), tensor));
             }
         }
     }
@@ -168,7 +177,7 @@ fn judge(
         let op = case.log_probabilities();
         let mut out = machine.run(&*op, Pass::Forward, &Args::new(case.input()?))?;
         let log_prob = out.take(Role::Output).context("log_softmax has an output")?;
-        hold(2, Pass::Forward, &log_prob)?;
+        hold(2, COLUMNS[2], Pass::Forward, &log_prob)?;
         tensors.push((format!("{}/log_prob", case.name), log_prob));
     }
     Ok(())
@@ -193,34 +202,21 @@ fn refused(machine: &Machine, case: &Case) -> Judged {
     }
 }
 
-struct Computed {
-    out: Option<Tensor>,
-    grad: Option<Tensor>,
-}
-
-impl Computed {
-    fn of(mut output: Output<Tensor>) -> Self {
-        let out = output.take(Role::Loss).or_else(|| output.take(Role::Output));
-        Computed { out, grad: output.take(Role::Grad) }
-    }
-}
-
 /// A pass of a case's op, and of the map before it.
-fn compute(machine: &Machine, case: &Case, pass: Pass) -> Result<Computed> {
+fn compute(machine: &Machine, case: &Case, pass: Pass) -> Result<Output<Tensor>> {
     let (op, pre, input) = (case.op()?, case.pre()?, case.input()?);
     let Some(pre) = pre else {
-        let output = machine.run(&*op, pass, &case.args(pass)?)?;
-        return Ok(Computed::of(output));
+        return Ok(machine.run(&*op, pass, &case.args(pass)?)?);
     };
     let raw = Args::new(input);
     let mapped = machine.run(&*pre, Pass::Forward, &raw)?.take(Role::Output);
     let mapped = mapped.context("a map has an output")?;
-    let output = machine.run(&*op, pass, &case.args_over(mapped.into_array()?, pass)?)?;
+    let mut output = machine.run(&*op, pass, &case.args_over(mapped.into_array()?, pass)?)?;
     // the chain rule: the op's gradient is the map's upstream
-    let mut computed = Computed::of(output);
-    if let Some(grad) = computed.grad.take() {
+    if let Some(grad) = output.take(Role::Grad) {
         let raw = raw.upstream(grad.into_array()?);
-        computed.grad = machine.run(&*pre, Pass::Backward, &raw)?.take(Role::Grad);
+        let grad = machine.run(&*pre, Pass::Backward, &raw)?.take(Role::Grad);
+        output = output.with(Role::Grad, grad.context("backward has a gradient")?);
     }
-    Ok(computed)
+    Ok(output)
 }

@@ -95,6 +95,8 @@ fn hash(seed: u64, output: &Output<Array<'static>>) -> u64 {
         Role::Argmax,
         Role::Correct,
         Role::Entropy,
+        Role::GradProjection,
+        Role::GradBias,
     ];
     let results = roles.into_iter().filter_map(|role| output.get(role));
     let bytes = results.flat_map(|array| array.data().bytes());

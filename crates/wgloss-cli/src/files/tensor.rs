@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use safetensors::Dtype;
 use wgloss::reference::Values;
-use wgloss::{Array, Data};
+use wgloss::{Array, DType, Data};
 
 /// A result as it is written.
 #[derive(Debug)]
@@ -46,6 +46,15 @@ impl Tensor {
         }
     }
 
+    /// What storing it has rounded beyond f32, relative to the number: 0 of other types.
+    pub fn rounding(&self) -> f64 {
+        match self.dtype() {
+            Dtype::F16 => 2_f64.powi(-11),
+            Dtype::BF16 => 2_f64.powi(-8),
+            _ => 0.0,
+        }
+    }
+
     /// The type in which it is written.
     pub fn dtype(&self) -> Dtype {
         match self {
@@ -65,6 +74,55 @@ impl Tensor {
         match self {
             Tensor::Stored(array) => Data::bytes(array.data()),
             Tensor::Exact(values) => bytemuck::cast_slice(&values.values),
+        }
+    }
+}
+
+/// Results of one shape that are added, in float32 or in float64 as they are.
+pub enum Sum {
+    Stored { values: Vec<f32>, shape: Vec<usize> },
+    Exact(Values),
+}
+
+impl Sum {
+    /// The first of them.
+    pub fn new(first: Tensor) -> Self {
+        match first {
+            Tensor::Stored(array) => {
+                Sum::Stored { values: array.to_f32(), shape: array.shape().to_vec() }
+            }
+            Tensor::Exact(values) => Sum::Exact(values),
+        }
+    }
+
+    /// Adds the next one.
+    pub fn add(&mut self, next: &Tensor) {
+        match (self, next) {
+            (Sum::Exact(sum), next) => {
+                sum.values.iter_mut().zip(next.to_f64().iter()).for_each(|(sum, v)| *sum += v);
+            }
+            (Sum::Stored { values, .. }, next) => match next {
+                // without a copy, since it may be as large as a classifier
+                Tensor::Stored(array) if let Data::F32(next) = array.data() => {
+                    values.iter_mut().zip(next.iter()).for_each(|(sum, v)| *sum += v);
+                }
+                next => {
+                    let next = next.to_f64();
+                    values.iter_mut().zip(next.iter()).for_each(|(sum, v)| *sum += *v as f32);
+                }
+            },
+        }
+    }
+
+    /// The sum, in this type where it is not float64.
+    pub fn finish(self, dtype: DType) -> wgloss::Result<Tensor> {
+        match self {
+            Sum::Exact(values) => Ok(Tensor::Exact(values)),
+            Sum::Stored { values, shape } => {
+                let array = Array::from_vec(values, &shape)?;
+                let array = if dtype == DType::F32 { array } else { array.to_dtype(dtype)? };
+                Ok(array.into())
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use super::place::{Format, METADATA, expect_file_or_nothing, is_standard, resolv
 use super::read::name;
 use super::temporary::{Temporary, undisturbed};
 use super::{Place, Tensor};
+use crate::batches::flag;
 use crate::npy;
 
 /// The files to write: checked before any work, put in place when all of them are complete.
@@ -33,7 +34,7 @@ struct Output {
 /// A result in a file.
 #[derive(Debug)]
 struct Part {
-    /// Also the flag.
+    /// The library's name for it.
     name: &'static str,
     place: Place,
     key: String,
@@ -64,7 +65,7 @@ impl Outputs {
                                 && resolved(&input.1.path).is_ok_and(|input| input == path)
                         };
                         if let Some((input, _)) = inputs.iter().find(is_same) {
-                            bail!("expected another file than --{}", input.replace('_', "-"));
+                            bail!("expected another file than {}", flag(input));
                         }
                         path
                     }
@@ -84,14 +85,14 @@ impl Outputs {
                             has_one || other.key == part.key
                         });
                         if let Some(other) = clash {
-                            bail!("expected another place than --{}", other.name);
+                            bail!("expected another place than {}", flag(other.name));
                         }
                         file.parts.push(part);
                     }
                 }
                 Ok(())
             };
-            add(&mut files).with_context(|| format!("--{name} {place}"))?;
+            add(&mut files).with_context(|| format!("{} {place}", flag(name)))?;
         }
         Ok(Outputs { files })
     }
@@ -142,7 +143,7 @@ impl Growth {
 /// A result that was written.
 #[derive(Debug, Serialize)]
 pub struct Written {
-    /// The flag's name.
+    /// The library's name for it.
     pub result: &'static str,
     pub file: String,
     pub dtype: String,
@@ -236,7 +237,7 @@ impl Region<'_> {
 impl Output {
     /// `--loss out.safetensors, --grad out.safetensors`
     fn flags(&self) -> String {
-        let flags = self.parts.iter().map(|part| format!("--{} {}", part.name, part.place));
+        let flags = self.parts.iter().map(|part| format!("{} {}", flag(part.name), part.place));
         flags.collect::<Vec<_>>().join(", ")
     }
 

@@ -1,15 +1,18 @@
 //! The numbers of a case: inputs, targets, weights and upstream gradients.
 
-use wgloss::options::{Kind as Takes, Numbers, Weight};
-use wgloss::{Args, Array, Reduction, Result};
+use wgloss::options::{Kind as Takes, Numbers, Value, Weight};
+use wgloss::{Args, Array, Reduction, Result, Role};
 
 use super::{Case, Kind, Nature};
+use crate::ops;
 use crate::random::{Logits, Random};
 
 /// A case's numbers.
 pub(super) struct Drawn {
     pub args: Args<Array<'static>>,
     pub upstream: Array<'static>,
+    /// What gradients are added to.
+    pub sums: Vec<(Role, Array<'static>)>,
     /// What the mean divides by.
     pub divisor: f64,
 }
@@ -17,6 +20,9 @@ pub(super) struct Drawn {
 impl Case<'_> {
     /// The numbers: the same on every run.
     pub(super) fn draw(&self) -> Result<Drawn> {
+        if let Kind::Linear(ignored) = self.row.kind {
+            return self.draw_linear(ignored);
+        }
         let mut random = Random::new(self.seed);
         let (shape, kind, count) = (self.shape, self.row.kind, self.elements());
         let (classes, positions) = along(shape, kind.dim());
@@ -58,7 +64,7 @@ impl Case<'_> {
                 let x = self.of(input, &mut random, count);
                 (x, Some(self.of(target, &mut random, count)))
             }
-            Kind::RowMap(_) | Kind::Classes(_) => {
+            Kind::RowMap(_) | Kind::Classes(_) | Kind::Linear(_) => {
                 (by_row(self.nature.rows(&mut random, rows, classes)), None)
             }
             Kind::ClassProbabilities => {
@@ -131,7 +137,102 @@ impl Case<'_> {
             Reduction::None => stored(upstream, &upstream_shape)?,
             _ => Array::from_vec(upstream, &upstream_shape)?,
         };
-        Ok(Drawn { args, upstream, divisor })
+        Ok(Drawn { args, upstream, sums: vec![], divisor })
+    }
+
+    /// The same of hidden states and a projection, of which each nature makes logits like its own.
+    fn draw_linear(&self, ignored: i32) -> Result<Drawn> {
+        let mut random = Random::new(self.seed);
+        let &[ref rows_shape @ .., dims, classes] = self.shape else {
+            unreachable!("shapes of linear losses have two sizes at least")
+        };
+        let rows: usize = rows_shape.iter().product();
+        let share = if self.nature == Nature::Broken { 0.3 } else { 0.1 };
+        let mut target = random.targets(rows, classes, ignored, share);
+        let mut x = random.normals(rows * dims, 1.0);
+        let mut w = random.normals(classes * dims, 3.0 / (dims as f64).sqrt());
+        let mut bias = random.normals(classes, 1.0);
+        let mut is_biased = self.row.is_weighted;
+        match self.nature {
+            // along the row of a class, to which half of them belong
+            Nature::Of(Logits::Confident) => {
+                for (x, target) in x.chunks_mut(dims).zip(&mut target) {
+                    let class = random.below(classes);
+                    let row = &w[class * dims..(class + 1) * dims];
+                    let size: f32 = row.iter().map(|w| w * w).sum();
+                    let height = (5.0 + 60.0 * random.uniform() as f32) / size.max(0.1);
+                    x.iter_mut().zip(row).for_each(|(x, w)| *x = height * w);
+                    if *target != ignored && random.chance(0.5) {
+                        *target = class as i32;
+                    }
+                }
+            }
+            Nature::Of(Logits::Ramp) => {
+                let height = random.normal() as f32 * 20.0 / dims as f32;
+                for (c, w) in w.chunks_mut(dims).enumerate() {
+                    w.fill(height * (c as f32 / classes as f32 - 0.5));
+                }
+            }
+            Nature::Of(Logits::Masked) => {
+                is_biased = true;
+                let mask = |b: &mut f32| {
+                    if random.chance(0.5) {
+                        *b = f32::NEG_INFINITY
+                    }
+                };
+                bias.iter_mut().for_each(mask);
+            }
+            Nature::Of(Logits::Extreme) => {
+                let sizes = [1e6, -1e6, 88.5, -104.0, 1e-30, -1e-40, 0.0, -0.0];
+                x.iter_mut().for_each(|x| *x = random.pick(&sizes));
+            }
+            Nature::Broken => {
+                for x in x.chunks_mut(dims) {
+                    let at = random.below(dims);
+                    match random.below(5) {
+                        0 => x[at] = f32::NAN,
+                        1 => x[at] = f32::INFINITY,
+                        2 => x.fill(f32::NEG_INFINITY),
+                        _ => {}
+                    }
+                }
+            }
+            Nature::Of(Logits::Normal) => {}
+        }
+        // one that is ignored may be a class too, and is none of a row's then
+        let weight = self.row.is_weighted.then(|| random.eighths(classes));
+        let of = |&y: &i32| weight.as_ref().map_or(1.0, |w| w[y as usize].into());
+        let divisor = match self.reduction {
+            Reduction::Mean => target.iter().filter(|&&y| y != ignored).map(of).sum(),
+            _ => 1.0,
+        };
+
+        let stored = |values, shape: &[usize]| Array::from_vec(values, shape)?.to_dtype(self.dtype);
+        let mut args = Args::new(stored(x, &self.shape[..self.shape.len() - 1])?)
+            .projection(stored(w, &[classes, dims])?)
+            .target(Array::from_vec(target, rows_shape)?);
+        if is_biased {
+            args = args.bias(Array::from_vec(bias, &[classes])?);
+        }
+        if let Some(weight) = weight {
+            args = args.weight(Array::from_vec(weight, &[classes])?);
+        }
+        let upstream_shape = if self.reduction == Reduction::None { rows_shape } else { &[] };
+        let upstream = random.normals(upstream_shape.iter().product(), 1.0);
+        let is_on = |name| ops::option(&*self.row.op, name) == Some(Value::Bool(true));
+        let mut sums = Vec::new();
+        let mut sum = |role, shape: &[usize]| -> Result<()> {
+            let values = random.normals(shape.iter().product(), 1.0);
+            sums.push((role, Array::from_vec(values, shape)?));
+            Ok(())
+        };
+        if self.row.is_weighted && !is_on("freeze_projection") && !is_on("narrow_grad_projection") {
+            sum(Role::GradProjection, &[classes, dims])?;
+        }
+        if self.row.is_weighted && !is_on("freeze_bias") {
+            sum(Role::GradBias, &[classes])?;
+        }
+        Ok(Drawn { args, upstream: Array::from_vec(upstream, upstream_shape)?, sums, divisor })
     }
 
     /// Numbers of a kind, of the case's nature.

@@ -5,6 +5,7 @@ use wgloss::{Args, Array, Op, Output, Pass, Result, Role};
 
 use super::draw::Drawn;
 use super::{Case, PASSES};
+use crate::call::with_argument;
 use crate::compare::compare_part;
 use crate::ops;
 
@@ -23,8 +24,11 @@ impl Case<'_> {
         ) -> std::result::Result<Output<Array<'static>>, String>,
     ) -> Result<[std::result::Result<f64, String>; 3]> {
         let op = ops::reduced(self.row.op.clone(), self.reduction);
-        let Drawn { args, upstream, divisor } = self.draw()?;
+        let Drawn { args, upstream, sums, divisor } = self.draw()?;
         let with_upstream = args.clone().upstream(upstream.clone());
+        let sums = sums.into_iter();
+        let with_upstream =
+            sums.fold(with_upstream, |args, (role, sum)| with_argument(args, role, sum));
         let want = reference::run(&*op, Pass::ForwardBackward, &with_upstream)?;
 
         // a divisor of 0 makes everything NaN or 0, and has no scale
@@ -50,7 +54,9 @@ impl Case<'_> {
             for role in Role::ALL.into_iter().filter(|role| *role != Role::State) {
                 let promise = op.promise(role);
                 let (is_asked, bound) = match role {
-                    Role::Grad => (pass.has_grad(), promise.scaled(largest / over)),
+                    Role::Grad | Role::GradProjection | Role::GradBias => {
+                        (pass.has_grad(), promise.scaled(largest / over))
+                    }
                     Role::Loss | Role::Output => (pass.has_loss(), promise.scaled(1.0 / over)),
                     // of a row, whatever the reduction
                     _ => (pass.has_loss(), promise),

@@ -1,0 +1,673 @@
+//! Softmax cross entropy of logits that are a product.
+
+use super::options::{
+    self, Family, Info, Key, Kind, Numbers, Opt, Target, Value, Weight, flag, integer,
+};
+use super::products::{Form, Matrix};
+use super::rows::{RowLoss, RowOperands, RowTarget, expect_class_values_of};
+use super::{
+    CrossEntropy, FLOATS, Op, expect_args, expect_dtype, expect_shape, expect_upstream,
+    grad_layout, grad_view, loss_layout, sealed,
+};
+use crate::program::{Program, View, chunks};
+use crate::reference::{self, Tolerance, Values};
+use crate::shape::Layout;
+use crate::tuning::DeviceProfile;
+use crate::{Args, Array, DType, Error, Output, Pass, Result, Role};
+
+/// Softmax cross entropy of the logits `x W^T + b`, which are never stored: of hidden states `x`, a
+/// classifier `W` and an optional bias `b`. It is the loss of language models.
+///
+/// With N rows of D numbers and V classes,
+///
+/// ```text
+/// logits[n, v] = sum over d of x[n, d] W[v, d]  +  b[v]
+/// loss         = CrossEntropy of these logits, with every option of it that class targets have
+/// grad[n, d]             = sum over v of G[n, v] W[v, d]        G is the gradient of the logits
+/// grad_projection[v, d]  = sum over n of G[n, v] x[n, d]
+/// grad_bias[v]           = sum over n of G[n, v]
+/// ```
+///
+/// The loss's options are those of the [`CrossEntropy`] that it is made of:
+///
+/// ```
+/// use wgloss::{CrossEntropy, LinearCrossEntropy};
+///
+/// let op = LinearCrossEntropy::new(CrossEntropy::default().label_smoothing(0.1));
+/// # assert_ne!(op, LinearCrossEntropy::default());
+/// ```
+///
+/// # Arguments
+/// | name | shape | storage |
+/// | --- | --- | --- |
+/// | `input` | `[..., D]`: hidden states, in N rows | f32, f16 or bf16 |
+/// | `projection` | `[V, D]` | the input's |
+/// | `bias` | `[V]` | f32 |
+/// | `target` | the input's without the last dimension: class indices | i32; i64 from the host |
+/// | `weight` | `[V]`: any finite numbers | f32 |
+/// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 |
+/// | `state` | `[N, 4]`, from a forward pass that kept it, over the same arguments and options | f32 |
+/// | `grad_projection`, `grad_bias` | what these gradients are added to | f32 |
+///
+/// # Results
+/// The gradient with respect to the input is stored as the input is. That of the projection is f32, since
+/// sums in 16 bits lose what micro-batches add; [`narrow_grad_projection`](Self::narrow_grad_projection)
+/// stores it as the projection is. Each is left out where it is frozen. Row outputs are
+/// those of [`CrossEntropy::row_outputs`].
+///
+/// # Memory
+/// Beside arguments and results a plan holds a workspace: the logits of a block of rows, which become their
+/// gradient in place, and, where the input is not f32 or D no multiple of 4, copies of blocks of the input and
+/// the projection. [`workspace_bytes`](Self::workspace_bytes) bounds it.
+///
+/// # Numerics
+/// Products accumulate in f32, in the order of their terms, and logits are not rounded to 16 bits. With
+/// `L = (D + 8) 2^-24 sum over d of |x[d] W[v, d]| + 2^-24 |b[v]|`, which bounds a logit's rounding, the loss is within
+/// [`CrossEntropy`]'s promise of the loss at logits moved by at most L; gradients likewise, and to those come
+/// `(K + 8) 2^-24` of the sum of the absolute values of the K terms that are added. Results are the same
+/// to the bit on every run.
+///
+/// # Edges
+/// Those of [`CrossEntropy`]. Where a logit is not finite, so may be every gradient of its row: an infinity times
+/// 0 is NaN in a product, as in PyTorch. A gradient of 0 adds 0 where what it is multiplied by is finite.
+///
+/// Source: PyTorch's `torch.nn.functional.linear_cross_entropy`; gradients of blocks in forward from Hsu et al.,
+/// "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024.
+#[derive(Debug, Clone)]
+pub struct LinearCrossEntropy {
+    pub(crate) loss: CrossEntropy,
+    pub(crate) freeze_input: bool,
+    pub(crate) freeze_projection: bool,
+    pub(crate) freeze_bias: bool,
+    pub(crate) narrow_grad_projection: bool,
+    pub(crate) workspace_bytes: i64,
+}
+
+impl Default for LinearCrossEntropy {
+    fn default() -> Self {
+        LinearCrossEntropy::new(CrossEntropy::default())
+    }
+}
+
+/// Sizes of an op's arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LinearShape {
+    /// N: how many hidden states there are.
+    pub rows: usize,
+    /// D: how many numbers a hidden state has.
+    pub dims: usize,
+    /// V.
+    pub classes: usize,
+}
+
+impl LinearShape {
+    /// Of layouts that [`Op::outputs`] has passed.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they do not fit one another.
+    pub fn of(args: &Args<Layout>) -> Result<Self> {
+        let projection = args.required(Role::Projection, || "linear_cross_entropy".into())?;
+        let (input, projection) = (args.input().shape(), projection.shape());
+        let (rows, dims) = match input {
+            [rows @ .., dims] if *dims > 0 => (rows, *dims),
+            _ => {
+                return Err(Error::Shape {
+                    argument: Role::Input.name(),
+                    expected: "[..., D] with D at least 1".into(),
+                    actual: input.to_vec(),
+                });
+            }
+        };
+        match *projection {
+            [classes, projected] if classes > 0 && projected == dims => {
+                Ok(LinearShape { rows: rows.iter().product(), dims, classes })
+            }
+            _ => Err(Error::Shape {
+                argument: Role::Projection.name(),
+                expected: format!("[V, {dims}] with V at least 1, as the input is {input:?}"),
+                actual: projection.to_vec(),
+            }),
+        }
+    }
+}
+
+impl LinearShape {
+    /// The bytes of a row of logits and of a row of the projection, in f32 and whole vec4s.
+    fn padded_bytes(self) -> [u64; 2] {
+        [self.classes, self.dims].map(|n| (n as u64).div_ceil(4).saturating_mul(16))
+    }
+
+    /// The bytes of what one row needs at most: its logits, copies of it and of its gradient, and a copy of four rows of the
+    /// projection.
+    fn least_workspace(self) -> u64 {
+        let [logits, dims] = self.padded_bytes();
+        logits.saturating_add(dims.saturating_mul(6))
+    }
+}
+
+impl LinearCrossEntropy {
+    /// That of a [`CrossEntropy`], whose options it has.
+    pub fn new(loss: CrossEntropy) -> Self {
+        LinearCrossEntropy {
+            loss,
+            freeze_input: false,
+            freeze_projection: false,
+            freeze_bias: false,
+            narrow_grad_projection: false,
+            workspace_bytes: 256 << 20,
+        }
+    }
+
+    /// Whether backward passes leave out the gradient with respect to the input. Default: no.
+    pub fn freeze_input(mut self, freeze_input: bool) -> Self {
+        self.freeze_input = freeze_input;
+        self
+    }
+
+    /// Whether backward passes leave out the gradient with respect to the projection, which saves one of three
+    /// products. Default: no.
+    pub fn freeze_projection(mut self, freeze_projection: bool) -> Self {
+        self.freeze_projection = freeze_projection;
+        self
+    }
+
+    /// Whether backward passes leave out the gradient with respect to the bias. Default: no.
+    pub fn freeze_bias(mut self, freeze_bias: bool) -> Self {
+        self.freeze_bias = freeze_bias;
+        self
+    }
+
+    /// Whether the gradient with respect to the projection is stored as the projection is. It is summed
+    /// in f32 all the same, in a copy beyond the workspace, and cannot be added to another one. Default: no, it is f32.
+    pub fn narrow_grad_projection(mut self, narrow_grad_projection: bool) -> Self {
+        self.narrow_grad_projection = narrow_grad_projection;
+        self
+    }
+
+    /// The most bytes of memory for blocks of logits and of copies: at least one row's. More rows in a
+    /// block mean fewer passes over the projection and its gradient. Default: 256 MiB.
+    pub fn workspace_bytes(mut self, workspace_bytes: i64) -> Self {
+        self.workspace_bytes = workspace_bytes;
+        self
+    }
+
+    const OPTIONS: &'static [Opt<Self>] = &[
+        flag("freeze_input", "Backward leaves out the gradient of the input", |op| {
+            &mut op.freeze_input
+        }),
+        flag("freeze_projection", "Backward leaves out the gradient of the projection", |op| {
+            &mut op.freeze_projection
+        }),
+        flag("freeze_bias", "Backward leaves out the gradient of the bias", |op| {
+            &mut op.freeze_bias
+        }),
+        flag(
+            "narrow_grad_projection",
+            "The projection's gradient is stored as the projection is, not as f32",
+            |op| &mut op.narrow_grad_projection,
+        ),
+        integer(
+            "workspace_bytes",
+            "The most bytes of memory for blocks of logits",
+            &[256 << 20, 1 << 20, 64 << 20],
+            |op| &mut op.workspace_bytes,
+        ),
+    ];
+
+    /// Whether a pass gives the gradient of this role.
+    pub(crate) fn gives(&self, role: Role, pass: Pass, has_bias: bool) -> bool {
+        pass.has_grad()
+            && match role {
+                Role::Grad => !self.freeze_input,
+                Role::GradProjection => !self.freeze_projection,
+                Role::GradBias => has_bias && !self.freeze_bias,
+                _ => false,
+            }
+    }
+}
+
+impl PartialEq for LinearCrossEntropy {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for LinearCrossEntropy {}
+
+impl std::hash::Hash for LinearCrossEntropy {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl sealed::Sealed for LinearCrossEntropy {}
+
+impl Op for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn about(&self) -> &'static str {
+        "Softmax cross entropy of hidden states [..., D] times a projection [V, D], with classes"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind {
+            family: Family::LinearLoss,
+            input: Numbers::Any,
+            target: Some(Target::Classes),
+            weight: Some(Weight::Classes),
+            pos_weight: false,
+            fused_in_place: true,
+            grad_reads_input: true,
+            row_outputs: true,
+        }
+    }
+
+    fn options(&self) -> Vec<Info> {
+        let of_loss = options::infos(&self.loss, CrossEntropy::OPTIONS);
+        of_loss.into_iter().chain(options::infos(self, Self::OPTIONS)).collect()
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        if options::has(CrossEntropy::OPTIONS, name) {
+            return options::set(&mut self.loss, CrossEntropy::OPTIONS, name, value);
+        }
+        if options::has(Self::OPTIONS, name) {
+            return options::set(self, Self::OPTIONS, name, value);
+        }
+        let infos = self.options();
+        let names: Vec<_> = infos.iter().map(|info| info.name).collect();
+        Err(options::unknown(&names, name))
+    }
+
+    fn boxed(&self) -> Box<dyn Op> {
+        Box::new(self.clone())
+    }
+
+    fn key(&self) -> Key {
+        let mut key = options::key(self, Self::OPTIONS);
+        key.values.extend(options::values(&self.loss, CrossEntropy::OPTIONS));
+        key
+    }
+
+    fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
+        let describe = || format!("{}.{}", self.name(), pass.name());
+        self.loss.check_options()?;
+        options::check(self, Self::OPTIONS)?;
+        let has_bias = args.get(Role::Bias).is_some();
+        let mut known = vec![Role::Projection, Role::Bias, Role::Target, Role::Weight];
+        if pass.has_grad() {
+            known.push(Role::Upstream);
+        }
+        if pass == Pass::Backward {
+            known.push(Role::State);
+        }
+        let sums = [Role::GradProjection, Role::GradBias];
+        let added = |role: &Role| {
+            let is_wide = *role != Role::GradProjection || !self.narrow_grad_projection;
+            self.gives(*role, pass, has_bias) && is_wide
+        };
+        known.extend(sums.iter().filter(|role| added(role)));
+        expect_args(pass, args, &known, describe)?;
+        let all = [Role::Grad, Role::GradProjection, Role::GradBias];
+        if pass.has_grad() && !all.into_iter().any(|role| self.gives(role, pass, has_bias)) {
+            return Err(Error::Value {
+                argument: "freeze_input",
+                expected: "a gradient that is not frozen".into(),
+                actual: "none".into(),
+            });
+        }
+        if args.in_place && self.freeze_input {
+            return Err(Error::Unexpected { argument: "in_place", op: describe() });
+        }
+
+        let input = args.input();
+        expect_dtype(Role::Input, input, &FLOATS)?;
+        let projection = args.required(Role::Projection, describe)?;
+        expect_dtype(Role::Projection, projection, &[input.dtype()])?;
+        let shape = LinearShape::of(args)?;
+        let LinearShape { rows: count, classes, .. } = shape;
+        if !input.is_contiguous() && input.shape().len() != 2 {
+            return Err(Error::Value {
+                argument: Role::Input.name(),
+                expected: "a row stride only of hidden states [N, D]".into(),
+                actual: input.to_string(),
+            });
+        }
+        let rows = &input.shape()[..input.shape().len() - 1];
+        let target = args.required(Role::Target, describe)?;
+        expect_dtype(Role::Target, target, &[DType::I32, DType::I64])?;
+        expect_shape(Role::Target, target, rows)?;
+        for role in [Role::Bias, Role::Weight, Role::GradBias] {
+            if let Some(layout) = args.get(role) {
+                expect_dtype(role, layout, &[DType::F32])?;
+                expect_shape(role, layout, &[classes])?;
+            }
+        }
+        if let Some(layout) = args.get(Role::GradProjection) {
+            expect_dtype(Role::GradProjection, layout, &[DType::F32])?;
+            expect_shape(Role::GradProjection, layout, projection.shape())?;
+        }
+        expect_upstream(args, self.loss.reduction, rows, DType::F32)?;
+        let state = Layout::new(&[count, 4], DType::F32);
+        if let Some(given) = args.get(Role::State) {
+            expect_dtype(Role::State, given, &[DType::F32])?;
+            expect_shape(Role::State, given, state.shape())?;
+        }
+        self.expect_workspace(shape)?;
+
+        let given = |role, layout: Layout| {
+            // a sum lies where what it is added to does
+            let layout = args.get(role).cloned().unwrap_or(layout);
+            self.gives(role, pass, has_bias).then_some(layout)
+        };
+        let stored = if self.narrow_grad_projection { projection.dtype() } else { DType::F32 };
+        let loss = pass.has_loss().then(|| loss_layout(self.loss.reduction, rows));
+        let state = (pass.has_loss() && self.loss.keep_state).then_some(state);
+        let row_outputs = self.loss.rows(pass, true);
+        let row_outputs = row_outputs.map(|(role, dtype)| (role, Layout::new(rows, dtype)));
+        Ok(row_outputs
+            .collect::<Output<_>>()
+            .with_some(Role::Loss, loss)
+            .with_some(Role::Grad, grad_layout(pass, args).filter(|_| !self.freeze_input))
+            .with_some(
+                Role::GradProjection,
+                given(Role::GradProjection, Layout::new(projection.shape(), stored)),
+            )
+            .with_some(Role::GradBias, given(Role::GradBias, Layout::new(&[classes], DType::F32)))
+            .with_some(Role::State, state))
+    }
+
+    fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
+        let classes = LinearShape::of(&args.layouts())?.classes;
+        expect_class_values_of(classes, args, self.loss.ignore_index)
+    }
+
+    fn program(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        profile: &DeviceProfile,
+    ) -> Result<Program> {
+        let mut program = Program::new(&profile.limits);
+        Linear::of(self, pass, args, outputs, profile)?.push(&mut program, profile)?;
+        Ok(program)
+    }
+
+    fn promise(&self, role: Role) -> Tolerance {
+        self.loss.promise(role)
+    }
+
+    fn reference(&self, pass: Pass, args: &Args<Array<'_>>) -> Output<Values> {
+        reference::linear_cross_entropy(self, pass, args)
+    }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, args: &Args<Array<'_>>, output: &mut Output<Array<'static>>) -> Result<()> {
+        crate::cpu::linear_cross_entropy(self, args, output)
+    }
+}
+
+impl LinearCrossEntropy {
+    /// Refuses a workspace that does not hold one row.
+    fn expect_workspace(&self, shape: LinearShape) -> Result<()> {
+        let least = shape.least_workspace();
+        if u64::try_from(self.workspace_bytes).is_ok_and(|bytes| bytes >= least) {
+            return Ok(());
+        }
+        Err(Error::Value {
+            argument: "workspace_bytes",
+            expected: format!("at least {least}, for one row of {} classes", shape.classes),
+            actual: self.workspace_bytes.to_string(),
+        })
+    }
+}
+
+/// The matrices of a call, and the blocks in which it works on them.
+struct Linear<'a> {
+    op: &'a LinearCrossEntropy,
+    pass: Pass,
+    shape: LinearShape,
+    input: Matrix,
+    projection: Matrix,
+    bias: Option<View>,
+    grad: Option<Matrix>,
+    grad_projection: Option<Matrix>,
+    grad_bias: Option<View>,
+    /// Whether the last two are added to what is there.
+    adds: [bool; 2],
+    /// What the rows' losses need beside the logits.
+    per_row: RowOperands,
+    /// The most rows of a block, and the most classes of one dispatch.
+    block_rows: u64,
+    chunk_classes: u64,
+}
+
+/// Memory for one block after the other.
+struct Workspace {
+    logits: Matrix,
+    input: Option<Matrix>,
+    projection: Option<Matrix>,
+    grad: Option<Matrix>,
+    grad_projection: Option<Matrix>,
+}
+
+impl<'a> Linear<'a> {
+    fn of(
+        op: &'a LinearCrossEntropy,
+        pass: Pass,
+        args: &Args<Layout>,
+        outputs: &Output<Layout>,
+        profile: &DeviceProfile,
+    ) -> Result<Self> {
+        let shape = LinearShape::of(args)?;
+        let [rows, dims, classes] = [shape.rows, shape.dims, shape.classes].map(|n| n as u64);
+        let argument = |role| args.required(role, || op.name().into());
+        let result = |role| outputs.get(role).map(|layout| View::of(role, layout));
+        let target = View::of(Role::Target, argument(Role::Target)?);
+        let mut per_row = RowOperands::of(args, outputs, RowTarget::Classes(target));
+        per_row.row_outputs = op.loss.row_output_views(pass, outputs);
+        let mut linear = Linear {
+            op,
+            pass,
+            shape,
+            input: Matrix::of(View::of(Role::Input, args.input()), rows, dims),
+            projection: Matrix::of(
+                View::of(Role::Projection, argument(Role::Projection)?),
+                classes,
+                dims,
+            ),
+            bias: args.get(Role::Bias).map(|layout| View::of(Role::Bias, layout)),
+            grad: grad_view(args, outputs).map(|view| Matrix::of(view, rows, dims)),
+            grad_projection: result(Role::GradProjection)
+                .map(|view| Matrix::of(view, classes, dims)),
+            grad_bias: result(Role::GradBias),
+            adds: [Role::GradProjection, Role::GradBias].map(|role| args.get(role).is_some()),
+            per_row,
+            block_rows: 1,
+            chunk_classes: 4,
+        };
+        linear.fit(profile);
+        Ok(linear)
+    }
+
+    /// Chooses blocks that the workspace and bindings hold.
+    ///
+    /// Every block reads the projection, and reads and writes its gradient, so a block has as many rows as there is room
+    /// for, up to some thousands, where that costs little beside the products.
+    fn fit(&mut self, profile: &DeviceProfile) {
+        const MOST_ROWS: u64 = 4096;
+        // of one dispatch, so that a slow device answers in between
+        const MULTIPLICATIONS: u64 = 1 << 37;
+        let workspace = self.op.workspace_bytes as u64;
+        let binding = profile.limits.chunk_bytes();
+        let launch = profile.for_products();
+        let [logits, dims] = self.shape.padded_bytes();
+        let copies = u64::from(!self.input.is_wide()) + u64::from(self.narrows_grad());
+        let per_row = logits + copies * dims;
+
+        // the projection's rows and those of its gradient, in f32 or as they are stored
+        let stored = self.projection.stride * self.projection.dtype().size() as u64;
+        let mut bytes = launch.max_projection_bytes.min(binding * dims / stored.max(dims));
+        if !self.projection.is_wide() {
+            bytes = bytes.min(workspace / 4).min(workspace.saturating_sub(per_row));
+        }
+        let classes = self.shape.classes as u64;
+        let of_classes = |bytes: u64| (bytes / dims).min(classes);
+        let copied =
+            if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), 64, 4) * dims };
+        let rows = (workspace.saturating_sub(copied) / per_row).min(binding / logits);
+        let rows = rounded(rows.min(MOST_ROWS), launch.rows.into(), 1);
+        // blocks of about one size
+        let all = (self.shape.rows as u64).max(1);
+        let blocks = all.div_ceil(rows);
+        self.block_rows = all.div_ceil(blocks).next_multiple_of(launch.rows.into()).min(rows);
+        let by_time = MULTIPLICATIONS / (self.block_rows * self.shape.dims as u64).max(1);
+        self.chunk_classes = rounded(of_classes(bytes).min(by_time), 64, 4);
+    }
+
+    /// Whether the input's gradient is summed in f32 before it is stored.
+    fn narrows_grad(&self) -> bool {
+        self.grad.as_ref().is_some_and(|grad| grad.dtype() != DType::F32)
+    }
+
+    fn push(&self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
+        let rows = self.shape.rows as u64;
+        let workspace = self.workspace(program);
+        let loss = self.rows_of(&workspace.logits);
+        let mut results = loss.begin(self.shape.classes, rows, program, profile)?;
+        let mut blocks: Vec<_> = chunks(rows, self.block_rows).collect();
+        if blocks.is_empty() {
+            // gradients of nothing are zeros, which are to be written too
+            blocks.push([0, 0]);
+        }
+        for block in blocks {
+            let [first, count] = block;
+            let logits = workspace.logits.rows([0, count]);
+            let mut input = self.input.rows(block);
+            if let Some(wide) = &workspace.input {
+                let wide = wide.rows([0, count]);
+                if count > 0 {
+                    program.widen(&input, &wide)?;
+                }
+                input = wide;
+            }
+            if count > 0 {
+                for chunk in self.classes() {
+                    let projection = self.some_projection(chunk, &workspace, program)?;
+                    let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
+                    let operands = [&input, &projection, &logits.columns(chunk)];
+                    program.product(profile, Form::Nt, operands, bias, false)?;
+                }
+                self.rows_of(&logits).push_rows(first, &mut results, program, profile)?;
+            }
+            if self.pass.has_grad() {
+                self.gradients(block, [&logits, &input], &workspace, program, profile)?;
+            }
+        }
+        if let (Some(wide), Some(grad)) = (&workspace.grad_projection, &self.grad_projection) {
+            for chunk in self.classes() {
+                program.narrow(&wide.rows(chunk), &grad.rows(chunk))?;
+            }
+        }
+        loss.finish(rows, results, program, profile)
+    }
+
+    /// The gradients of a block, from that of its logits.
+    fn gradients(
+        &self,
+        block: [u64; 2],
+        [logits, input]: [&Matrix; 2],
+        workspace: &Workspace,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let [first, count] = block;
+        // the input's gradient comes last, since it may be written over the input
+        for chunk in self.classes() {
+            let of_logits = logits.columns(chunk);
+            let [adds_projection, adds_bias] = self.adds.map(|adds| adds || first > 0);
+            let sums = workspace.grad_projection.as_ref().or(self.grad_projection.as_ref());
+            if let Some(sums) = sums {
+                let operands = [&of_logits, input, &sums.rows(chunk)];
+                program.product(profile, Form::Tn, operands, None, adds_projection)?;
+            }
+            if let Some(sums) = &self.grad_bias {
+                program.column_sums(&of_logits, sums, chunk[0], adds_bias)?;
+            }
+        }
+        let Some(grad) = &self.grad else { return Ok(()) };
+        if count == 0 {
+            return Ok(());
+        }
+        let wide = workspace.grad.as_ref().map(|wide| wide.rows([0, count]));
+        for chunk in self.classes() {
+            let projection = self.some_projection(chunk, workspace, program)?;
+            let sums = wide.clone().unwrap_or_else(|| grad.rows(block));
+            let operands = [&logits.columns(chunk), &projection, &sums];
+            program.product(profile, Form::Nn, operands, None, chunk[0] > 0)?;
+        }
+        match &wide {
+            Some(wide) => program.narrow(wide, &grad.rows(block)),
+            None => Ok(()),
+        }
+    }
+
+    /// The classes of each dispatch: first and count.
+    fn classes(&self) -> impl Iterator<Item = [u64; 2]> + use<> {
+        chunks(self.shape.classes as u64, self.chunk_classes)
+    }
+
+    /// The projection's rows of some classes, as products read them.
+    fn some_projection(
+        &self,
+        chunk: [u64; 2],
+        workspace: &Workspace,
+        program: &mut Program,
+    ) -> Result<Matrix> {
+        let rows = self.projection.rows(chunk);
+        let Some(wide) = &workspace.projection else { return Ok(rows) };
+        let wide = wide.rows([0, chunk[1]]);
+        program.widen(&rows, &wide)?;
+        Ok(wide)
+    }
+
+    fn workspace(&self, program: &mut Program) -> Workspace {
+        let LinearShape { dims, classes, .. } = self.shape;
+        let mut matrix = |rows: u64, columns: usize| {
+            let stride = columns.next_multiple_of(4) as u64;
+            let view = program.scratch_f32(rows * stride);
+            Matrix { view, first: 0, stride, rows, columns: columns as u64 }
+        };
+        let is_narrow = |grad: &&Matrix| grad.dtype() != DType::F32;
+        Workspace {
+            logits: matrix(self.block_rows, classes),
+            input: (!self.input.is_wide()).then(|| matrix(self.block_rows, dims)),
+            projection: (!self.projection.is_wide()).then(|| matrix(self.chunk_classes, dims)),
+            grad: self.narrows_grad().then(|| matrix(self.block_rows, dims)),
+            grad_projection: self
+                .grad_projection
+                .as_ref()
+                .filter(is_narrow)
+                .map(|_| matrix(classes as u64, dims)),
+        }
+    }
+
+    /// The losses of a block's rows, and their gradient over the logits.
+    fn rows_of(&self, logits: &Matrix) -> RowLoss {
+        let shape = [logits.rows as usize, logits.columns as usize];
+        let layout = Layout::new(&shape, DType::F32).with_row_stride(logits.stride as usize);
+        let logits = View { slot: logits.view.slot, layout };
+        let grad = self.pass.has_grad().then(|| logits.clone());
+        let operands = RowOperands { input: logits, grad, ..self.per_row.clone() };
+        self.op.loss.row_loss(self.pass, operands)
+    }
+}
+
+/// The largest multiple of `step` up to a count, or, below that, of `least`; at least that.
+fn rounded(count: u64, step: u64, least: u64) -> u64 {
+    let step = if count >= step { step } else { least };
+    (count / step * step).max(least)
+}

@@ -1,0 +1,243 @@
+//! Linear cross entropy on the device: bits, memory, gradients added up over micro-batches.
+
+use wgloss::{
+    Args, Array, CrossEntropy, DType, Gpu, GpuOptions, LinearCrossEntropy, Op, Output, Pass,
+    Reduction, Role, Tensor, reference,
+};
+use wgloss_testing::call::read;
+use wgloss_testing::devices::{gpu, open};
+use wgloss_testing::random::Random;
+
+/// Arguments of so many rows, numbers and classes, between -1 and 1.
+struct Drawn {
+    input: Vec<f32>,
+    projection: Vec<f32>,
+    bias: Vec<f32>,
+    target: Vec<i32>,
+    sizes: [usize; 3],
+}
+
+impl Drawn {
+    fn new(seed: u64, sizes: [usize; 3]) -> Self {
+        let [rows, dims, classes] = sizes;
+        let mut random = Random::new(seed);
+        let mut numbers = |count| random.uniforms(count, -1.0, 1.0);
+        let (input, projection) = (numbers(rows * dims), numbers(classes * dims));
+        let bias = numbers(classes);
+        let target = (0..rows).map(|row| (row * 7919 % classes) as i32).collect();
+        Drawn { input, projection, bias, target, sizes }
+    }
+
+    fn args(&self) -> Args<Array<'_>> {
+        let [rows, dims, classes] = self.sizes;
+        Args::new(Array::new(&self.input, &[rows, dims]).unwrap())
+            .projection(Array::new(&self.projection, &[classes, dims]).unwrap())
+            .bias(Array::from(&self.bias))
+            .target(Array::from(&self.target))
+    }
+}
+
+fn bits(output: &Output<Array<'static>>) -> Vec<(Role, Vec<u8>)> {
+    output.iter().map(|(role, array)| (role, array.data().bytes().to_vec())).collect()
+}
+
+fn run(gpu: &Gpu, op: &dyn Op, args: &Args<Array<'_>>) -> Output<Array<'static>> {
+    gpu.block_on(gpu.forward_backward(op, args)).unwrap()
+}
+
+#[test]
+fn bits_are_the_same_on_every_run_in_blocks_of_any_size() {
+    let Some(gpu) = &gpu() else { return };
+    let drawn = Drawn::new(1, [300, 37, 150]);
+    let whole = LinearCrossEntropy::new(CrossEntropy::default().row_outputs(true));
+    let want = bits(&run(gpu, &whole, &drawn.args()));
+    for _ in 0..20 {
+        assert!(bits(&run(gpu, &whole, &drawn.args())) == want);
+    }
+    // blocks of 32 rows: fewer would be split among teams, which add them up otherwise
+    for bytes in [40 << 10, 100 << 10] {
+        let blocks = whole.clone().workspace_bytes(bytes);
+        for (got, want) in bits(&run(gpu, &blocks, &drawn.args())).iter().zip(&want) {
+            // the losses of blocks are added up apart
+            assert!(got == want || got.0 == Role::Loss, "{} in {bytes} bytes", got.0);
+        }
+    }
+}
+
+#[test]
+fn bits_are_the_same_wherever_in_the_queue() {
+    let Some(gpu) = &gpu() else { return };
+    let op = LinearCrossEntropy::default();
+    let batches: Vec<_> = (0..6).map(|seed| Drawn::new(seed, [40, 16, 70])).collect();
+    let alone: Vec<_> = batches.iter().map(|batch| bits(&run(gpu, &op, &batch.args()))).collect();
+    // all of them on their way at once, in either order
+    for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]] {
+        let calls = order.map(|i| {
+            let args = gpu.block_on(gpu.upload_args(&batches[i].args())).unwrap();
+            (i, gpu.block_on(gpu.forward_backward(&op, &args)).unwrap())
+        });
+        for (i, output) in calls {
+            assert!(bits(&read(gpu, &output)) == alone[i], "batch {i}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_holds_its_workspace_and_no_logits() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let [rows, dims, classes] = [4096, 16, 1000];
+    let drawn = Drawn::new(2, [rows, dims, classes]);
+    let workspace = 1 << 20;
+    let op = LinearCrossEntropy::default().workspace_bytes(workspace);
+    let memory = || gpu.device().get_internal_counters().hal.buffer_memory.read();
+    let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
+    gpu.trim();
+    let before = memory();
+    let plan = gpu.block_on(gpu.plan(&op, Pass::ForwardBackward, &args.layouts())).unwrap();
+    let stated = plan.workspace_bytes();
+    // losses of rows, partial sums and parameters come to the blocks
+    let others = 4 * rows as u64 + (64 << 10);
+    assert!(stated <= workspace as u64 + others, "{stated} bytes");
+    assert!((memory() - before) as u64 <= stated + (64 << 10), "{} bytes", memory() - before);
+    // all logits would be 16 MB
+    let results = gpu.block_on(plan.allocate()).unwrap();
+    plan.bind(&args, &results).unwrap();
+    let results: u64 = results.iter().map(|(_, tensor)| tensor.layout().bytes()).sum();
+    let held = (memory() - before) as u64;
+    assert!(held <= workspace as u64 + others + results + (64 << 10), "{held} bytes");
+}
+
+#[test]
+fn gradients_of_micro_batches_are_added_where_they_are() {
+    let Some(gpu) = &gpu() else { return };
+    let drawn = Drawn::new(3, [60, 9, 21]);
+    let [_, dims, classes] = drawn.sizes;
+    let op = LinearCrossEntropy::new(CrossEntropy::default().reduction(Reduction::Sum));
+    let whole = run(gpu, &op, &drawn.args());
+    let upload = |array: &Array<'_>| gpu.block_on(gpu.upload(array)).unwrap();
+    let zeros = |shape: &[usize]| {
+        let count = shape.iter().product();
+        upload(&Array::from_vec(vec![0.0_f32; count], shape).unwrap())
+    };
+    let (grad_projection, grad_bias) = (zeros(&[classes, dims]), zeros(&[classes]));
+    for part in [0..32, 32..60] {
+        let input = &drawn.input[part.start * dims..part.end * dims];
+        let args = Args::new(upload(&Array::new(input, &[part.len(), dims]).unwrap()))
+            .projection(upload(drawn.args().get(Role::Projection).unwrap()))
+            .bias(upload(drawn.args().get(Role::Bias).unwrap()))
+            .target(upload(&Array::from(&drawn.target[part])))
+            .grad_projection(grad_projection.clone())
+            .grad_bias(grad_bias.clone());
+        let out = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
+        assert_eq!(out.grad_projection().unwrap(), &grad_projection);
+        assert_eq!(out.grad_bias().unwrap(), &grad_bias);
+    }
+    let values = |tensor: &Tensor| gpu.block_on(gpu.read(tensor)).unwrap().to_f32();
+    // sums go on from what is there, term by term
+    assert_eq!(values(&grad_projection), whole.grad_projection().unwrap().to_f32());
+    assert_eq!(values(&grad_bias), whole.grad_bias().unwrap().to_f32());
+}
+
+#[test]
+fn a_sum_lies_where_what_it_is_added_to_does() {
+    let Some(gpu) = &gpu() else { return };
+    let drawn = Drawn::new(4, [3, 4, 5]);
+    let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
+    let zeros = Array::from_vec(vec![0.0_f32; 20], &[5, 4]).unwrap();
+    let upload = || gpu.block_on(gpu.upload(&zeros)).unwrap();
+    let args = args.grad_projection(upload());
+    let op = LinearCrossEntropy::default().freeze_input(true).freeze_bias(true);
+    let plan = gpu.block_on(gpu.plan(&op, Pass::Backward, &args.layouts())).unwrap();
+    let elsewhere = Output::default().with_status(gpu.block_on(gpu.status()).unwrap());
+    assert!(plan.bind(&args, &elsewhere).is_ok());
+    let error = plan.bind(&args, &elsewhere.with(Role::GradProjection, upload())).unwrap_err();
+    let text = "grad_projection: expected the argument that it is added to, got another tensor";
+    assert_eq!(error.to_string(), text);
+}
+
+/// More rows than dispatches have workgroups, and than f32 counts in steps of 1/16.
+#[test]
+fn a_million_rows() {
+    let Some(gpu) = &gpu() else { return };
+    let [rows, dims, classes] = [1 << 20, 4, 9];
+    let drawn = Drawn::new(5, [rows, dims, classes]);
+    let op = LinearCrossEntropy::default().freeze_input(true).workspace_bytes(4 << 20);
+    let out = run(gpu, &op, &drawn.args());
+    // straight from the definition, since the reference keeps all logits
+    let (mut loss, mut grad_bias) = (0.0, vec![0.0; classes]);
+    let mut logits = vec![0.0; classes];
+    for (input, &target) in drawn.input.chunks(dims).zip(&drawn.target) {
+        let projected = drawn.projection.chunks(dims).zip(&drawn.bias);
+        for (logit, (weights, &bias)) in logits.iter_mut().zip(projected) {
+            let terms = input.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            *logit = f64::from(bias) + terms.sum::<f64>();
+        }
+        let denominator: f64 = logits.iter().map(|z| z.exp()).sum();
+        loss += (denominator.ln() - logits[target as usize]) / rows as f64;
+        for (class, (grad, z)) in grad_bias.iter_mut().zip(&logits).enumerate() {
+            let hit = f64::from(u8::from(class == target as usize));
+            *grad += (z.exp() / denominator - hit) / rows as f64;
+        }
+    }
+    let got = f64::from(out.loss().unwrap().item().unwrap());
+    assert!((got - loss).abs() <= 4e-6 * loss, "{got}, {loss}");
+    for (got, want) in out.grad_bias().unwrap().to_f32().into_iter().zip(grad_bias) {
+        // a million roundings, of which most cancel
+        assert!((f64::from(got) - want).abs() <= 1e-5, "{got}, {want}");
+    }
+}
+
+/// The head of a large language model: its logits would be 2.1 GB. Minutes on a software device.
+#[test]
+#[ignore = "takes minutes"]
+fn a_vocabulary_of_128256_in_64_mib() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let sizes = [4096, 256, 128_256];
+    let drawn = Drawn::new(6, sizes);
+    let op = LinearCrossEntropy::default().workspace_bytes(64 << 20);
+    let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
+    gpu.trim();
+    let plan = gpu.block_on(gpu.plan(&op, Pass::ForwardBackward, &args.layouts())).unwrap();
+    assert!(plan.workspace_bytes() <= 65 << 20, "{}", plan.workspace_bytes());
+    let start = std::time::Instant::now();
+    let out = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
+    let loss = gpu.block_on(gpu.read(out.loss().unwrap())).unwrap().item().unwrap();
+    let memory = gpu.device().get_internal_counters().hal.buffer_memory.read();
+    let others: u64 =
+        args.iter().chain(out.iter()).map(|(_, tensor)| tensor.layout().bytes()).sum();
+    println!(
+        "{:.1?}, {memory} bytes of buffers, {others} of arguments and results",
+        start.elapsed()
+    );
+    // a loss near ln V for numbers without a meaning, and the very loss of a few rows
+    assert!((11.0..50.0).contains(&loss), "{loss}");
+    assert!(memory as u64 <= others + (70 << 20), "{memory} bytes");
+    let few = Drawn {
+        target: drawn.target[..2].to_vec(),
+        input: drawn.input[..512].to_vec(),
+        sizes: [2, 256, 128_256],
+        ..drawn
+    };
+    let few_out = run(&gpu, &op, &few.args());
+    let want = reference::run(&op, Pass::Forward, &few.args()).unwrap();
+    let (got, want) = (few_out.loss().unwrap().item().unwrap(), want.loss().unwrap().values[0]);
+    assert!((f64::from(got) - want).abs() <= 1e-5 * want, "{got}, {want}");
+}
+
+#[test]
+fn bindings_are_never_larger_than_a_device_takes() {
+    let profile = wgloss_testing::kernels::devices().remove(0);
+    let layout = |shape: &[usize]| wgloss::Layout::new(shape, DType::Bf16);
+    // 1.05 GB of projection, in bindings of 128 MiB
+    let args = Args::new(layout(&[8192, 4096]))
+        .projection(layout(&[128_256, 4096]))
+        .target(wgloss::Layout::new(&[8192], DType::I32));
+    let op = LinearCrossEntropy::default();
+    let outputs = op.outputs(Pass::ForwardBackward, &args).unwrap();
+    let program =
+        wgloss::internals::program(&op, Pass::ForwardBackward, &args, &outputs, &profile).unwrap();
+    let largest = program.steps().flat_map(|step| &step.bindings).map(|b| b.bytes).max();
+    assert!(largest.unwrap() <= profile.limits.max_binding);
+    let workspace: u64 = program.scratch_layouts().iter().map(|layout| layout.bytes()).sum();
+    assert!(workspace <= (256 << 20) + (1 << 20), "{workspace}");
+}
