@@ -124,8 +124,9 @@ pub struct RowOutputs<const D: usize> {
     pub entropy: Tensor<D>,
 }
 
-/// A loss, with its gradient in a graph where the input is in one. Its storage type is f32, whatever
-/// that of the input; the gradient has the input's.
+/// A loss, with its gradient in a graph where the input is in one, or the projection or bias of
+/// [`LinearCrossEntropy`](wgloss::LinearCrossEntropy). Its storage type is f32, whatever that of the input; a
+/// gradient has that of its tensor.
 ///
 /// A mean or a sum has shape `[1]`, as burn's have. Without a reduction the result has the shape of class
 /// targets, or that of the input.

@@ -4,9 +4,13 @@
 use burn::nn::loss as burns;
 use burn::tensor::{DType, Device, Int, Tensor};
 use wgloss::{CrossEntropy, LinearCrossEntropy, Op, Reduction};
-use wgloss_burn::{Args, CrossEntropyLossConfig, Error, LinearCrossEntropyLossConfig, check, loss};
+use wgloss_burn::{
+    Args, CrossEntropyLossConfig, Error, LinearCrossEntropyLossConfig, check, loss, share,
+};
 
-use crate::common::{autodiff, classes, device, distance, expect_close, integers, normal, values};
+use crate::common::{
+    another, autodiff, classes, device, distance, expect_close, integers, normal, values,
+};
 
 const ROWS: usize = 37;
 const DIMS: usize = 19;
@@ -326,6 +330,38 @@ fn edges() {
     check(&self::device()).unwrap();
 }
 
+/// A step stores no logits, and no gradient of a head that is not trained: of the two larger things here,
+/// one is there where it is asked for.
+#[test]
+fn a_step_takes_the_memory_of_its_gradients() {
+    // other tests allocate too
+    let (device, setup) = another();
+    share(&device, &setup).unwrap();
+    let device = device.autodiff();
+    let (rows, dims, classes) = (256, 32, 16_384);
+    let y = self::classes([rows], classes, &device);
+    let x = normal([rows, dims], &device).require_grad();
+    let w = normal([classes, dims], &device);
+    let size = (classes * dims * 4) as u64;
+    let module = LinearCrossEntropyLossConfig::new().with_workspace_bytes(1 << 20).init(&device);
+    let grown_by = |w: &Tensor<2>| {
+        device.sync().unwrap();
+        device.memory_cleanup();
+        let before = device.memory_pool_usage().unwrap().bytes_reserved;
+        let grads = module.forward(x.clone(), w.clone(), None, y.clone()).backward();
+        let grads = (x.grad(&grads).unwrap(), w.grad(&grads));
+        device.sync().unwrap();
+        let after = device.memory_pool_usage().unwrap().bytes_reserved;
+        drop(grads);
+        after - before
+    };
+    let frozen = grown_by(&w);
+    assert!(frozen < size, "{frozen}, of a projection of {size}");
+    let trained = grown_by(&w.require_grad());
+    // logits are 8 times that
+    assert!((size..4 * size).contains(&trained), "{trained}, of a projection of {size}");
+}
+
 #[test]
 fn what_is_refused_is_refused_at_the_call() {
     let device = device();
@@ -345,7 +381,7 @@ fn what_is_refused_is_refused_at_the_call() {
         "{}",
         refused(narrow)
     );
-    let short = args().projection(w.clone()).bias(b.clone().slice([0..CLASSES - 1]));
+    let short = args().projection(w.clone()).bias(b.clone().narrow(0, 0, CLASSES - 1));
     assert!(refused(short.clone()).starts_with("bias: expected shape"), "{}", refused(short));
     // a tracked weight of classes is as for other losses
     let tracked = Tensor::<1>::ones([CLASSES], &autodiff()).require_grad();
