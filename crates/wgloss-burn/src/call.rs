@@ -83,9 +83,14 @@ impl Args {
     }
 
     /// What is added to each row of logits: `[V]`, with a gradient of its own where it is in a graph. f32; one of
-    /// f16 is converted.
+    /// f16, or of bf16 where burn has that, is converted.
     pub fn bias(mut self, bias: Tensor<1>) -> Self {
-        let bias = if bias.dtype() == DType::F16 { bias.cast(DType::F32) } else { bias };
+        let bias = match bias.dtype() {
+            DType::F16 | DType::BF16 if bias.device().supports_dtype(bias.dtype()) => {
+                bias.cast(DType::F32)
+            }
+            _ => bias,
+        };
         self.bias = Some(bias.into_dispatch());
         self
     }

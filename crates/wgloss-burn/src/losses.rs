@@ -229,8 +229,8 @@ impl LinearCrossEntropyLossConfig {
 /// Softmax cross entropy of the logits `hidden projection^T + bias`, which are never stored, with gradients of all
 /// three: [`wgloss::LinearCrossEntropy`]. It is the loss of language models.
 ///
-/// Hidden states are `[..., D]`, the projection is `[V, D]` of their storage type, the bias `[V]`. A projection or
-/// bias without a gradient, such as that of a head that is not trained, saves the work for it. burn's
+/// Hidden states are `[..., D]`, the projection is `[V, D]` of their storage type, the bias is `[V]` of f32 or f16. A
+/// projection or bias without a gradient, such as that of a head that is not trained, saves the work for it. burn's
 /// [`Linear`](burn::nn::Linear) keeps its weight as `[D, V]`: hand over `weight.val().transpose()`, which burn copies
 /// at every call (V x D numbers), or keep the head as `[V, D]`, as an embedding has it.
 ///
