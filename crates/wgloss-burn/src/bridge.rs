@@ -41,6 +41,12 @@ pub struct Others<B: Backend> {
     /// The weights of positive terms.
     #[extension_type]
     pub pos_weight: Slot<B>,
+    /// What the input is multiplied by.
+    #[extension_type]
+    pub projection: Slot<B>,
+    /// What is added to that product.
+    #[extension_type]
+    pub bias: Slot<B>,
 }
 
 /// What forward gives.
@@ -66,6 +72,21 @@ pub struct Results<B: Backend> {
     pub entropy: Slot<B>,
 }
 
+/// What backward gives: each where there is such a tensor and its gradient is not frozen.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct Grads<B: Backend> {
+    /// That of the input.
+    #[extension_type]
+    pub input: Slot<B>,
+    /// That of the projection.
+    #[extension_type]
+    pub projection: Slot<B>,
+    /// That of the bias.
+    #[extension_type]
+    pub bias: Slot<B>,
+}
+
 /// What fusion has to know of results before they are computed.
 #[cfg(feature = "fusion")]
 #[expect(clippy::borrowed_box, reason = "burn's macro calls it with references to the arguments")]
@@ -74,6 +95,44 @@ pub fn forward_specs(
     others: &OthersMetadata,
     op: &Box<dyn Op>,
 ) -> ResultsMetadata {
+    let args = layouts_of_specs(input, others);
+    let outputs = op.outputs(Pass::Forward, &args).expect("arguments that the call has checked");
+    let slot = |role| slot_spec(&outputs, role);
+    ResultsMetadata {
+        value: spec_of(value_of(&outputs).expect("losses have a loss, maps an output")),
+        state: slot(Role::State),
+        logsumexp: slot(Role::LogSumExp),
+        argmax: slot(Role::Argmax),
+        correct: slot(Role::Correct),
+        entropy: slot(Role::Entropy),
+    }
+}
+
+/// As [`forward_specs`], of gradients.
+#[cfg(feature = "fusion")]
+#[expect(clippy::borrowed_box, reason = "burn's macro calls it with references to the arguments")]
+pub fn backward_specs(
+    input: &TensorSpec,
+    others: &OthersMetadata,
+    _state: &SlotMetadata,
+    upstream: &TensorSpec,
+    op: &Box<dyn Op>,
+) -> GradsMetadata {
+    let args = layouts_of_specs(input, others);
+    let forward = op.outputs(Pass::Forward, &args).expect("arguments that the call has checked");
+    let dtype = storage(upstream_dtype(&**op, &forward, input.dtype)).expect("a float");
+    // burn has one value as shape [1], whose layout kernels take for []
+    let args = args.upstream(Layout::new(&upstream.shape, dtype));
+    let outputs = op.outputs(Pass::Backward, &args).expect("arguments that the call has checked");
+    GradsMetadata {
+        input: slot_spec(&outputs, Role::Grad),
+        projection: slot_spec(&outputs, Role::GradProjection),
+        bias: slot_spec(&outputs, Role::GradBias),
+    }
+}
+
+#[cfg(feature = "fusion")]
+fn layouts_of_specs(input: &TensorSpec, others: &OthersMetadata) -> Args<Layout> {
     let layout = |spec: &TensorSpec| {
         let dtype = storage(spec.dtype).expect("storage types that the call has checked");
         Layout::new(&spec.shape, dtype)
@@ -83,25 +142,27 @@ pub fn forward_specs(
         (&others.target, Args::target as fn(Args<Layout>, Layout) -> Args<Layout>),
         (&others.weight, Args::weight),
         (&others.pos_weight, Args::pos_weight),
+        (&others.projection, Args::projection),
+        (&others.bias, Args::bias),
     ] {
         if let SlotMetadata::Float(spec) | SlotMetadata::Int(spec) = slot {
             args = set(args, layout(spec));
         }
     }
-    let outputs = op.outputs(Pass::Forward, &args).expect("arguments that the call has checked");
-    let spec = |layout: &Layout| TensorSpec::new(burn_shape(layout), burn_dtype(layout));
-    let slot = |role| match outputs.get(role) {
+    args
+}
+
+#[cfg(feature = "fusion")]
+fn spec_of(layout: &Layout) -> TensorSpec {
+    TensorSpec::new(burn_shape(layout), burn_dtype(layout))
+}
+
+#[cfg(feature = "fusion")]
+fn slot_spec(outputs: &Output<Layout>, role: Role) -> SlotMetadata {
+    match outputs.get(role) {
         None => SlotMetadata::Empty,
-        Some(layout) if layout.dtype() == wgloss::DType::I32 => SlotMetadata::Int(spec(layout)),
-        Some(layout) => SlotMetadata::Float(spec(layout)),
-    };
-    ResultsMetadata {
-        value: spec(value_of(&outputs).expect("losses have a loss, maps an output")),
-        state: slot(Role::State),
-        logsumexp: slot(Role::LogSumExp),
-        argmax: slot(Role::Argmax),
-        correct: slot(Role::Correct),
-        entropy: slot(Role::Entropy),
+        Some(layout) if layout.dtype() == wgloss::DType::I32 => SlotMetadata::Int(spec_of(layout)),
+        Some(layout) => SlotMetadata::Float(spec_of(layout)),
     }
 }
 
@@ -116,15 +177,15 @@ pub trait Kernels: Backend {
         op: Box<dyn Op>,
     ) -> Results<Self>;
 
-    /// The gradient times the upstream gradient: over the input where nobody else has it.
-    #[fusion(dtype = input, shape = input)]
+    /// The gradients times the upstream gradient: the input's over the input where nobody else has it.
+    #[fusion(meta = backward_specs)]
     fn wgloss_backward(
         input: FloatTensor<Self>,
         #[extension_type] others: Others<Self>,
         #[extension_type] state: Slot<Self>,
         upstream: FloatTensor<Self>,
         op: Box<dyn Op>,
-    ) -> FloatTensor<Self>;
+    ) -> Grads<Self>;
 }
 
 impl Kernels for CubeBackend {
@@ -150,12 +211,18 @@ impl Kernels for CubeBackend {
         state: Slot<CubeBackend>,
         upstream: CubeTensor,
         op: Box<dyn Op>,
-    ) -> CubeTensor {
+    ) -> Grads<CubeBackend> {
         let mut args = arguments(input, others).upstream(upstream);
         if let Slot::Float(state) = state {
             args = args.state(state);
         }
-        run(&*op, Pass::Backward, args).take(Role::Grad).expect("backward has a gradient")
+        let mut output = run(&*op, Pass::Backward, args);
+        let mut grad = |role| output.take(role).map_or(Slot::Empty, Slot::Float);
+        Grads {
+            input: grad(Role::Grad),
+            projection: grad(Role::GradProjection),
+            bias: grad(Role::GradBias),
+        }
     }
 }
 
@@ -169,6 +236,12 @@ fn arguments(input: CubeTensor, others: Others<CubeBackend>) -> Args<CubeTensor>
     }
     if let Slot::Float(pos_weight) = others.pos_weight {
         args = args.pos_weight(pos_weight);
+    }
+    if let Slot::Float(projection) = others.projection {
+        args = args.projection(projection);
+    }
+    if let Slot::Float(bias) = others.bias {
+        args = args.bias(bias);
     }
     args
 }
@@ -246,6 +319,7 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
     let shape = args.input().shape();
     let may_have_rows_apart = match op.kind().family {
         Family::RowLoss | Family::ElementLoss | Family::ElementMap => true,
+        Family::LinearLoss => shape.num_dims() == 2,
         // the rows of such maps lie along any dimension
         Family::RowMap => {
             let dim = op.options().into_iter().find(|option| option.name == "dim");
@@ -253,15 +327,12 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
             shape.num_dims() == 2 && matches!(dim, Some(Value::Integer(1 | -1)))
         }
     };
-    let input_dtype = args.input().dtype;
     let read = |role, tensor: &CubeTensor| {
         let tensor = tensor.clone();
         let has_input_shape = tensor.shape() == shape;
         let tensor = match role {
             Role::Target if tensor.dtype.is_int() || tensor.dtype.is_uint() => to_i32(tensor),
-            // burn has the gradient of a loss in the loss's type, which is f32
-            Role::Upstream if is_reduced(op, &args) => converted(tensor, DType::F32),
-            Role::Upstream => converted(tensor, input_dtype),
+            Role::Upstream => converted(tensor, upstream_of_tensors(op, &args)),
             _ => tensor,
         };
         let may_stay = match role {
@@ -279,8 +350,18 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
     }
 }
 
-/// Whether the op gives one loss.
-fn is_reduced(op: &dyn Op, args: &Args<CubeTensor>) -> bool {
+/// The type in which kernels read the upstream gradient. burn has that of a loss in the loss's type, which is
+/// f32.
+fn upstream_dtype(op: &dyn Op, forward: &Output<Layout>, input: DType) -> DType {
+    let is_reduced = value_of(forward).is_some_and(|value| value.shape().is_empty());
+    match is_reduced || op.kind().family == Family::LinearLoss {
+        true => DType::F32,
+        false => input,
+    }
+}
+
+/// The same of arguments, which need not be those of backward.
+fn upstream_of_tensors(op: &dyn Op, args: &Args<CubeTensor>) -> DType {
     let layout = |tensor: &CubeTensor| {
         Layout::new(&tensor.shape(), storage(tensor.dtype).unwrap_or(wgloss::DType::F32))
     };
@@ -288,8 +369,11 @@ fn is_reduced(op: &dyn Op, args: &Args<CubeTensor>) -> bool {
     if let Some(target) = args.get(Role::Target) {
         forward = forward.target(layout(target));
     }
-    let outputs = op.outputs(Pass::Forward, &forward);
-    outputs.is_ok_and(|outputs| value_of(&outputs).is_some_and(|it| it.shape().is_empty()))
+    if let Some(projection) = args.get(Role::Projection) {
+        forward = forward.projection(layout(projection));
+    }
+    let outputs = op.outputs(Pass::Forward, &forward).expect("arguments that the call has checked");
+    upstream_dtype(op, &outputs, args.input().dtype)
 }
 
 /// Looks up the buffers, and submits behind what burn has submitted.
@@ -354,6 +438,8 @@ fn map<T, U, E>(args: &Args<T>, mut f: impl FnMut(Role, &T) -> Result<U, E>) -> 
             Role::Target => mapped.target(value),
             Role::Weight => mapped.weight(value),
             Role::PosWeight => mapped.pos_weight(value),
+            Role::Projection => mapped.projection(value),
+            Role::Bias => mapped.bias(value),
             Role::Upstream => mapped.upstream(value),
             Role::State => mapped.state(value),
             _ => unreachable!("{role} is no argument"),

@@ -2,7 +2,7 @@
 
 use burn::backend::{Dispatch, DispatchTensor, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor};
-use wgloss::options::Value;
+use wgloss::options::{Family, Value};
 use wgloss::{Layout, Op, Output, Pass, Role};
 
 use crate::autodiff::Differentiable;
@@ -22,12 +22,14 @@ pub struct Args {
     has_classes: bool,
     weight: Option<DispatchTensor>,
     pos_weight: Option<DispatchTensor>,
+    projection: Option<DispatchTensor>,
+    bias: Option<DispatchTensor>,
     /// The first argument that has a gradient to ask for, though ops have none.
     tracked: Option<Role>,
 }
 
 impl Args {
-    /// The input, with respect to which there is a gradient: logits, predictions.
+    /// The input, with respect to which there is a gradient: logits, predictions, hidden states.
     pub fn new<const D: usize>(input: Tensor<D>) -> Self {
         Args {
             input: input.into_dispatch(),
@@ -35,6 +37,8 @@ impl Args {
             has_classes: false,
             weight: None,
             pos_weight: None,
+            projection: None,
+            bias: None,
             tracked: None,
         }
     }
@@ -69,6 +73,28 @@ impl Args {
         self
     }
 
+    /// What hidden states are multiplied by to give logits, of the input's storage type: `[V, D]`, a row a class,
+    /// with a gradient of its own where it is in a graph. burn's [`Linear`](burn::nn::Linear) keeps its weight as
+    /// `[D, V]`: hand over `weight.val().transpose()`, which burn copies at every call, or keep the weight as
+    /// `[V, D]`.
+    pub fn projection(mut self, projection: Tensor<2>) -> Self {
+        self.projection = Some(projection.into_dispatch());
+        self
+    }
+
+    /// What is added to each row of logits: `[V]`, with a gradient of its own where it is in a graph. f32; one of
+    /// f16, or of bf16 where burn has that, is converted.
+    pub fn bias(mut self, bias: Tensor<1>) -> Self {
+        let bias = match bias.dtype() {
+            DType::F16 | DType::BF16 if bias.device().supports_dtype(bias.dtype()) => {
+                bias.cast(DType::F32)
+            }
+            _ => bias,
+        };
+        self.bias = Some(bias.into_dispatch());
+        self
+    }
+
     fn note<const D: usize>(&mut self, role: Role, tensor: &Tensor<D>) {
         if tensor.is_tracked() {
             self.tracked.get_or_insert(role);
@@ -81,6 +107,8 @@ impl Args {
             (Role::Target, &self.target),
             (Role::Weight, &self.weight),
             (Role::PosWeight, &self.pos_weight),
+            (Role::Projection, &self.projection),
+            (Role::Bias, &self.bias),
         ];
         all.into_iter().filter_map(|(role, tensor)| Some((role, tensor.as_ref()?)))
     }
@@ -101,8 +129,9 @@ pub struct RowOutputs<const D: usize> {
     pub entropy: Tensor<D>,
 }
 
-/// A loss, with its gradient in a graph where the input is in one. Its storage type is f32, whatever
-/// that of the input; the gradient has the input's.
+/// A loss, with its gradient in a graph where the input is in one, or the projection or bias of
+/// [`LinearCrossEntropy`](wgloss::LinearCrossEntropy). Its storage type is f32, whatever that of the input; a
+/// gradient has that of its tensor.
 ///
 /// A mean or a sum has shape `[1]`, as burn's have. Without a reduction the result has the shape of class
 /// targets, or that of the input.
@@ -171,7 +200,13 @@ fn call(op: &dyn Op, args: Args) -> Results<Dispatch> {
         true => args.target.map_or(Slot::Empty, Slot::Int),
         false => float(args.target),
     };
-    let others = Others { target, weight: float(args.weight), pos_weight: float(args.pos_weight) };
+    let others = Others {
+        target,
+        weight: float(args.weight),
+        pos_weight: float(args.pos_weight),
+        projection: float(args.projection),
+        bias: float(args.bias),
+    };
     Dispatch::wgloss_call(args.input, others, op.boxed())
 }
 
@@ -232,6 +267,8 @@ fn expect_valid(op: &dyn Op, args: &Args) -> Result<Output<Layout>> {
         layouts = match role {
             Role::Target => layouts.target(layout),
             Role::Weight => layouts.weight(layout),
+            Role::Projection => layouts.projection(layout),
+            Role::Bias => layouts.bias(layout),
             _ => layouts.pos_weight(layout),
         };
     }
@@ -244,6 +281,7 @@ fn expect_valid(op: &dyn Op, args: &Args) -> Result<Output<Layout>> {
     // an upstream gradient of one value a row would have to become bf16
     if args.input.dtype() == DType::BF16
         && !is_reduced
+        && op.kind().family != Family::LinearLoss
         && outputs.get(Role::Loss).is_some()
         && Dispatch::is_tracked(&args.input)
         && !device.supports_dtype(DType::BF16)

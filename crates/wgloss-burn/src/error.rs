@@ -38,8 +38,8 @@ pub enum Error {
         actual: String,
     },
 
-    /// Losses have a gradient with respect to their input alone, so that a gradient that was asked of
-    /// targets or weights would be missing.
+    /// Losses have no gradient with respect to targets or weights, so that one that was asked for would be
+    /// missing.
     #[error(
         "{argument}: expected a tensor without a gradient, got one in a graph: take its inner()"
     )]

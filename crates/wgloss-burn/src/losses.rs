@@ -20,8 +20,8 @@ use burn::nn::loss::Reduction;
 use burn::tensor::{AsIndex, DType, Device, Int, Tensor};
 use wgloss::options::Value;
 use wgloss::{
-    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, Mse, NllLoss as Nll, Op, PoissonNll,
-    SigmoidFocal, SmoothL1, SoftMargin,
+    Bce, BceWithLogits, CrossEntropy, Huber, KlDiv, L1, LinearCrossEntropy, Mse, NllLoss as Nll,
+    Op, PoissonNll, SigmoidFocal, SmoothL1, SoftMargin,
 };
 
 use crate::Error;
@@ -200,6 +200,135 @@ impl CrossEntropyLoss {
     fn weighted(&self, args: Args) -> Args {
         match &self.weights {
             Some(weights) => args.weight(weights.clone()),
+            None => args,
+        }
+    }
+}
+
+/// Configuration of [`LinearCrossEntropyLoss`].
+#[derive(Config, Debug)]
+pub struct LinearCrossEntropyLossConfig {
+    /// The options of the loss of logits.
+    #[config(default = "CrossEntropyLossConfig::new()")]
+    pub loss: CrossEntropyLossConfig,
+    /// The most bytes of memory for blocks of logits and of copies: at least one row's.
+    #[config(default = "268435456")]
+    pub workspace_bytes: i64,
+}
+
+impl LinearCrossEntropyLossConfig {
+    /// The loss, with its weights on this device. Options outside their range are refused when it is
+    /// called.
+    pub fn init(&self, device: &Device) -> LinearCrossEntropyLoss {
+        let loss = self.loss.init(device);
+        let op = LinearCrossEntropy::new(loss.op.clone()).workspace_bytes(self.workspace_bytes);
+        LinearCrossEntropyLoss { loss, op }
+    }
+}
+
+/// Softmax cross entropy of the logits `hidden projection^T + bias`, which are never stored, with gradients of all
+/// three: [`wgloss::LinearCrossEntropy`]. It is the loss of language models.
+///
+/// Hidden states are `[..., D]`, the projection is `[V, D]` of their storage type, the bias is `[V]` of f32 or f16. A
+/// projection or bias without a gradient, such as that of a head that is not trained, saves the work for it. burn's
+/// [`Linear`](burn::nn::Linear) keeps its weight as `[D, V]`: hand over `weight.val().transpose()`, which burn copies
+/// at every call (V x D numbers), or keep the head as `[V, D]`, as an embedding has it.
+///
+/// ```no_run
+/// use burn::tensor::{Device, Int, Tensor};
+/// use wgloss_burn::{CrossEntropyLossConfig, LinearCrossEntropyLossConfig};
+///
+/// # fn f(device: &Device, hidden: Tensor<3>, head: Tensor<2>, targets: Tensor<2, Int>) {
+/// let options = CrossEntropyLossConfig::new().with_smoothing(Some(0.1));
+/// let loss = LinearCrossEntropyLossConfig::new().with_loss(options).init(device);
+/// // [batch, time, D], [V, D] and [batch, time]
+/// let loss: Tensor<1> = loss.forward(hidden, head, None, targets);
+/// # }
+/// ```
+#[derive(Module, Debug)]
+pub struct LinearCrossEntropyLoss {
+    loss: CrossEntropyLoss,
+    #[module(skip)]
+    op: LinearCrossEntropy,
+}
+
+impl LinearCrossEntropyLoss {
+    /// The op with its options: for [`loss`](crate::loss()), which returns errors.
+    pub fn op(&self) -> &LinearCrossEntropy {
+        &self.op
+    }
+
+    /// The mean over the rows that are not left out; with weights, over the sum of their targets'
+    /// weights. Targets are class indices in the hidden states' shape without the last dimension.
+    ///
+    /// # Panics
+    /// Where [`loss`](crate::loss()) returns an error.
+    pub fn forward<const D: usize, const T: usize>(
+        &self,
+        hidden: Tensor<D>,
+        projection: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: Tensor<T, Int>,
+    ) -> Tensor<1> {
+        self.forward_with_reduction(hidden, projection, bias, targets, Reduction::Mean)
+    }
+
+    /// The mean or the sum.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_reduction<const D: usize, const T: usize>(
+        &self,
+        hidden: Tensor<D>,
+        projection: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: Tensor<T, Int>,
+        reduction: Reduction,
+    ) -> Tensor<1> {
+        let op = reduced(&self.op, Some(reduction));
+        expect(loss(&*op, self.args(hidden, projection, bias, targets)))
+    }
+
+    /// Each row's loss, in the targets' shape.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_no_reduction<const D: usize, const T: usize>(
+        &self,
+        hidden: Tensor<D>,
+        projection: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: Tensor<T, Int>,
+    ) -> Tensor<T> {
+        expect(loss(&*reduced(&self.op, None), self.args(hidden, projection, bias, targets)))
+    }
+
+    /// The mean, and what [`CrossEntropyLoss::forward_with_rows`] tells of each row.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_rows<const D: usize, const T: usize>(
+        &self,
+        hidden: Tensor<D>,
+        projection: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: Tensor<T, Int>,
+    ) -> (Tensor<1>, RowOutputs<T>) {
+        let mut op = self.op.clone();
+        expect(op.set("row_outputs", Value::Bool(true)).map_err(Into::into));
+        expect(loss_and_rows(&op, self.args(hidden, projection, bias, targets)))
+    }
+
+    fn args<const D: usize, const T: usize>(
+        &self,
+        hidden: Tensor<D>,
+        projection: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: Tensor<T, Int>,
+    ) -> Args {
+        let args = self.loss.args(hidden, targets).projection(projection);
+        match bias {
+            Some(bias) => args.bias(bias),
             None => args,
         }
     }

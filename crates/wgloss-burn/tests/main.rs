@@ -6,5 +6,6 @@ mod burns;
 mod devices;
 mod graphs;
 mod layouts;
+mod linear;
 mod reference;
 mod training;

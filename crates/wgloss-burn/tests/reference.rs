@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use wgloss::options::{Family, Value};
 use wgloss::{Array, CrossEntropy, DType, Op, Output, Pass, Reduction, Role};
 use wgloss_burn::{Args, loss, loss_and_rows, map};
-use wgloss_testing::ops::{reduced, reductions};
+use wgloss_testing::ops::{option, reduced, reductions};
 use wgloss_testing::workload::Workload;
 
 use crate::common::{autodiff, classes_to_burn, device, integers, to_burn, values};
@@ -14,8 +14,70 @@ fn array<const D: usize>(tensor: Tensor<D>, shape: &[usize], dtype: DType) -> Ar
     Array::from_vec(values(tensor), shape).unwrap().to_dtype(dtype).unwrap()
 }
 
+/// Arguments of a workload, with a bias where logits are a product.
+fn draw(work: &Workload, seed: u64) -> wgloss::Args<Array<'static>> {
+    let args = work.draw(seed).unwrap();
+    match work.op.kind().family {
+        Family::LinearLoss => {
+            let classes = work.shape[2];
+            let bias = (0..classes).map(|i| (i * 7 % 11) as f32 / 10.0 - 0.5).collect();
+            args.bias(Array::from_vec(bias, &[classes]).unwrap())
+        }
+        _ => args,
+    }
+}
+
+/// The shape of a workload, of as many rows and classes.
+fn shape_of(op: &dyn Op, rows: usize, classes: usize) -> Vec<usize> {
+    match op.kind().family {
+        Family::LinearLoss => vec![rows, 13, classes],
+        _ => vec![rows, classes],
+    }
+}
+
+/// Loss and gradients of a workload whose logits are a product.
+fn compute_linear(work: &Workload, args: &wgloss::Args<Array<'_>>) -> Output<Array<'static>> {
+    let device = autodiff();
+    let get = |role| args.get(role).unwrap();
+    let x = to_burn::<2>(args.input(), &device).require_grad();
+    let w = to_burn::<2>(get(Role::Projection), &device).require_grad();
+    let b = to_burn::<1>(get(Role::Bias), &device).require_grad();
+    // nobody else has these
+    let call = Args::new(x.clone().reshape([work.shape[0] as i32, -1]))
+        .projection(w.clone())
+        .bias(b.clone())
+        .classes(classes_to_burn(get(Role::Target), &device));
+    let value: Tensor<1> = loss(&*work.op, call).unwrap();
+    let is_none = option(&*work.op, "reduction") == Some(Value::Reduction(Reduction::None));
+    let shape = if is_none { &work.shape[..1] } else { &[] };
+    let grads = value.clone().sum().backward();
+    let grad = |tensor: &Tensor<2>| {
+        let grad = tensor.grad(&grads)?;
+        let shape = grad.dims();
+        Some(array(grad, &shape, work.dtype))
+    };
+    let of_bias = b.grad(&grads).map(|grad| array(grad, &[work.shape[2]], DType::F32));
+    let given = [
+        (Role::Grad, "freeze_input", grad(&x)),
+        (Role::GradProjection, "freeze_projection", grad(&w)),
+        (Role::GradBias, "freeze_bias", of_bias),
+    ];
+    let mut output = Output::default().with(Role::Loss, array(value, shape, DType::F32));
+    for (role, freeze, grad) in given {
+        let is_frozen = option(&*work.op, freeze) == Some(Value::Bool(true));
+        assert_eq!(grad.is_none(), is_frozen, "{role} of {:?}", work.op);
+        if let Some(grad) = grad {
+            output = output.with(role, grad);
+        }
+    }
+    output
+}
+
 /// Loss and gradient of a workload, by way of burn.
 fn compute(work: &Workload, args: &wgloss::Args<Array<'_>>) -> Output<Array<'static>> {
+    if work.op.kind().family == Family::LinearLoss {
+        return compute_linear(work, args);
+    }
     let device = autodiff();
     let leaf = to_burn::<2>(args.input(), &device).require_grad();
     let kind = work.op.kind();
@@ -79,13 +141,15 @@ fn every_op_keeps_the_promise() {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 let is_none =
                     op.options().iter().any(|info| info.value == Value::Reduction(Reduction::None));
-                if dtype == DType::Bf16 && is_none {
+                let is_linear = op.kind().family == Family::LinearLoss;
+                if dtype == DType::Bf16 && is_none && !is_linear {
                     continue;
                 }
-                for shape in [vec![32, 10], vec![5, 1000]] {
+                for [rows, classes] in [[32, 10], [5, 1000]] {
+                    let shape = shape_of(&*op, rows, classes);
                     let (op, pass) = (op.clone(), Pass::ForwardBackward);
                     let work = Workload { op, pass, dtype, shape };
-                    let args = work.draw(1).unwrap();
+                    let args = draw(&work, 1);
                     let got = compute(&work, &args);
                     let judged = work.judge(&args, &got);
                     assert!(judged.is_ok(), "{} {:?}: {judged:?}", work.name(), work.op);
@@ -109,8 +173,9 @@ fn every_option_keeps_the_promise() {
                     continue;
                 }
                 let (pass, dtype) = (Pass::ForwardBackward, DType::F32);
-                let work = Workload { op, pass, dtype, shape: vec![16, 12] };
-                let args = work.draw(2).unwrap();
+                let shape = shape_of(&*op, 16, 12);
+                let work = Workload { op, pass, dtype, shape };
+                let args = draw(&work, 2);
                 let got = compute(&work, &args);
                 let judged = work.judge(&args, &got);
                 assert!(judged.is_ok(), "{} {:?}: {judged:?}", work.name(), work.op);

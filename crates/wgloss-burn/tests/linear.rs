@@ -1,0 +1,406 @@
+//! Linear cross entropy, whose projection and bias have gradients of their own, beside burn's product and
+//! burn's loss of logits.
+
+use burn::nn::loss as burns;
+use burn::tensor::{DType, Device, Int, Tensor};
+use wgloss::{CrossEntropy, LinearCrossEntropy, Op, Reduction};
+use wgloss_burn::{
+    Args, CrossEntropyLossConfig, Error, LinearCrossEntropyLossConfig, check, loss, share,
+};
+
+use crate::common::{
+    another, autodiff, classes, device, distance, expect_close, integers, normal, values,
+};
+
+const ROWS: usize = 37;
+const DIMS: usize = 19;
+const CLASSES: usize = 45;
+
+type Loss = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, Tensor<1, Int>) -> Tensor<1>;
+
+fn ours(x: Tensor<2>, w: Tensor<2>, b: Option<Tensor<1>>, y: Tensor<1, Int>) -> Tensor<1> {
+    let device = x.device();
+    LinearCrossEntropyLossConfig::new().init(&device).forward(x, w, b, y)
+}
+
+/// burn's operations alone, in f32.
+fn plain(x: Tensor<2>, w: Tensor<2>, b: Option<Tensor<1>>, y: Tensor<1, Int>) -> Tensor<1> {
+    let device = x.device();
+    burns::CrossEntropyLossConfig::new().init(&device).forward(logits(x, w, b), y)
+}
+
+fn logits(x: Tensor<2>, w: Tensor<2>, b: Option<Tensor<1>>) -> Tensor<2> {
+    let logits = x.cast(DType::F32).matmul(w.cast(DType::F32).transpose());
+    match b {
+        Some(b) => logits + b.cast(DType::F32).unsqueeze::<2>(),
+        None => logits,
+    }
+}
+
+/// Hidden states, projection and bias.
+struct Leaves(Tensor<2>, Tensor<2>, Tensor<1>);
+
+impl Leaves {
+    fn new(dtype: DType, device: &Device) -> Self {
+        Leaves(
+            (normal([ROWS, DIMS], device) / 3.0).cast(dtype),
+            (normal([CLASSES, DIMS], device) / 3.0).cast(dtype),
+            normal([CLASSES], device).cast(dtype),
+        )
+    }
+}
+
+type Grads = (Option<Tensor<2>>, Option<Tensor<2>>, Option<Tensor<1>>);
+
+/// The value and the gradients of a graph: those of the leaves that are tracked.
+fn run(
+    leaves: &Leaves,
+    is_tracked: [bool; 3],
+    graph: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<1>) -> Tensor<1>,
+) -> (Tensor<1>, Grads) {
+    let Leaves(x, w, b) = leaves;
+    let x = x.clone().detach().set_require_grad(is_tracked[0]);
+    let w = w.clone().detach().set_require_grad(is_tracked[1]);
+    let b = b.clone().detach().set_require_grad(is_tracked[2]);
+    let value = graph(x.clone(), w.clone(), b.clone());
+    let grads = value.backward();
+    (value, (x.grad(&grads), w.grad(&grads), b.grad(&grads)))
+}
+
+fn same<const D: usize>(name: &str, a: Option<Tensor<D>>, b: Option<Tensor<D>>, allowed: f32) {
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            assert_eq!(a.dtype(), b.dtype(), "{name}");
+            expect_close(name, a, b, allowed);
+        }
+        (a, b) => assert_eq!(a.is_some(), b.is_some(), "{name}"),
+    }
+}
+
+/// Fails unless a graph has the same value and gradients with burn's loss and with ours.
+fn same_graph(
+    name: &str,
+    dtype: DType,
+    is_tracked: [bool; 3],
+    graph: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Loss) -> Tensor<1>,
+) {
+    // f16 has 11 bits
+    let allowed = if dtype == DType::F16 { 1e-3 } else { 3e-6 };
+    for device in [autodiff(), autodiff().gradient_checkpointing()] {
+        let leaves = Leaves::new(dtype, &device);
+        let of = |loss: Loss| run(&leaves, is_tracked, |x, w, b| graph(x, w, b, loss));
+        let ((a, a_grads), (b, b_grads)) = (of(plain), of(ours));
+        let strategy = device.gradient_checkpointing_strategy();
+        let name = format!("{name}, {dtype:?}, {is_tracked:?}, {strategy:?}");
+        expect_close(&name, a, b, 3e-6);
+        same(&format!("{name}: input"), a_grads.0, b_grads.0, allowed);
+        same(&format!("{name}: projection"), a_grads.1, b_grads.1, allowed);
+        same(&format!("{name}: bias"), a_grads.2, b_grads.2, allowed);
+    }
+    check(&device()).unwrap();
+}
+
+fn y() -> Tensor<1, Int> {
+    Tensor::<1, Int>::arange(3..3 + ROWS as i64, &device())
+}
+
+const ALL: [bool; 3] = [true; 3];
+
+#[test]
+fn gradients_of_whatever_is_tracked() {
+    for dtype in [DType::F32, DType::F16] {
+        for bits in 1..8 {
+            let is_tracked = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
+            // so that gradients are no small numbers
+            same_graph("with a bias", dtype, is_tracked, |x, w, b, loss| {
+                loss(x, w, Some(b), y()) * ROWS as f64
+            });
+            if !is_tracked[2] {
+                same_graph("without", dtype, is_tracked, |x, w, _, loss| {
+                    loss(x, w, None, y()) * ROWS as f64
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_in_graphs() {
+    let n = ROWS as f64;
+    same_graph("hidden states that nobody keeps", DType::F32, ALL, |x, w, b, loss| {
+        loss((x * 0.5).tanh() * 2.0, w * 1.5, Some(b), y()) * n
+    });
+    same_graph("rows apart that nobody keeps", DType::F32, ALL, |x, w, b, loss| {
+        let (x, w) = ((x * 2.0).slice([0..ROWS, 3..12]), w.slice([0..CLASSES, 3..12]));
+        loss(x, w, Some(b), y()) * n
+    });
+    same_graph("two losses", DType::F32, ALL, |x, w, b, loss| {
+        let x = x * 2.0;
+        loss(x.clone(), w.clone(), Some(b), y()) * n + loss(x, w, None, y().flip([0])) * n
+    });
+    same_graph("arguments that others read", DType::F32, ALL, |x, w, b, loss| {
+        let x = x * 2.0;
+        let others = (x.clone() * x.clone()).sum() + (w.clone() * w.clone()).sum();
+        loss(x, w, Some(b.clone()), y()) * n + others + (b.clone() * b).sum()
+    });
+    same_graph("one tensor as both", DType::F32, ALL, |x, _, _, loss| {
+        loss(x.clone(), x, None, Tensor::arange(0..ROWS as i64, &device())) * n
+    });
+    same_graph("a weight as burn's linear layer keeps it", DType::F32, ALL, |x, w, b, loss| {
+        let w = (w * 2.0).swap_dims(0, 1);
+        loss(x, w.transpose(), Some(b), y()) * n
+    });
+    same_graph("one loss of two", DType::F32, ALL, |x, w, b, loss| {
+        let _left = loss(x.clone() * 3.0, w.clone(), None, y());
+        loss(x, w, Some(b), y()) * n
+    });
+}
+
+/// Each row with an upstream gradient of its own.
+#[test]
+fn without_a_reduction() {
+    for dtype in [DType::F32, DType::F16] {
+        let device = autodiff();
+        let leaves = Leaves::new(dtype, &device);
+        let upstream = normal([ROWS], &device.clone().inner());
+        let module = LinearCrossEntropyLossConfig::new().init(&device);
+        let of_ours = |x, w, b| {
+            let rows = module.forward_no_reduction(x, w, Some(b), y());
+            (rows * Tensor::from_inner(upstream.clone())).sum()
+        };
+        let of_burns = |x, w, b| {
+            let rows = burn::tensor::activation::log_softmax(logits(x, w, Some(b)), 1);
+            let rows = rows.gather(1, y().reshape([ROWS, 1])).reshape([ROWS]).neg();
+            (rows * Tensor::from_inner(upstream.clone())).sum()
+        };
+        let allowed = if dtype == DType::F16 { 1e-3 } else { 3e-6 };
+        let ((a, a_grads), (b, b_grads)) =
+            (run(&leaves, ALL, of_burns), run(&leaves, ALL, of_ours));
+        expect_close("sum", a, b, 1e-5);
+        same("input", a_grads.0, b_grads.0, allowed);
+        same("projection", a_grads.1, b_grads.1, allowed);
+        same("bias", a_grads.2, b_grads.2, allowed);
+    }
+}
+
+/// The gradient is written over hidden states only where nobody else has them.
+#[test]
+fn what_others_hold_stays() {
+    let device = autodiff();
+    let Leaves(x, w, b) = Leaves::new(DType::F32, &device);
+    let (leaf, w, b) = (x.require_grad(), w.require_grad(), b.require_grad());
+    let x = leaf.clone() * 2.0;
+    let all = || (values(leaf.clone()), values(x.clone()), values(w.clone()), values(b.clone()));
+    let before = all();
+    ours(x.clone(), w.clone(), Some(b.clone()), y()).backward();
+    ours(leaf.clone(), w.clone(), Some(b.clone()), y()).backward();
+    assert!(before == all());
+}
+
+#[test]
+fn options_dimensions_and_rows() {
+    let device = autodiff();
+    let weights: Vec<f32> = (1..=CLASSES).map(|i| i as f32 / 10.0).collect();
+    let pads = vec![3, 5, 7];
+    let module = LinearCrossEntropyLossConfig::new()
+        .with_loss(
+            CrossEntropyLossConfig::new()
+                .with_pad_tokens(Some(pads.clone()))
+                .with_weights(Some(weights.clone())),
+        )
+        .with_workspace_bytes(1 << 16)
+        .init(&device);
+    let want = LinearCrossEntropy::new(CrossEntropy::default().ignore_index(3));
+    assert_eq!(module.op(), &want.workspace_bytes(1 << 16));
+    let default = LinearCrossEntropyLossConfig::new().init(&device);
+    assert_eq!(default.op(), &LinearCrossEntropy::default());
+
+    let burns = burns::CrossEntropyLossConfig::new()
+        .with_pad_tokens(Some(pads))
+        .with_weights(Some(weights))
+        .init(&device);
+    let Leaves(x, w, b) = Leaves::new(DType::F32, &device);
+    let y = classes([36], CLASSES, &device);
+    let x = x.slice([0..36, 0..DIMS]);
+    let all = logits(x.clone(), w.clone(), Some(b.clone()));
+    let want = burns.forward(all.clone(), y.clone());
+    // of [batch, time, D]
+    let hidden = x.clone().reshape([4, 9, DIMS]);
+    let targets = y.clone().reshape([4, 9]);
+    let got = module.forward(hidden.clone(), w.clone(), Some(b.clone()), targets.clone());
+    expect_close("mean", want.clone(), got, 3e-6);
+    let each =
+        module.forward_no_reduction(hidden.clone(), w.clone(), Some(b.clone()), targets.clone());
+    assert_eq!(each.dims(), [4, 9]);
+    let sum = module.forward_with_reduction(
+        hidden.clone(),
+        w.clone(),
+        Some(b.clone()),
+        targets.clone(),
+        burns::Reduction::Sum,
+    );
+    expect_close("sum", each.sum(), sum, 3e-6);
+
+    let leaf = w.clone().require_grad();
+    let (mean, rows) = module.forward_with_rows(hidden, leaf.clone(), Some(b), targets);
+    assert_eq!(leaf.grad(&mean.backward()).expect("a gradient").dims(), [CLASSES, DIMS]);
+    expect_close("mean with rows", want, mean, 3e-6);
+    let p = burn::tensor::activation::softmax(all.clone(), 1);
+    let logsumexp = all.clone().exp().sum_dim(1).log().reshape([4, 9]);
+    expect_close("logsumexp", logsumexp, rows.logsumexp, 3e-6);
+    let entropy = -(p.clone() * p.log()).sum_dim(1).reshape([4, 9]);
+    expect_close("entropy", entropy, rows.entropy, 1e-5);
+    let argmax = integers(all.argmax(1));
+    let correct: Vec<_> = argmax.iter().zip(integers(y)).map(|(a, y)| i64::from(*a == y)).collect();
+    assert_eq!(integers(rows.argmax), argmax);
+    // targets that are left out are none
+    let of_kept: Vec<_> = correct.into_iter().zip(integers(rows.correct.unwrap())).collect();
+    assert!(of_kept.iter().all(|(want, got)| got <= want), "{of_kept:?}");
+    check(&self::device()).unwrap();
+}
+
+/// bf16 has the gradient of a loss without reduction too, since the upstream gradient stays f32.
+#[test]
+fn bf16() {
+    let device = autodiff();
+    // numbers that bf16 holds
+    let x: Vec<_> = (0..6).map(|i| half::bf16::from_f32(i as f32 / 4.0 - 0.5)).collect();
+    let w: Vec<_> = (0..12).map(|i| half::bf16::from_f32(1.0 - i as f32 / 8.0)).collect();
+    let tensor = |values, shape: [usize; 2], dtype| {
+        let data = burn::tensor::TensorData::new::<half::bf16, _>(values, shape);
+        match dtype {
+            DType::BF16 => Tensor::<2>::from_data(data, (&device, DType::BF16)),
+            _ => Tensor::from_data(data.convert::<f32>(), (&device, DType::F32)),
+        }
+    };
+    let op = LinearCrossEntropy::new(CrossEntropy::default().reduction(Reduction::None));
+    let of = |dtype| {
+        let x = tensor(x.clone(), [2, 3], dtype).require_grad();
+        let w = tensor(w.clone(), [4, 3], dtype).require_grad();
+        let y = Tensor::<1, Int>::from_ints([0, 3], &device);
+        let args = Args::new(x.clone()).projection(w.clone()).classes(y);
+        let each: Tensor<1> = loss(&op, args).unwrap();
+        let upstream = Tensor::from_floats([1.0, -2.0], &device);
+        let grads = (each.clone() * upstream).sum().backward();
+        let grads = (x.grad(&grads).unwrap(), w.grad(&grads).unwrap());
+        assert_eq!((grads.0.dtype(), grads.1.dtype()), (dtype, dtype));
+        [values(each), values(grads.0), values(grads.1)].concat()
+    };
+    for (a, b) in of(DType::F32).into_iter().zip(of(DType::BF16)) {
+        assert!((a - b).abs() <= a.abs() / 256.0 + 1e-6, "{a} and {b}");
+    }
+}
+
+/// No rows: gradients are zeros. Gradients that the caller has frozen: none, though tensors are tracked.
+#[test]
+fn edges() {
+    let device = autodiff();
+    let Leaves(_, w, b) = Leaves::new(DType::F32, &device);
+    let (w, b) = (w.require_grad(), b.require_grad());
+    let x = Tensor::<2>::zeros([0, DIMS], &device).require_grad();
+    let no_rows = Tensor::<1, Int>::zeros([0], &device);
+    let sum: Box<dyn Op> =
+        Box::new(LinearCrossEntropy::new(CrossEntropy::default().reduction(Reduction::Sum)));
+    let args =
+        |x: &Tensor<2>, y| Args::new(x.clone()).projection(w.clone()).bias(b.clone()).classes(y);
+    let value: Tensor<1> = loss(&*sum, args(&x, no_rows)).unwrap();
+    let grads = value.backward();
+    assert_eq!(values(value), [0.0]);
+    assert_eq!(x.grad(&grads).unwrap().dims(), [0, DIMS]);
+    assert_eq!(values(w.grad(&grads).unwrap()), vec![0.0; CLASSES * DIMS]);
+    assert_eq!(values(b.grad(&grads).unwrap()), vec![0.0; CLASSES]);
+
+    let x = normal([ROWS, DIMS], &device).require_grad();
+    let given = |op: &LinearCrossEntropy| {
+        let value: Tensor<1> = loss(op, args(&x, y())).unwrap();
+        let grads = value.backward();
+        [x.grad(&grads).is_some(), w.grad(&grads).is_some(), b.grad(&grads).is_some()]
+    };
+    let op = LinearCrossEntropy::default();
+    assert_eq!(given(&op), ALL);
+    assert_eq!(given(&op.clone().freeze_projection(true)), [true, false, true]);
+    let op = op.freeze_input(true).freeze_bias(true);
+    assert_eq!(given(&op), [false, true, false]);
+    // tensors that are not leaves
+    let (bent, op) = (x.clone() * 2.0, op.freeze_bias(true));
+    let value: Tensor<1> = loss(&op, args(&bent, y())).unwrap();
+    assert!(w.grad(&(value + bent.sum()).backward()).is_some());
+    let value: Tensor<1> = loss(&op.freeze_projection(true), args(&x, y())).unwrap();
+    assert!(!value.is_tracked());
+    check(&self::device()).unwrap();
+}
+
+/// A step stores no logits, and no gradient of a head that is not trained: of the two larger things here,
+/// one is there where it is asked for.
+#[test]
+fn a_step_takes_the_memory_of_its_gradients() {
+    // other tests allocate too
+    let (device, setup) = another();
+    share(&device, &setup).unwrap();
+    let device = device.autodiff();
+    let (rows, dims, classes) = (256, 32, 16_384);
+    let y = self::classes([rows], classes, &device);
+    let x = normal([rows, dims], &device).require_grad();
+    let w = normal([classes, dims], &device);
+    let size = (classes * dims * 4) as u64;
+    let module = LinearCrossEntropyLossConfig::new().with_workspace_bytes(1 << 20).init(&device);
+    let grown_by = |w: &Tensor<2>| {
+        device.sync().unwrap();
+        device.memory_cleanup();
+        let before = device.memory_pool_usage().unwrap().bytes_reserved;
+        let grads = module.forward(x.clone(), w.clone(), None, y.clone()).backward();
+        let grads = (x.grad(&grads).unwrap(), w.grad(&grads));
+        device.sync().unwrap();
+        let after = device.memory_pool_usage().unwrap().bytes_reserved;
+        drop(grads);
+        after - before
+    };
+    let frozen = grown_by(&w);
+    assert!(frozen < size, "{frozen}, of a projection of {size}");
+    let trained = grown_by(&w.require_grad());
+    // logits are 8 times that
+    assert!((size..4 * size).contains(&trained), "{trained}, of a projection of {size}");
+}
+
+#[test]
+fn what_is_refused_is_refused_at_the_call() {
+    let device = device();
+    let Leaves(x, w, b) = Leaves::new(DType::F32, &device);
+    let refused = |args| loss::<1>(&LinearCrossEntropy::default(), args).unwrap_err().to_string();
+    let args = || Args::new(x.clone()).classes(y());
+    assert!(refused(args()).contains("projection"), "{}", refused(args()));
+    let turned = args().projection(w.clone().transpose());
+    assert!(
+        refused(turned.clone()).starts_with("projection: expected shape"),
+        "{}",
+        refused(turned)
+    );
+    let narrow = args().projection(w.clone().cast(DType::F16));
+    assert!(
+        refused(narrow.clone()).starts_with("projection: expected storage type"),
+        "{}",
+        refused(narrow)
+    );
+    let short = args().projection(w.clone()).bias(b.clone().narrow(0, 0, CLASSES - 1));
+    assert!(refused(short.clone()).starts_with("bias: expected shape"), "{}", refused(short));
+    // a tracked weight of classes is as for other losses
+    let tracked = Tensor::<1>::ones([CLASSES], &autodiff()).require_grad();
+    let tracked =
+        loss::<1>(&LinearCrossEntropy::default(), args().projection(w.clone()).weight(tracked));
+    assert_eq!(tracked.unwrap_err(), Error::Tracked { argument: "weight" });
+    // other ops have no projection
+    let args = Args::new(x.clone()).classes(y() - 3).projection(w.clone());
+    let refused = loss::<1>(&CrossEntropy::default(), args).unwrap_err().to_string();
+    assert!(refused.starts_with("projection"), "{refused}");
+}
+
+/// Hidden states of a body that has no autodiff, under a head that has.
+#[test]
+fn a_body_without_autodiff() {
+    let Leaves(x, w, _) = Leaves::new(DType::F32, &device());
+    let of = |x| {
+        let w = Tensor::<2>::from_inner(w.clone()).require_grad();
+        w.grad(&ours(x, w.clone(), None, y()).backward()).expect("a gradient")
+    };
+    assert_eq!(distance(of(x.clone()), of(Tensor::from_inner(x))), 0.0);
+}
