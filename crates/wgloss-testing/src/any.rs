@@ -253,7 +253,7 @@ pub fn linear_cross_entropy() -> impl Strategy<Value = AnyCall> {
     );
     let options = (cross_entropy_options(), ignore_index(), 0..7_u8, any::<bool>());
     // rows that a workspace has room for
-    let room = prop::option::weighted(0.6, 1..9_usize);
+    let room = prop::option::weighted(0.3, prop_oneof![3 => 8..40_usize, 1 => 1..3_usize]);
     (sizes, dtype, values, options, room).prop_map(
         |((rows, dims, classes), dtype, values, options, room)| {
             let ((x, w, scale), bias, targets, weight, upstream, (sum, bias_sum)) = values;
