@@ -1,4 +1,4 @@
-//! Losses beside burn's own, and whole training steps with each, as tables.
+//! Losses beside burn's own, whole training steps with each, and a head's product with its loss, as tables.
 //!
 //! ```sh
 //! make bench-burn                      # builds three settings of burn, and measures them
@@ -31,7 +31,10 @@ use serde_json::{Value, json};
 /// Rows and classes.
 const LOSSES: [[usize; 2]; 5] = [[32, 10], [8192, 128], [4096, 1000], [512, 32_000], [64, 128_256]];
 const STEPS: [[usize; 2]; 2] = [[1024, 1000], [512, 8000]];
-/// Of losses and of steps, which take longer.
+const LINEARS: [[usize; 2]; 2] = [[2048, 1000], [512, 32_000]];
+/// Numbers of a hidden state that a head takes.
+const HEAD: usize = 256;
+/// Of losses; and of the others, which take longer.
 const TURNS: [usize; 2] = [5, 3];
 const ROUNDS: usize = 2;
 const HOST_ROUNDS: usize = 15;
@@ -90,7 +93,33 @@ fn serve(who: &str, what: &str, [rows, classes]: [usize; 2]) -> Result<()> {
             let device = device.clone();
             Box::new(move |_| training.step(&device, images.clone(), targets.clone()))
         }
-        _ => bail!("{what}: expected loss or step"),
+        "linear" => {
+            let hidden = Distribution::Normal(0.0, 1.0);
+            let hidden = Tensor::<2>::random([rows, HEAD], hidden, &device);
+            let projection = Distribution::Normal(0.0, 0.1);
+            let projection = Tensor::<2>::random([classes, HEAD], projection, &device);
+            let linear = wgloss_burn::LinearCrossEntropyLossConfig::new().init(&device);
+            let device = device.clone();
+            Box::new(move |_| {
+                let hidden = hidden.clone().require_grad();
+                let projection = projection.clone().require_grad();
+                device.sync()?;
+                let start = Instant::now();
+                let loss = match &loss {
+                    Loss::Burns(loss) => {
+                        loss.forward(hidden.matmul(projection.transpose()), targets.clone())
+                    }
+                    Loss::Ours(_) => linear.forward(hidden, projection, None, targets.clone()),
+                };
+                let grads = loss.backward();
+                device.sync()?;
+                let seconds = start.elapsed().as_secs_f64();
+                drop(grads);
+                let loss = loss.into_scalar::<f32>();
+                Ok(Round { seconds, forward: 0.0, backward: 0.0, loss })
+            })
+        }
+        _ => bail!("{what}: expected loss, step or linear"),
     };
     // compiles, tunes, and fills the pools
     for _ in 0..3 {
@@ -311,6 +340,12 @@ fn compare(programs: &[&str], only: Option<&str>) -> Result<Value> {
     for (what, title, shapes, turns) in [
         ("loss", "Loss and gradient of leaf logits", &LOSSES[..], TURNS[0]),
         ("step", "Whole steps: 64 to 64 to classes, SGD", &STEPS[..], TURNS[1]),
+        (
+            "linear",
+            "Product and loss of hidden states of 256 numbers, both gradients",
+            &LINEARS[..],
+            TURNS[1],
+        ),
     ] {
         if only.is_some_and(|only| only != what) {
             continue;
