@@ -434,11 +434,13 @@ impl DeviceProfile {
             }
             _ => (self.launch(Team::Invocation), 4, 4),
         };
-        let max_terms = match (self.is_software(), self.runtime_checks) {
-            // nothing is unrolled then: four terms are some 170 iterations
-            (true, true) => 1024,
-            (true, false) => Self::SOFTWARE_ITERATIONS,
-            (false, _) => 1 << 31,
+        // How many iterations four terms are: one where a cluster's or an invocation's loops over them are
+        // unrolled; up to 170 where not; and for eight terms up to 200 of a workgroup, whose loops are not.
+        let max_terms = match launch.team {
+            _ if !self.is_software() => 1 << 31,
+            Team::Workgroup => 2048,
+            Team::Invocation | Team::Subgroup if self.runtime_checks => 1024,
+            Team::Invocation | Team::Subgroup => Self::SOFTWARE_ITERATIONS,
         };
         let max_projection_bytes = if self.is_software() { 4 << 20 } else { 1 << 30 };
         ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes }

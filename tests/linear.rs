@@ -4,7 +4,7 @@ use wgloss::internals::program;
 use wgloss::wgpu;
 use wgloss::{
     Args, Array, CrossEntropy, DType, Gpu, GpuOptions, Layout, LinearCrossEntropy, Op, Output,
-    Pass, Reduction, Role, Tensor, reference,
+    Pass, Reduction, Role, Team, Tensor, reference,
 };
 use wgloss_testing::call::read;
 use wgloss_testing::devices::{gpu, open};
@@ -245,5 +245,60 @@ fn bindings_are_never_larger_than_a_device_takes() {
         assert!(largest.unwrap() <= profile.limits.max_binding, "{sizes:?}");
         let workspace: u64 = program.scratch_layouts().iter().map(|layout| layout.bytes()).sum();
         assert!(workspace <= (256 << 20) + (1 << 20), "{sizes:?}: {workspace}");
+    }
+}
+
+/// Rows of five numbers that lie eight apart, where the buffer ends with the last number: no vec4 of that row
+/// is whole.
+#[test]
+fn hidden_states_at_the_end_of_a_buffer() {
+    let Some(gpu) = &gpu() else { return };
+    let drawn = Drawn::new(7, [3, 5, 6]);
+    let want = run(gpu, &LinearCrossEntropy::default(), &drawn.args());
+    let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
+    let numbers: Vec<f32> =
+        drawn.input.chunks(5).flat_map(|row| [row, &[f32::NAN; 3]].concat()).collect();
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 21 * 4,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let bytes: Vec<u8> = numbers[..21].iter().flat_map(|x| x.to_ne_bytes()).collect();
+    gpu.queue().write_buffer(&buffer, 0, &bytes);
+    let layout = Layout::new(&[3, 5], DType::F32).with_row_stride(8);
+    let mut apart = Args::new(Tensor::from_buffer(buffer, layout).unwrap());
+    for (role, tensor) in args.iter() {
+        apart = match role {
+            Role::Projection => apart.projection(tensor.clone()),
+            Role::Bias => apart.bias(tensor.clone()),
+            Role::Target => apart.target(tensor.clone()),
+            _ => apart,
+        };
+    }
+    let out = gpu.block_on(gpu.forward_backward(&LinearCrossEntropy::default(), &apart)).unwrap();
+    assert!(bits(&read(gpu, &out)) == bits(&want));
+}
+
+/// More terms than a software driver's loops may take in one dispatch: of the input's gradient, and of logits.
+#[test]
+fn terms_by_the_ten_thousands_on_every_team() {
+    let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
+    let forced = forced.map(|team| GpuOptions::default().team(team));
+    let checked = GpuOptions::default().runtime_checks(true);
+    for sizes in [[3, 2, 70_001], [3, 70_001, 2]] {
+        let drawn = Drawn::new(8, sizes);
+        let op = LinearCrossEntropy::default();
+        let want = reference::run(&op, Pass::ForwardBackward, &drawn.args()).unwrap();
+        for options in [&GpuOptions::default(), &checked].into_iter().chain(&forced) {
+            let Some(gpu) = open(options) else { return };
+            let got = run(&gpu, &op, &drawn.args());
+            for (role, want) in want.iter() {
+                let promise = op.promise(role).scaled(1.0 / 3.0);
+                let got = got.get(role).unwrap().to_f32();
+                let judged = reference::compare(&got, want, promise);
+                assert!(judged.is_ok(), "{options:?} {sizes:?} {role}: {judged:?}");
+            }
+        }
     }
 }

@@ -544,6 +544,10 @@ impl<'a> Linear<'a> {
         let workspace = self.workspace(program);
         let loss = self.rows_of(&workspace.logits);
         let mut results = loss.begin(self.shape.classes, rows, program, profile)?;
+        if let (true, Some(wide)) = (self.is_one_chunk(), &workspace.projection) {
+            // there is room for all of it, for all blocks
+            program.widen(&self.projection, wide)?;
+        }
         let mut blocks: Vec<_> = chunks(rows, self.block_rows).collect();
         if blocks.is_empty() {
             // gradients of nothing are zeros, which are to be written too
@@ -626,6 +630,11 @@ impl<'a> Linear<'a> {
         chunks(self.shape.classes as u64, self.chunk_classes)
     }
 
+    /// Whether each dispatch works on all classes.
+    fn is_one_chunk(&self) -> bool {
+        self.chunk_classes >= self.shape.classes as u64
+    }
+
     /// The projection's rows of some classes, as products read them.
     fn some_projection(
         &self,
@@ -636,7 +645,9 @@ impl<'a> Linear<'a> {
         let rows = self.projection.rows(chunk);
         let Some(wide) = &workspace.projection else { return Ok(rows) };
         let wide = wide.rows([0, chunk[1]]);
-        program.widen(&rows, &wide)?;
+        if !self.is_one_chunk() {
+            program.widen(&rows, &wide)?;
+        }
         Ok(wide)
     }
 

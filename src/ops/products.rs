@@ -98,14 +98,12 @@ impl Matrix {
         self.view.layout.dtype()
     }
 
-    /// Whether products can read it: f32, every row of which begins at a multiple of four elements and has whole
-    /// vec4s.
+    /// Whether products can read it: f32 in whole vec4s, so that no read goes beyond its last element.
     pub fn is_wide(&self) -> bool {
-        let places = [self.first + self.view.layout.residual() as u64, self.stride];
-        self.dtype() == DType::F32 && places.iter().all(|n| n.is_multiple_of(4))
+        self.dtype() == DType::F32 && self.has_vec4s()
     }
 
-    /// Whether kernels can write it by whole vec4s.
+    /// Whether every row begins at a multiple of four elements and has whole vec4s.
     fn has_vec4s(&self) -> bool {
         let places = [self.first + self.view.layout.residual() as u64, self.stride, self.columns];
         places.iter().all(|n| n.is_multiple_of(4))
