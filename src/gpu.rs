@@ -62,7 +62,7 @@ struct Placeholders {
 /// The most plans that are kept for calls on tensors and arrays, and the most bytes of their
 /// workspace.
 const MAX_PLANS: usize = 64;
-const MAX_PLAN_BYTES: u64 = 1 << 28;
+const MAX_PLAN_BYTES: u64 = 1 << 30;
 
 impl Gpu {
     /// The best adapter there is: hardware first.

@@ -262,7 +262,7 @@ impl Plan {
     }
 
     /// The bytes of device memory that it holds beside arguments and outputs: a few for each row
-    /// or for each thousand elements.
+    /// or for each thousand elements; of [`LinearCrossEntropy`](crate::LinearCrossEntropy) also blocks of logits.
     pub fn workspace_bytes(&self) -> u64 {
         let params = self.compiled.steps().filter_map(|step| step.params.as_ref());
         let buffers = self.compiled.scratch.iter().chain([&self.compiled.control]);

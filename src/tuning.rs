@@ -435,7 +435,7 @@ impl DeviceProfile {
             _ => (self.launch(Team::Invocation), 4, 4),
         };
         // How many iterations four terms are: one where a cluster's or an invocation's loops over them are
-        // unrolled; up to 170 where not; and for eight terms up to 200 of a workgroup, whose loops are not.
+        // unrolled, and up to 170 where not; and eight terms of a workgroup, whose loops are not, up to 200.
         let max_terms = match launch.team {
             _ if !self.is_software() => 1 << 31,
             Team::Workgroup => 2048,

@@ -285,12 +285,11 @@ fn hidden_states_at_the_end_of_a_buffer() {
 fn terms_by_the_ten_thousands_on_every_team() {
     let forced = [Team::Invocation, Team::Subgroup, Team::Workgroup];
     let forced = forced.map(|team| GpuOptions::default().team(team));
-    let checked = GpuOptions::default().runtime_checks(true);
-    for sizes in [[3, 2, 20_001], [3, 20_001, 2]] {
+    for sizes in [[3, 2, 70_001], [3, 70_001, 2]] {
         let drawn = Drawn::new(8, sizes);
         let op = LinearCrossEntropy::default();
         let want = reference::run(&op, Pass::ForwardBackward, &drawn.args()).unwrap();
-        for options in [&GpuOptions::default(), &checked].into_iter().chain(&forced) {
+        for options in [GpuOptions::default()].iter().chain(&forced) {
             let Some(gpu) = open(options) else { return };
             let got = run(&gpu, &op, &drawn.args());
             for (role, want) in want.iter() {
