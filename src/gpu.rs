@@ -60,7 +60,8 @@ struct Placeholders {
 }
 
 /// The most plans that are kept for calls on tensors and arrays, and the most bytes of their
-/// workspace.
+/// workspace: with room for both passes of linear cross entropy, of 256 MiB each by default, which would
+/// otherwise push one another out at every step.
 const MAX_PLANS: usize = 64;
 const MAX_PLAN_BYTES: u64 = 1 << 30;
 

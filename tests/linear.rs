@@ -59,6 +59,11 @@ fn bits_are_the_same_on_every_run_in_blocks_of_any_size() {
     // blocks of 32 rows: fewer would be split among teams, which add them up otherwise
     for bytes in [40 << 10, 100 << 10] {
         let blocks = whole.clone().workspace_bytes(bytes);
+        let dispatches = |op: &LinearCrossEntropy| {
+            let layouts = drawn.args().layouts();
+            gpu.block_on(gpu.plan(op, Pass::ForwardBackward, &layouts)).unwrap().kernels().count()
+        };
+        assert!(dispatches(&blocks) > dispatches(&whole), "{bytes} bytes are several blocks");
         for (got, want) in bits(&run(gpu, &blocks, &drawn.args())).iter().zip(&want) {
             // the losses of blocks are added up apart
             assert!(got == want || got.0 == Role::Loss, "{} in {bytes} bytes", got.0);
