@@ -39,26 +39,31 @@ pub enum Pass {
     Backward,
     /// Both, in one pass over the input where the mathematics allows it.
     ForwardBackward,
+    /// What a shard of the classes tells of each row, for the passes of all shards: of
+    /// [`CrossEntropy`](crate::CrossEntropy::shard) and
+    /// [`LinearCrossEntropy`](crate::LinearCrossEntropy) alone.
+    Partials,
 }
 
 impl Pass {
-    /// `forward`, `backward`, `forward_backward`: also the shaders' entry points.
+    /// `forward`, `backward`, `forward_backward`, `partials`: also the shaders' entry points.
     pub fn name(self) -> &'static str {
         match self {
             Pass::Forward => "forward",
             Pass::Backward => "backward",
             Pass::ForwardBackward => "forward_backward",
+            Pass::Partials => "partials",
         }
     }
 
     /// Whether this pass computes the loss.
     pub fn has_loss(self) -> bool {
-        self != Pass::Backward
+        matches!(self, Pass::Forward | Pass::ForwardBackward)
     }
 
     /// Whether this pass computes the gradient.
     pub fn has_grad(self) -> bool {
-        self != Pass::Forward
+        matches!(self, Pass::Backward | Pass::ForwardBackward)
     }
 }
 
@@ -141,6 +146,18 @@ impl<T> Args<T> {
     /// The row state that a forward pass kept: spares backward its first read of the input.
     pub fn state(self, state: T) -> Self {
         self.with(Role::State, state)
+    }
+
+    /// What every shard of the classes told of each row ([`Pass::Partials`]), `[rows, shards, 8]` in
+    /// the order of their classes: losses and gradients are then those of whole rows.
+    pub fn partials(self, partials: T) -> Self {
+        self.with(Role::Partials, partials)
+    }
+
+    /// The divisor of the mean, one f32, in place of what these rows alone would be divided by: that
+    /// of all shards, of the classes or of the batch.
+    pub fn divisor(self, divisor: T) -> Self {
+        self.with(Role::Divisor, divisor)
     }
 
     /// Device tensors: the gradient is written over the input, which is gone then. Refused where a

@@ -78,6 +78,8 @@ pub(crate) const SUM: File = shader!("family/sum.wgsl");
 pub(crate) const STATUS: File = shader!("family/status.wgsl");
 pub(crate) const PADDING: File = shader!("family/padding.wgsl");
 pub(crate) const PRODUCT: File = shader!("family/product.wgsl");
+pub(crate) const STORE: File = shader!("epilogue/store.wgsl");
+pub(crate) const PARTIALS: File = shader!("epilogue/partials.wgsl");
 pub(crate) const CONVERSIONS: File = shader!("family/conversions.wgsl");
 pub(crate) const COLUMN_SUMS: File = shader!("family/column_sums.wgsl");
 pub(crate) const TERMS_VALUES: File = shader!("terms/values.wgsl");
@@ -106,6 +108,15 @@ pub(crate) fn tile_of_product(team: Team) -> File {
         Team::Invocation => shader!("product/invocation.wgsl"),
         Team::Subgroup => shader!("product/subgroup.wgsl"),
         Team::Workgroup => shader!("product/workgroup.wgsl"),
+    }
+}
+
+/// The shader that merges what members of a tile know of its rows, where they are several.
+pub(crate) fn rows_of_product(team: Team) -> Option<File> {
+    match team {
+        Team::Invocation => None,
+        Team::Subgroup => Some(shader!("product_rows/subgroup.wgsl")),
+        Team::Workgroup => Some(shader!("product_rows/workgroup.wgsl")),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{Error, Result, Role, Status};
 /// | `grad` | backward passes | the input's | the input's |
 /// | `grad_projection`, `grad_bias` | backward passes of [`LinearCrossEntropy`](crate::LinearCrossEntropy) | the projection's, the bias's | f32, or the projection's by choice |
 /// | `state` | ops that were told to keep it | `[rows, 4]` | f32 |
+/// | `partials`, `divisor` | [`Pass::Partials`](crate::Pass::Partials) | `[rows, 1, 8]`, `[]` | f32 |
 /// | `logsumexp`, `argmax`, `correct`, `entropy` | ops that were told to give [row outputs](Self::rows) | a value a row | f32, i32, i32, f32 |
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output<T> {
@@ -90,6 +91,23 @@ impl<T> Output<T> {
     /// [`Error::NotComputed`] where the op was not told to keep it.
     pub fn state(&self) -> Result<&T> {
         self.computed(Role::State)
+    }
+
+    /// What a shard of the classes tells of each row.
+    ///
+    /// # Errors
+    /// [`Error::NotComputed`] but of [`Pass::Partials`](crate::Pass::Partials).
+    pub fn partials(&self) -> Result<&T> {
+        self.computed(Role::Partials)
+    }
+
+    /// What the mean of the rows whose target is a class of this shard would be divided by: the sum of
+    /// their targets' weights.
+    ///
+    /// # Errors
+    /// [`Error::NotComputed`] but of [`Pass::Partials`](crate::Pass::Partials) with class targets.
+    pub fn divisor(&self) -> Result<&T> {
+        self.computed(Role::Divisor)
     }
 
     /// What is known of each row beside its loss.

@@ -23,6 +23,10 @@ pub enum Role {
     Upstream,
     /// What forward keeps of each row for backward: a result of the one, an argument of the other.
     State,
+    /// What shards of the classes tell of each row: of one a result, of all an argument.
+    Partials,
+    /// What a mean is divided by: a result of a shard's, an argument where it is that of all.
+    Divisor,
     /// The loss.
     Loss,
     /// The output of a map, such as [`Softmax`](crate::Softmax).
@@ -45,7 +49,7 @@ pub enum Role {
 
 impl Role {
     /// Every role: arguments, then results.
-    pub const ALL: [Role; 17] = [
+    pub const ALL: [Role; 19] = [
         Role::Input,
         Role::Target,
         Role::Weight,
@@ -54,6 +58,8 @@ impl Role {
         Role::Bias,
         Role::Upstream,
         Role::State,
+        Role::Partials,
+        Role::Divisor,
         Role::Loss,
         Role::Output,
         Role::Grad,
@@ -65,8 +71,8 @@ impl Role {
         Role::Entropy,
     ];
 
-    /// `input`, `target`, `weight`, `pos_weight`, `projection`, `bias`, `upstream`, `state`, `loss`,
-    /// `output`, `grad`, `grad_projection`, `grad_bias`, `logsumexp`, `argmax`, `correct`, `entropy`.
+    /// `input`, `target`, `weight`, `pos_weight`, `projection`, `bias`, `upstream`, `state`,
+    /// `partials`, `divisor`, `loss`, `output`, `grad`, `grad_projection`, `grad_bias`, `logsumexp`, `argmax`, `correct`, `entropy`.
     pub const fn name(self) -> &'static str {
         match self {
             Role::Input => "input",
@@ -77,6 +83,8 @@ impl Role {
             Role::Bias => "bias",
             Role::Upstream => "upstream",
             Role::State => "state",
+            Role::Partials => "partials",
+            Role::Divisor => "divisor",
             Role::Loss => "loss",
             Role::Output => "output",
             Role::Grad => "grad",

@@ -222,6 +222,8 @@ pub struct ProductLaunch {
     pub max_terms: u64,
     /// The most bytes in f32 of the part of the projection that one dispatch works on.
     pub max_projection_bytes: u64,
+    /// The most tiles of a row whose partials one invocation merges.
+    pub max_tiles: u64,
 }
 
 impl DeviceProfile {
@@ -370,6 +372,19 @@ impl DeviceProfile {
         })
     }
 
+    /// Rows of which only partials are read, each by one invocation.
+    pub fn for_merges(&self, shape: ClassShape) -> RowLaunch {
+        let tuning = self.tuning();
+        let size = tuning.invocation_workgroup.min(self.max_workgroup_size);
+        RowLaunch {
+            launch: self.sized(Team::Invocation, size, 1),
+            tile: self.tile(1, false),
+            rows_per_team: 1,
+            splits: 1,
+            classes_per_split: shape.classes as u32,
+        }
+    }
+
     fn team_for_rows(&self, classes: u64, positions: u64) -> Launch {
         let launch = self.whole_team_for_rows(classes, positions);
         let members = classes.div_ceil(self.tuning().min_classes_per_member).next_power_of_two();
@@ -443,7 +458,8 @@ impl DeviceProfile {
             Team::Invocation | Team::Subgroup => Self::SOFTWARE_ITERATIONS,
         };
         let max_projection_bytes = if self.is_software() { 4 << 20 } else { 1 << 30 };
-        ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes }
+        let max_tiles = if self.is_software() { Self::SOFTWARE_ITERATIONS / 4 } else { 1 << 31 };
+        ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes, max_tiles }
     }
 
     /// The members along a side of a workgroup's tile of a product, which takes 512 bytes of workgroup memory for

@@ -14,8 +14,8 @@ use naga::valid::{
 
 use wgloss::custom::Elementwise;
 use wgloss::internals::{
-    DeviceProfile, ElementParams, Kernel, MatrixParams, Offsets, PaddingParams, ProductParams,
-    RowParams, SumParams,
+    DeviceProfile, ElementParams, Kernel, MatrixParams, Offsets, PaddingParams, PartialsParams,
+    ProductParams, RowParams, SumParams,
 };
 use wgloss_testing::custom::Polynomial;
 use wgloss_testing::kernels::{self, Asked, devices, steps};
@@ -126,17 +126,21 @@ fn offsets_of(kernel: &Kernel) -> Option<(Vec<u32>, u32)> {
             Some((offsets, (OFFSETS + size_of::<$type>()) as u32))
         }};
     }
+    let has_file = |path| kernel.files.iter().any(|file| file.path() == path);
     match kernel.files.first().map(|file| file.path()) {
         Some("family/rows.wgsl" | "family/row_maps.wgsl" | "family/gather.wgsl") => layout!(
-            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, unused[2]
+            RowParams: rows, classes, positions, ignore_index, confidence, smoothing, divisor, scale, softcap, z_loss, first, rows_per_team, splits, classes_per_split, shares, first_class, total_classes, unused[3]
         ),
         Some("family/sum.wgsl") => layout!(
-            SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first
+            SumParams: count, per_team, teams, divisor, classes, ignore_index, empty_mean, first, first_class, total_classes, unused[2]
         ),
         Some("family/elements.wgsl") => layout!(
             ElementParams: vec4s, per_team, teams, row_elements, dims, scale, own, settings, first, dim
         ),
         Some("family/padding.wgsl") => layout!(PaddingParams: rows, padding, unused[2]),
+        Some("family/product.wgsl") if has_file("epilogue/partials.wgsl") => layout!(
+            PartialsParams: rows, columns, terms, tiles_across, has_bias, first_share, shares, classes, first_class, total_classes, ignore_index, confidence, smoothing, scale, softcap, z_loss
+        ),
         Some("family/product.wgsl") => layout!(
             ProductParams: rows, columns, terms, tiles_across, has_bias, accumulates, unused[2]
         ),

@@ -28,5 +28,6 @@ mod pieces;
 mod plans;
 mod properties;
 mod storage;
+mod shards;
 mod stream;
 mod tensors;

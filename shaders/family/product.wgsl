@@ -15,31 +15,26 @@
 // Every row of an operand begins at a multiple of four elements, and its last vec4 may be read whole: what
 // lies past the last term counts as 0, and past the last row or column as whatever is there, which is not stored.
 //
-// Reads `left` and `right`, `bias`, and `grad` through access/in_place.wgsl. Writes `grad`, the result: each element by
-// one member of one team.
+// What becomes of a tile is its epilogue: epilogue/store.wgsl stores it, epilogue/partials.wgsl finds what rows of
+// logits need to know of it, so that they are not stored.
+//
+// Reads `left` and `right`, and `bias`.
+//
+// Hooks, from a file of epilogue/, beside its Params, which begin as ProductParams:
+//     fn accumulates() -> bool       whether the sums begin with what is there
+//     fn start_of(row: u32, column: u32) -> vec4<f32>
+//                                    what the sums of four columns of a row begin with
+//     fn finish_row(team: Team, row: u32, column: u32, product: vec4<f32>, next: u32, more: vec4<f32>)
+//                                    takes eight columns of a row: four from each of the two numbers on
 
-struct Params {
-    offsets: array<vec4<u32>, 9>,
-    rows: u32,
-    columns: u32,
-    terms: u32,
-    // how many tiles lie side by side
-    tiles_across: u32,
-    has_bias: u32,
-    accumulates: u32,
-    unused_0: u32,
-    unused_1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> left: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> right: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> left: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> right: array<vec4<f32>>;
 // [columns]
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read> bias: array<f32>;
 
-const LEFT: u32 = 2u;
-const RIGHT: u32 = 3u;
-const BIAS: u32 = 4u;
+const LEFT: u32 = 1u;
+const RIGHT: u32 = 4u;
+const BIAS: u32 = 6u;
 
 override LEFT_ALONG_TERMS: bool = true;
 override RIGHT_ALONG_TERMS: bool = true;
@@ -99,27 +94,14 @@ fn right_square(k: u32, column: u32) -> Square {
         right_columns(k + 2u, column), right_columns(k + 3u, column));
 }
 
-// What the sums of four columns of a row begin with.
-fn start_of(row: u32, column: u32) -> vec4<f32> {
-    if params.accumulates == 0u || row >= params.rows || column >= params.columns {
+// The bias of four columns, the last of which may not be.
+fn bias_of(column: u32) -> vec4<f32> {
+    if params.has_bias == 0u || column >= params.columns {
         return vec4(0.0);
     }
     let last = min(params.columns - 1u - column, 3u);
-    return load_input(element_index(GRAD, row, column), 1u, last);
-}
-
-// Stores four columns of a row of the product, as far as there are such.
-fn store_product(row: u32, column: u32, product: vec4<f32>) {
-    if row >= params.rows || column >= params.columns {
-        return;
-    }
-    let last = min(params.columns - 1u - column, 3u);
-    var value = product;
-    if params.has_bias != 0u {
-        let i = element_index(BIAS, 0u, column) + min(vec4(0u, 1u, 2u, 3u), vec4(last));
-        value += vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
-    }
-    store_grad(element_index(GRAD, row, column), 1u, last, value);
+    let i = element_index(BIAS, 0u, column) + min(vec4(0u, 1u, 2u, 3u), vec4(last));
+    return vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -133,5 +115,5 @@ fn product(workgroup: Workgroup, invocation: Invocation) {
     }
     let across = team.index / tiles_down;
     let down = team.index - across * tiles_down;
-    multiply(invocation, down * TILE_ROWS, across * TILE_COLUMNS);
+    multiply(team, invocation, down * TILE_ROWS, across * TILE_COLUMNS);
 }

@@ -12,9 +12,13 @@
 //     stats_of_row(row):
 //         if the row is ignored or its class is out of range: nothing is read
 //         if forward has kept the row's state: take it, and read nothing
-//         if the row is split: merge the partials of all splits, in order
-//         otherwise: partial = row_partial(row)
+//         if partials of the row are in memory: merge them, in order, with their targets
+//         otherwise: partial = partial_of_classes(row)
+//
+//     partial_of_classes(row):
+//         partial = row_partial(row)
 //         unless DENSE_TARGET: read the logit at the target, and add its weight
+//         if row outputs are asked for: find the first class at the maximum
 //
 //     row_partial(row):                             (shared/row_tiles.wgsl) the row's first read
 //         total = empty
@@ -47,9 +51,13 @@
 // of its splits in the same order, and so comes to the same bits. Then it writes the gradient of
 // its own split, and the first split's team writes the loss.
 //
+// Partials may also come from elsewhere: from the tiles of a product (epilogue/partials.wgsl), or
+// from other devices, each of which has a shard of the classes. A pass merges them likewise, and
+// its own classes are params.first_class and those after it, of params.total_classes. The entry
+// point `merge_partials` writes one partial a row in their place, for other devices.
+//
 // Reads `input` [rows, classes], and what the op's file and the upstream's do. Writes `grad`
-// [rows, classes], `row_outputs` [1 or 5, rows] and `row_state` [rows or splits], each element by
-// one member of one team; rows of 16 bits may share words (storage/half.wgsl). No barriers but
+// [rows, classes], `row_outputs` [1 or 5, rows] and `row_state`, each element by one member of one team; rows of 16 bits may share words (storage/half.wgsl). No barriers but
 // those of team/ and uniform/.
 //
 // Hooks, from the op's file, beside that of shared/row_tiles.wgsl:
@@ -59,10 +67,12 @@
 // Overrides: those below, and those of shared/row_tiles.wgsl and shared/row_state.wgsl.
 
 // [1 or 5, rows]: each row's loss; with ROW_OUTPUTS then each row's logsumexp, argmax, and whether
-// that is the target, and each row's entropy. Bits of f32 and i32, because small integers as floats might be flushed to 0.
+// that is the target, and each row's entropy; and with partials then
+// each row's state, [rows, 4]; or [rows, 8], a partial a row. Bits of f32
+// and i32, because small integers as floats might be flushed to 0.
 @group(0) @binding(6) var<storage, read_write> row_outputs: array<u32>;
 // [rows], the state (m, denom_minus_1, target_below, target_at_max) that forward keeps of each
-// row; or with SPLIT_ROWS [rows, splits, 2], the packed partial of each split.
+// row; or with FROM_PARTIALS [rows, shares, 2], the packed partials of each row.
 @group(0) @binding(8) var<storage, read_write> row_state: array<vec4<f32>>;
 
 // Whether forward keeps the row's state for backward.
@@ -77,7 +87,7 @@ override SPLIT_ROWS: bool = false;
 // Whether the dispatch that writes the gradient has found the row's partial by itself, and so has a
 // tile in registers.
 fn finds_partial() -> bool {
-    return !FROM_STATE && !SPLIT_ROWS;
+    return !FROM_STATE && !FROM_PARTIALS;
 }
 
 fn tile_holds_exponentials() -> bool {
@@ -97,16 +107,16 @@ fn split_of_row(i: u32) -> Row {
     return row;
 }
 
-// Where the partial of a split is in row_state.
-fn partial_index(row: Row, split: u32) -> u32 {
-    return element_index(STATE, 0u, 2u * (row.index * params.splits + split));
+// Where a partial of a row is in row_state.
+fn partial_index(row: u32, share: u32) -> u32 {
+    return element_index(STATE, 0u, 2u * (row * params.shares + share));
 }
 
-// The partial of a row from those of its splits, in order.
-fn merged_splits(row: Row) -> RowPartial {
+// The partial of a row from those in memory, in order.
+fn merged_partial(row: u32) -> RowPartial {
     var total = empty_partial();
-    for (var split = 0u; split < params.splits; split += 1u) {
-        let i = partial_index(row, split);
+    for (var share = 0u; share < params.shares; share += 1u) {
+        let i = partial_index(row, share);
         let packed = PackedPartial(row_state[i], row_state[i + 1u]);
         var other = lanes_of_partial(unpack_partial(packed));
         merge(&total, &other);
@@ -114,35 +124,36 @@ fn merged_splits(row: Row) -> RowPartial {
     return partial_of_lanes(total);
 }
 
+// The partial of the team's classes, with what the target is to them.
+fn partial_of_classes(team: Team, row: Row) -> RowPartial {
+    var partial = row_partial(team, row);
+    if ROW_OUTPUTS {
+        partial.first_at_max = params.first_class + first_at_max(team, row, partial.m);
+    }
+    if DENSE_TARGET || row.kind != ROW_KEPT || row.label - row.begin >= row.end - row.begin {
+        return partial;
+    }
+    let x = logits_of(vec4(load_input_element(class_index(row.input, row.label)))).x;
+    return with_single_target(partial, row.target_weight, x);
+}
+
 fn stats_of_row(team: Team, row: Row) -> RowStats {
     if row.kind != ROW_KEPT && !ROW_OUTPUTS {
         return RowStats(
-            0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD), 0.0);
+            0.0, 0.0, 0.0, 0.0, 0.0, select(0u, HAS_NAN_LOGIT, row.kind == ROW_BAD), 0u, 0.0);
     }
     if FROM_STATE {
         let state = row_state[element_index(STATE, 0u, row.index)];
         let flags = select(0u, HAS_NAN_LOGIT, is_nan(state.x));
-        return RowStats(state.x, state.y, state.z, state.w, 0.0, flags, 0.0);
+        return RowStats(state.x, state.y, state.z, state.w, 0.0, flags, 0u, 0.0);
     }
-    var partial: RowPartial;
-    if SPLIT_ROWS {
-        partial = merged_splits(row);
-    } else {
-        partial = row_partial(team, row);
+    if FROM_PARTIALS {
+        return stats_of_partial(merged_partial(row.index));
     }
-    let stats = stats_of_partial(partial);
-    if DENSE_TARGET || row.kind != ROW_KEPT {
-        return stats;
-    }
-    let x = logits_of(vec4(load_input_element(class_index(row.input, row.label)))).x;
-    return with_single_target(stats, row.target_weight, x);
+    return stats_of_partial(partial_of_classes(team, row));
 }
 
-fn store_loss(team: Team, row: Row, stats: RowStats) {
-    var argmax = -1;
-    if ROW_OUTPUTS {
-        argmax = i32(first_at_max(team, row, stats));
-    }
+fn store_loss(row: Row, stats: RowStats) {
     if member != 0u || row.begin != 0u {
         return;
     }
@@ -155,13 +166,23 @@ fn store_loss(team: Team, row: Row, stats: RowStats) {
     let is_nan_row = is_nan_row(stats);
     if KEEP_STATE {
         let m = select(stats.m, nan(), is_nan_row);
-        row_state[element_index(STATE, 0u, row.index)] =
-            vec4(m, stats.denom_minus_1, stats.target_below, stats.target_at_max);
+        let state = vec4(m, stats.denom_minus_1, stats.target_below, stats.target_at_max);
+        if FROM_PARTIALS {
+            // partials lie where states would; so these follow all rows' results
+            let first = element_index(RESULTS, 0u, select(1u, 5u, ROW_OUTPUTS) * params.rows);
+            for (var k = 0u; k < 4u; k += 1u) {
+                row_outputs[first + 4u * row.index + k] = bitcast<u32>(state[k]);
+            }
+        } else {
+            row_state[element_index(STATE, 0u, row.index)] = state;
+        }
     }
     if ROW_OUTPUTS {
         let has_nan_logit = (stats.flags & HAS_NAN_LOGIT) != 0u;
-        argmax = select(argmax, -1, has_nan_logit);
-        let is_correct = row.kind == ROW_KEPT && argmax == i32(row.label);
+        let argmax = select(i32(stats.first_at_max), -1, has_nan_logit);
+        // a label is counted from the first class of this device
+        let is_correct = row.kind == ROW_KEPT && !has_nan_logit
+            && stats.first_at_max - params.first_class == row.label;
         let second = i + params.rows;
         row_outputs[second] = bitcast<u32>(select(logsumexp(stats), nan(), has_nan_logit));
         row_outputs[second + params.rows] = bitcast<u32>(argmax);
@@ -218,7 +239,7 @@ fn forward(workgroup: Workgroup, invocation: Invocation) {
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
-        store_loss(team, row, stats_of_row(team, row));
+        store_loss(row, stats_of_row(team, row));
     }
 }
 
@@ -241,12 +262,12 @@ fn forward_backward(workgroup: Workgroup, invocation: Invocation) {
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
         let stats = stats_of_row(team, row);
-        store_loss(team, row, stats);
+        store_loss(row, stats);
         store_gradient(team, row, stats);
     }
 }
 
-// The partial of each split, for the dispatch of the pass.
+// The partial of each split.
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn partials(workgroup: Workgroup, invocation: Invocation) {
     read_offsets();
@@ -254,14 +275,32 @@ fn partials(workgroup: Workgroup, invocation: Invocation) {
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
         let row = split_of_row(index);
-        if row.kind != ROW_KEPT {
-            continue;
+        var packed = pack_partial(empty_row_partial());
+        if row.kind == ROW_KEPT || ROW_OUTPUTS {
+            packed = pack_partial(partial_of_classes(team, row));
         }
-        let packed = pack_partial(row_partial(team, row));
         if member == 0u {
-            let i = partial_index(row, row.begin / params.classes_per_split);
+            let i = partial_index(row.index, row.begin / params.classes_per_split);
             row_state[i] = packed.a;
             row_state[i + 1u] = packed.b;
+        }
+    }
+}
+
+// One partial a row, from those in memory.
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn merge_partials(workgroup: Workgroup, invocation: Invocation) {
+    read_offsets();
+    let team = team_of(workgroup, invocation);
+    let rows = rows_of(team);
+    for (var index = rows.x; index < rows.y; index += 1u) {
+        let packed = pack_partial(merged_partial(index));
+        if member == 0u {
+            let i = element_index(RESULTS, 0u, 8u * index);
+            for (var k = 0u; k < 4u; k += 1u) {
+                row_outputs[i + k] = bitcast<u32>(packed.a[k]);
+                row_outputs[i + 4u + k] = bitcast<u32>(packed.b[k]);
+            }
         }
     }
 }

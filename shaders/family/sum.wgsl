@@ -24,6 +24,11 @@ struct Params {
     empty_mean: f32,
     // the first term of this dispatch, among all
     first: u32,
+    // of terms/class_weights.wgsl: the first of these classes among all, and how many those are
+    first_class: u32,
+    total_classes: u32,
+    unused_0: u32,
+    unused_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

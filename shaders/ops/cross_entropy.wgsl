@@ -14,17 +14,18 @@
 override MEAN: bool = false;
 
 fn row_of(index: u32) -> Row {
-    let label = label_of_row(index, params.ignore_index, params.classes);
+    let label = label_of_row(index, params.ignore_index, params.total_classes);
     if label.kind == ROW_BAD && is_first_bad(index) {
         control.bad_value = label.index;
-        control.classes = params.classes;
+        control.classes = params.total_classes;
     }
+    // of another device's class, the number is larger than any of these
+    let here = u32(label.index) - params.first_class;
     var target_weight = 0.0;
-    if label.kind == ROW_KEPT {
-        target_weight = params.confidence * class_weight(u32(label.index));
+    if label.kind == ROW_KEPT && here < params.classes {
+        target_weight = params.confidence * class_weight(here);
     }
-    let target_bits =
-        uniform_target(vec3(label.kind, u32(label.index), bitcast<u32>(target_weight)));
+    let target_bits = uniform_target(vec3(label.kind, here, bitcast<u32>(target_weight)));
     var row = row_at(index, INPUT);
     row.kind = target_bits.x;
     row.label = target_bits.y;

@@ -1,7 +1,11 @@
 // Cross entropy with probabilities as targets: the hooks of family/rows.wgsl. The target weights
 // are a[c] = w[c] ((1 - label smoothing) t[c] + label smoothing / C).
 //
-// Reads `targets` [rows, classes] (storage/), `weight` [classes] and the upstream gradient.
+// Reads `targets` [rows, classes] (storage/), `weight` [classes], the upstream gradient and the
+// control block's divisor.
+
+// Whether the gradient is that of a mean whose divisor is in the control block.
+override MEAN: bool = false;
 
 fn row_of(index: u32) -> Row {
     return row_at(index, TARGETS);
@@ -19,5 +23,9 @@ fn target_weights(row: Row, c: u32, valid: vec4<bool>) -> vec4<f32> {
 }
 
 fn row_scale(row: Row) -> RowScale {
-    return RowScale(upstream_of_row(row.index) / params.divisor, false);
+    let value = upstream_of_row(row.index);
+    if MEAN {
+        return RowScale(value / control.divisor, control.divisor == 0.0);
+    }
+    return RowScale(value / params.divisor, false);
 }

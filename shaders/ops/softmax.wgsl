@@ -14,7 +14,7 @@ fn output_of_vec4(k: u32, stats: RowStats) -> vec4<f32> {
 fn prepare(team: Team, row: Row, stats: RowStats) -> vec2<f32> {
     // A row of nothing but -inf has no class at its maximum. It is NaN, whichever class is taken
     // here.
-    let k = min(first_at_max(team, row, stats), params.classes - 1u);
+    let k = min(first_at_max(team, row, stats.m), params.classes - 1u);
     let g_k = load_row_upstream(row, k & ~3u)[k & 3u];
 
     var sum = vec4(0.0);

@@ -19,7 +19,7 @@ fn left_square(row: u32, k: u32) -> Square {
     return transposed(square);
 }
 
-fn multiply(invocation: Invocation, row: u32, column: u32) {
+fn multiply(team: Team, invocation: Invocation, row: u32, column: u32) {
     var sums: Square;
     for (var i = 0u; i < 4u; i += 1u) {
         sums[i] = start_of(row + i, column);

@@ -47,7 +47,7 @@ fn share_of_left(row: u32, k: u32) -> vec4<f32> {
     return left_rows(row + member / 4u * 4u, k + member % 4u);
 }
 
-fn multiply(invocation: Invocation, row: u32, first_column: u32) {
+fn multiply(team: Team, invocation: Invocation, row: u32, first_column: u32) {
     // the cluster's first member in its subgroup
     let first = invocation.index - member;
     let column = first_column + 4u * member;
@@ -55,7 +55,7 @@ fn multiply(invocation: Invocation, row: u32, first_column: u32) {
     // arrays of arrays, so that loops load and store them: unrolled, they take longer to compile than all else
     var columns: array<Sums, 4>;
     var nexts: array<Sums, 4>;
-    if params.accumulates != 0u {
+    if accumulates() {
         for (var i = 0u; i < TILE_ROWS; i += 1u) {
             columns[i / 8u][i % 8u] = start_of(row + i, column);
             nexts[i / 8u][i % 8u] = start_of(row + i, next);
@@ -80,7 +80,6 @@ fn multiply(invocation: Invocation, row: u32, first_column: u32) {
     columns = array(a, c, e, g);
     nexts = array(b, d, f, h);
     for (var i = 0u; i < TILE_ROWS; i += 1u) {
-        store_product(row + i, column, columns[i / 8u][i % 8u]);
-        store_product(row + i, next, nexts[i / 8u][i % 8u]);
+        finish_row(team, row + i, column, columns[i / 8u][i % 8u], next, nexts[i / 8u][i % 8u]);
     }
 }

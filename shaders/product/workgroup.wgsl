@@ -52,7 +52,7 @@ fn four_columns(i: u32) -> vec4<f32> {
     return vec4(right_tile[i], right_tile[i + 1u], right_tile[i + 2u], right_tile[i + 3u]);
 }
 
-fn multiply(invocation: Invocation, first_row: u32, first_column: u32) {
+fn multiply(team: Team, invocation: Invocation, first_row: u32, first_column: u32) {
     // a member's rows follow one another; its columns are two vec4s, half a tile apart
     let row = member / TILE_SIDE * 8u;
     let column = member % TILE_SIDE * 4u;
@@ -78,7 +78,7 @@ fn multiply(invocation: Invocation, first_row: u32, first_column: u32) {
         }
     }
     for (var i = 0u; i < 8u; i += 1u) {
-        store_product(first_row + row + i, first_column + column, sums[i]);
-        store_product(first_row + row + i, first_column + next, more[i]);
+        finish_row(
+            team, first_row + row + i, first_column + column, sums[i], first_column + next, more[i]);
     }
 }

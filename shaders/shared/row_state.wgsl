@@ -26,6 +26,8 @@
 // Whether there are target weights all over the row. Otherwise the only one is at the target class
 // (with_single_target), their sums stay 0 until then, and they cost nothing.
 override DENSE_TARGET: bool = false;
+// Whether partials of the row come from memory, each with its target weights, and are merged.
+override FROM_PARTIALS: bool = false;
 // Whether logits are multiplied by params.scale. Their distances from m are, since products of
 // large logits would be rounded before the subtraction.
 override SCALED: bool = false;
@@ -57,30 +59,44 @@ struct RowPartial {
     margin_sum: f32,
     // HAS_*
     flags: u32,
-    // the first class at m; 0 for now, since nothing asks for it
+    // the first class at m, among all of the row's; 0 where row outputs are not asked for
     first_at_max: u32,
-    // not part of the packed form: rows whose entropy is asked for are one team's
     entropy_sum: f32,
 }
 
 // A partial in memory: eight f32 as two vectors.
 //     a = (m, exp_sum_below, max_count, target_below)
-//     b = (target_at_max, margin_sum, flags, first_at_max as bits)
+//     b = (target_at_max, margin_sum, first_at_max and flags as bits, entropy_sum)
 struct PackedPartial {
     a: vec4<f32>,
     b: vec4<f32>,
 }
 
+// The bits of flags and class are those of a float between 2 and 2^64, because others might be
+// flushed to 0, or lose the bits of a NaN, where they are copied as floats.
+const CLASS_BITS: u32 = 25u;
+const NORMAL_BITS: u32 = 0x40000000u;
+
 fn pack_partial(p: RowPartial) -> PackedPartial {
+    let first = min(p.first_at_max, (1u << CLASS_BITS) - 1u);
     return PackedPartial(
         vec4(p.m, p.exp_sum_below, p.max_count, p.target_below),
-        vec4(p.target_at_max, p.margin_sum, f32(p.flags), bitcast<f32>(p.first_at_max)));
+        vec4(
+            p.target_at_max, p.margin_sum,
+            bitcast<f32>(NORMAL_BITS | p.flags << CLASS_BITS | first), p.entropy_sum));
 }
 
 fn unpack_partial(packed: PackedPartial) -> RowPartial {
     let a = packed.a;
     let b = packed.b;
-    return RowPartial(a.x, a.y, a.z, a.w, b.x, b.y, u32(b.z), bitcast<u32>(b.w), 0.0);
+    let bits = bitcast<u32>(b.z) & (NORMAL_BITS - 1u);
+    return RowPartial(
+        a.x, a.y, a.z, a.w, b.x, b.y,
+        bits >> CLASS_BITS, bits & ((1u << CLASS_BITS) - 1u), b.w);
+}
+
+fn empty_row_partial() -> RowPartial {
+    return RowPartial(LOWEST, 0.0, 0.0, 0.0, 0.0, 0.0, 0u, 0u, 0.0);
 }
 
 // A partial that is being summed, in four lanes: each sum is that of its lanes. A member adds a
@@ -94,13 +110,15 @@ struct PartialLanes {
     margin_sum: vec4<f32>,
     entropy_sum: vec4<f32>,
     flags: u32,
+    // with FROM_PARTIALS alone
+    first_at_max: u32,
 }
 
 // The partial of no class. Its maximum is the lowest finite number, since -inf - -inf would be NaN
 // for classes that are all masked.
 fn empty_partial() -> PartialLanes {
     return PartialLanes(
-        LOWEST, vec4(0.0), vec4(0u), vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0), 0u);
+        LOWEST, vec4(0.0), vec4(0u), vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0), 0u, 0u);
 }
 
 fn lanes_of_partial(p: RowPartial) -> PartialLanes {
@@ -111,7 +129,9 @@ fn lanes_of_partial(p: RowPartial) -> PartialLanes {
     lanes.target_below.x = p.target_below;
     lanes.target_at_max.x = p.target_at_max;
     lanes.margin_sum.x = p.margin_sum;
+    lanes.entropy_sum.x = p.entropy_sum;
     lanes.flags = p.flags;
+    lanes.first_at_max = p.first_at_max;
     return lanes;
 }
 
@@ -119,7 +139,7 @@ fn partial_of_lanes(lanes: PartialLanes) -> RowPartial {
     return RowPartial(
         lanes.m, add_up(lanes.exp_sum_below), add_up(vec4<f32>(lanes.max_count)),
         add_up(lanes.target_below), add_up(lanes.target_at_max), add_up(lanes.margin_sum),
-        lanes.flags, 0u, add_up(lanes.entropy_sum));
+        lanes.flags, lanes.first_at_max, add_up(lanes.entropy_sum));
 }
 
 // Moves a partial's maximum up to m. What was at the maximum is below it afterwards.
@@ -139,7 +159,7 @@ fn rescale(partial: ptr<function, PartialLanes>, m: f32) {
         (*partial).exp_sum_below,
         ((*partial).exp_sum_below + vec4<f32>((*partial).max_count)) * factor, moved);
     (*partial).max_count = select((*partial).max_count, vec4(0u), moved);
-    if DENSE_TARGET {
+    if DENSE_TARGET || FROM_PARTIALS {
         let target_sum = (*partial).target_below + (*partial).target_at_max;
         // Every class seen so far moves further from the maximum. Where the target weights are 0
         // that costs nothing, even if the distance overflows.
@@ -179,6 +199,13 @@ fn add_vec4(partial: ptr<function, PartialLanes>, x: vec4<f32>, e: vec4<f32>, a:
 // Adds another partial, of other classes of the row. Both are rescaled to the larger maximum. The
 // order of merging is fixed by the caller, since it decides the bits.
 fn merge(partial: ptr<function, PartialLanes>, other: ptr<function, PartialLanes>) {
+    if FROM_PARTIALS {
+        let is_empty = all((*partial).max_count == vec4(0u));
+        let takes = (*other).m > (*partial).m || is_empty;
+        let both = (*other).m == (*partial).m && any((*other).max_count != vec4(0u));
+        let first = min((*partial).first_at_max, select(~0u, (*other).first_at_max, both));
+        (*partial).first_at_max = select(first, (*other).first_at_max, takes);
+    }
     rescale(partial, (*other).m);
     rescale(other, (*partial).m);
     (*partial).exp_sum_below += (*other).exp_sum_below;
@@ -186,12 +213,55 @@ fn merge(partial: ptr<function, PartialLanes>, other: ptr<function, PartialLanes
     if ENTROPY {
         (*partial).entropy_sum += (*other).entropy_sum;
     }
-    if DENSE_TARGET {
+    if DENSE_TARGET || FROM_PARTIALS {
         (*partial).target_below += (*other).target_below;
         (*partial).target_at_max += (*other).target_at_max;
         (*partial).margin_sum += (*other).margin_sum;
     }
     (*partial).flags |= (*other).flags;
+}
+
+// A partial with the row's only target weight, which belongs to one of its classes, at the logit x.
+fn with_single_target(bare: RowPartial, target_weight: f32, x: f32) -> RowPartial {
+    var partial = bare;
+    partial.target_at_max = select(0.0, target_weight, x == partial.m);
+    partial.target_below = select(target_weight, 0.0, x == partial.m);
+    if target_weight != 0.0 {
+        if is_negative_infinity4(vec4(x)).x {
+            partial.flags |= select(HAS_NEGATIVE_COST, HAS_POSITIVE_COST, target_weight > 0.0);
+        } else {
+            partial.margin_sum = cost4(vec4(target_weight), partial.m, vec4(x)).x;
+        }
+    }
+    return partial;
+}
+
+// The partial of a team's classes from those of its members, which are already at the team's
+// maximum; the same for every member.
+fn partial_of_members(team: Team, own: RowPartial, has_nan: bool) -> RowPartial {
+    var partial = own;
+    if DENSE_TARGET {
+        let sums = team_sum(
+            team, vec4(own.exp_sum_below, own.max_count, own.target_below, own.target_at_max));
+        let more = team_sum(team, vec4(own.margin_sum, own.entropy_sum, 0.0, 0.0));
+        partial.exp_sum_below = sums.x;
+        partial.max_count = sums.y;
+        partial.target_below = sums.z;
+        partial.target_at_max = sums.w;
+        partial.margin_sum = more.x;
+        partial.entropy_sum = more.y;
+        partial.flags = team_or(team, own.flags | select(0u, HAS_NAN_LOGIT, has_nan));
+        return partial;
+    }
+    let sums =
+        team_sum_three(team, vec3(own.exp_sum_below, own.max_count, select(0.0, 1.0, has_nan)));
+    partial.exp_sum_below = sums.x;
+    partial.max_count = sums.y;
+    partial.flags = select(0u, HAS_NAN_LOGIT, sums.z != 0.0);
+    if ENTROPY {
+        partial.entropy_sum = team_sum(team, vec4(own.entropy_sum)).x;
+    }
+    return partial;
 }
 
 // What is known of a whole row.
@@ -203,6 +273,7 @@ struct RowStats {
     margin_sum: f32,
     // HAS_*
     flags: u32,
+    first_at_max: u32,
     entropy_sum: f32,
 }
 
@@ -215,22 +286,7 @@ fn stats_of_partial(partial: RowPartial) -> RowStats {
     let denom_minus_1 = partial.exp_sum_below + f32(u32(partial.max_count) - 1u);
     return RowStats(
         partial.m, denom_minus_1, partial.target_below, partial.target_at_max,
-        partial.margin_sum, flags, partial.entropy_sum);
-}
-
-// The same for a row whose only target weight belongs to one class, at the logit x.
-fn with_single_target(bare: RowStats, target_weight: f32, x: f32) -> RowStats {
-    var stats = bare;
-    stats.target_at_max = select(0.0, target_weight, x == stats.m);
-    stats.target_below = select(target_weight, 0.0, x == stats.m);
-    if target_weight != 0.0 {
-        if is_negative_infinity4(vec4(x)).x {
-            stats.flags |= select(HAS_NEGATIVE_COST, HAS_POSITIVE_COST, target_weight > 0.0);
-        } else {
-            stats.margin_sum = cost4(vec4(target_weight), stats.m, vec4(x)).x;
-        }
-    }
-    return stats;
+        partial.margin_sum, flags, partial.first_at_max, partial.entropy_sum);
 }
 
 fn is_nan_row(stats: RowStats) -> bool {

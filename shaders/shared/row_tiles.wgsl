@@ -45,8 +45,14 @@ struct Params {
     // whole tiles, but for the last one's
     splits: u32,
     classes_per_split: u32,
+    // how many partials of each row there are in memory
+    shares: u32,
+    // the first of these classes among all of a vocabulary, and how many those are
+    first_class: u32,
+    total_classes: u32,
     unused_0: u32,
     unused_1: u32,
+    unused_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -243,23 +249,8 @@ fn row_partial(team: Team, row: Row) -> RowPartial {
         m = team_max(team, m);
         rescale(&total, m);
     }
-    let own = partial_of_lanes(total);
-    let has_nan = has_nan_or_positive_infinity(extremes);
-    if DENSE_TARGET {
-        let sums = team_sum(
-            team, vec4(own.exp_sum_below, own.max_count, own.target_below, own.target_at_max));
-        let more = team_sum(team, vec4(own.margin_sum, own.entropy_sum, 0.0, 0.0));
-        let flags = team_or(team, own.flags | select(0u, HAS_NAN_LOGIT, has_nan));
-        return RowPartial(m, sums.x, sums.y, sums.z, sums.w, more.x, flags, 0u, more.y);
-    }
-    let sums =
-        team_sum_three(team, vec3(own.exp_sum_below, own.max_count, select(0.0, 1.0, has_nan)));
-    var entropy_sum = 0.0;
-    if ENTROPY {
-        entropy_sum = team_sum(team, vec4(own.entropy_sum)).x;
-    }
-    let flags = select(0u, HAS_NAN_LOGIT, sums.z != 0.0);
-    return RowPartial(m, sums.x, sums.y, 0.0, 0.0, 0.0, flags, 0u, entropy_sum);
+    return partial_of_members(
+        team, partial_of_lanes(total), has_nan_or_positive_infinity(extremes));
 }
 
 // The statistics of a row that one team takes.
@@ -267,21 +258,21 @@ fn row_stats(team: Team, row: Row) -> RowStats {
     return stats_of_partial(row_partial(team, row));
 }
 
-// The first class at the row's maximum, found by another reading; the number of classes where there
-// is none.
-fn first_at_max(team: Team, row: Row, stats: RowStats) -> u32 {
-    var m = stats.m;
+// The first class at the maximum m of a team's classes, found by another reading; the number of
+// classes where there is none.
+fn first_at_max(team: Team, row: Row, largest: f32) -> u32 {
+    var m = largest;
     if SOFTCAP {
         // a cap makes ties of large logits, so the numbers before it are compared
         m = LOWEST;
-        for (var c = 4u * member; c < params.classes; c += 4u * team.size) {
+        for (var c = row.begin + 4u * member; c < row.end; c += 4u * team.size) {
             let x = load_row(row, c, valid_classes(c));
             m = max(m, max(max(x.x, x.y), max(x.z, x.w)));
         }
         m = team_max(team, m);
     }
     var first = params.classes;
-    for (var c = 4u * member; c < params.classes; c += 4u * team.size) {
+    for (var c = row.begin + 4u * member; c < row.end; c += 4u * team.size) {
         let at_max = load_row(row, c, valid_classes(c)) == vec4(m);
         let found = select(vec4(first), vec4(c, c + 1u, c + 2u, c + 3u), at_max);
         first = min(first, min(min(found.x, found.y), min(found.z, found.w)));

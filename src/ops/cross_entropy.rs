@@ -6,8 +6,9 @@ use super::options::{
 };
 use super::rows::{
     RowKernel, RowLoss, RowOperands, RowParams, RowTarget, device_ignore_index,
-    expect_class_target, expect_class_values, expect_class_weight,
+    expect_class_target, expect_class_values_of, expect_class_weight,
 };
+use super::shards;
 use super::{
     FLOATS, Op, expect_args, expect_dtype, expect_finite, expect_shape, expect_upstream,
     grad_layout, loss_layout, sealed,
@@ -109,6 +110,8 @@ pub struct CrossEntropy {
     pub(crate) logit_scale: f64,
     pub(crate) softcap: Option<f64>,
     pub(crate) z_loss: f64,
+    pub(crate) first_class: i64,
+    pub(crate) total_classes: i64,
 }
 
 impl Default for CrossEntropy {
@@ -123,6 +126,8 @@ impl Default for CrossEntropy {
             logit_scale: 1.0,
             softcap: None,
             z_loss: 0.0,
+            first_class: 0,
+            total_classes: 0,
         }
     }
 }
@@ -203,6 +208,31 @@ impl CrossEntropy {
         self
     }
 
+    /// That the input's classes are only a shard of all: those from `first_class` on, of `classes`.
+    /// Targets are counted among all; weights are the shard's. Default: all classes are here.
+    ///
+    /// [`Pass::Partials`] tells what the shard knows of each row, in eight f32 a row, and the sum of
+    /// the weights of those targets that are its own. The other passes ask for the partials of all
+    /// shards ([`Args::partials`], in the order of their classes), and those of a mean of class
+    /// targets for the sum of all shards' divisors ([`Args::divisor`]). They compute the loss and
+    /// [row outputs](Self::row_outputs) of whole rows, the same bits in every shard, and the gradient
+    /// of the shard's own classes. Options are the same in all calls, and in all shards.
+    ///
+    /// Partials are merged in their order, and keep all digits that one device would. A partial's words are
+    /// `m`, the sum of `e^(x - m)` below it, how many classes lie at it, the target's weight below it and
+    /// at it, the sum of `a[c] (m - x[c])`, flags and the first class at `m` as bits, and the
+    /// entropy's sum (`shaders/shared/row_state.wgsl`). A shard that is all -inf adds nothing. Row
+    /// outputs name classes below 2^25; where a [`softcap`](Self::softcap) makes the largest logits of
+    /// several shards equal, the argmax is of the first of these.
+    ///
+    /// Source: Shoeybi et al., "Megatron-LM", 2019, whose three all-reduces these partials replace.
+    pub fn shard(mut self, first_class: usize, classes: usize) -> Self {
+        let integer = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.first_class = integer(first_class);
+        self.total_classes = integer(classes);
+        self
+    }
+
     pub(super) const OPTIONS: &'static [Opt<Self>] = &[
         reduction(REDUCTIONS, |op| &mut op.reduction),
         integer(
@@ -246,6 +276,15 @@ impl CrossEntropy {
             "Adds z_loss * logsumexp^2 to each row's loss",
             finite("a finite number", |_| true, &[-0.1, 0.0, 1e-4, 0.1]),
             |op| &mut op.z_loss,
+        ),
+        integer("first_class", "The first class of a shard, among all", &[0], |op| {
+            &mut op.first_class
+        }),
+        integer(
+            "total_classes",
+            "How many classes all shards have; 0 where the input has all",
+            &[0],
+            |op| &mut op.total_classes,
         ),
     ];
 
@@ -310,12 +349,9 @@ impl Op for CrossEntropy {
     fn outputs(&self, pass: Pass, args: &Args<Layout>) -> Result<Output<Layout>> {
         let describe = || format!("{}.{}", self.name(), pass.name());
         self.check_options()?;
-        let known: &[Role] = match pass {
-            Pass::Forward => &[Role::Target, Role::Weight],
-            Pass::Backward => &[Role::Target, Role::Weight, Role::Upstream, Role::State],
-            Pass::ForwardBackward => &[Role::Target, Role::Weight, Role::Upstream],
-        };
-        expect_args(pass, args, known, describe)?;
+        let mut known = vec![Role::Target, Role::Weight];
+        known.extend(self.loss_arguments(pass));
+        expect_args(shards::checked_as(pass), args, &known, describe)?;
 
         let input = args.input();
         expect_dtype(Role::Input, input, &FLOATS)?;
@@ -343,11 +379,8 @@ impl Op for CrossEntropy {
         }
         expect_class_weight(args)?;
         expect_upstream(args, self.reduction, &rows, input.dtype())?;
-        let state = Layout::new(&[shape.rows(), 4], DType::F32);
-        if let Some(given) = args.get(Role::State) {
-            expect_dtype(Role::State, given, &[DType::F32])?;
-            expect_shape(Role::State, given, state.shape())?;
-        }
+        let state = self.expect_state(args, shape.rows())?;
+        self.expect_shard(pass, args, shape.classes, shape.rows(), describe)?;
         let loss = pass.has_loss().then(|| loss_layout(self.reduction, &rows));
         let state = (pass.has_loss() && self.keep_state).then_some(state);
         let row_outputs = self.rows(pass, has_classes);
@@ -356,12 +389,14 @@ impl Op for CrossEntropy {
             .collect::<Output<_>>()
             .with_some(Role::Loss, loss)
             .with_some(Role::Grad, grad_layout(pass, args))
-            .with_some(Role::State, state))
+            .with_some(Role::State, state)
+            .with_partials(pass, shape.rows(), has_classes))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
         if has_classes(&args.layouts()) {
-            return expect_class_values(args, self.ignore_index);
+            let classes = ClassShape::of(args.input().shape())?.classes;
+            return expect_class_values_of(self.all_classes(classes), args, self.ignore_index);
         }
         expect_finite(Role::Weight, args.get(Role::Weight))
     }
@@ -450,21 +485,24 @@ impl CrossEntropy {
         // In place, the target's logit is met on the way: looked up after the row's statistics, it
         // might be overwritten already.
         let dense_target = !has_classes || self.label_smoothing != 0.0 || operands.is_in_place();
+        let gives_rows = self.row_outputs && (pass.has_loss() || pass == Pass::Partials);
         let mut constants = vec![
             ("DENSE_TARGET", dense_target.into()),
             ("KEEP_STATE", (pass.has_loss() && self.keep_state).into()),
             ("FROM_STATE", operands.given_state.is_some().into()),
-            ("ROW_OUTPUTS", (pass.has_loss() && self.row_outputs).into()),
-            ("ENTROPY", (pass.has_loss() && self.row_outputs).into()),
+            ("ROW_OUTPUTS", gives_rows.into()),
+            ("ENTROPY", gives_rows.into()),
             ("SCALED", (self.logit_scale != 1.0 && self.softcap.is_none()).into()),
             ("SOFTCAP", self.softcap.is_some().into()),
             ("Z_LOSS", (self.z_loss != 0.0).into()),
         ];
+        // with probabilities the host knows the divisor, unless the caller does
+        let is_given = operands.given_divisor.is_some();
+        constants.push(("MEAN", (mean && (has_classes || is_given)).into()));
         let files = if has_classes {
-            constants.push(("MEAN", mean.into()));
             vec![shader!("ops/cross_entropy.wgsl"), kernel::UNIFORM, kernel::CONTROL]
         } else {
-            vec![shader!("ops/cross_entropy_probabilities.wgsl")]
+            vec![shader!("ops/cross_entropy_probabilities.wgsl"), kernel::CONTROL]
         };
         RowLoss {
             name: self.name(),
@@ -476,11 +514,13 @@ impl CrossEntropy {
             params: RowParams {
                 ignore_index: device_ignore_index(self.ignore_index),
                 confidence: (1.0 - self.label_smoothing) as f32,
-                smoothing: (self.label_smoothing / classes as f64) as f32,
+                smoothing: (self.label_smoothing / self.all_classes(classes) as f64) as f32,
                 divisor: if mean { rows as f32 } else { 1.0 },
                 scale: self.logit_scale as f32,
                 softcap: self.softcap.unwrap_or(1.0) as f32,
                 z_loss: self.z_loss as f32,
+                first_class: self.first_class as u32,
+                total_classes: self.all_classes(classes) as u32,
                 ..RowParams::default()
             },
             empty_mean: self.empty_mean as f32,

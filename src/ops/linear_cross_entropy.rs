@@ -3,13 +3,14 @@
 use super::options::{
     self, Family, Info, Key, Kind, Numbers, Opt, Target, Value, Weight, flag, integer,
 };
-use super::products::{Form, Matrix};
-use super::rows::{RowLoss, RowOperands, RowTarget, expect_class_values_of};
+use super::products::{Epilogue, Form, Matrix};
+use super::rows::{Partials, RowLoss, RowOperands, RowResults, RowTarget, expect_class_values_of};
 use super::{
     CrossEntropy, FLOATS, Op, expect_args, expect_dtype, expect_shape, expect_upstream,
-    grad_layout, grad_view, loss_layout, sealed,
+    grad_layout, grad_view, loss_layout, sealed, shards,
 };
-use crate::program::{Program, View, chunks};
+use crate::kernel;
+use crate::program::{Program, Slot, View, chunks};
 use crate::reference::{self, Tolerance, Values};
 use crate::shape::Layout;
 use crate::tuning::DeviceProfile;
@@ -297,19 +298,14 @@ impl Op for LinearCrossEntropy {
         options::check(self, Self::OPTIONS)?;
         let has_bias = args.get(Role::Bias).is_some();
         let mut known = vec![Role::Projection, Role::Bias, Role::Target, Role::Weight];
-        if pass.has_grad() {
-            known.push(Role::Upstream);
-        }
-        if pass == Pass::Backward {
-            known.push(Role::State);
-        }
+        known.extend(self.loss.loss_arguments(pass));
         let sums = [Role::GradProjection, Role::GradBias];
         let added = |role: &Role| {
             let is_wide = *role != Role::GradProjection || !self.narrow_grad_projection;
             self.gives(*role, pass, has_bias) && is_wide
         };
         known.extend(sums.iter().filter(|role| added(role)));
-        expect_args(pass, args, &known, describe)?;
+        expect_args(shards::checked_as(pass), args, &known, describe)?;
         let all = [Role::Grad, Role::GradProjection, Role::GradBias];
         if pass.has_grad() && !all.into_iter().any(|role| self.gives(role, pass, has_bias)) {
             return Err(Error::Value {
@@ -352,11 +348,8 @@ impl Op for LinearCrossEntropy {
             expect_shape(Role::GradProjection, layout, projection.shape())?;
         }
         expect_upstream(args, self.loss.reduction, rows, DType::F32)?;
-        let state = Layout::new(&[count, 4], DType::F32);
-        if let Some(given) = args.get(Role::State) {
-            expect_dtype(Role::State, given, &[DType::F32])?;
-            expect_shape(Role::State, given, state.shape())?;
-        }
+        let state = self.loss.expect_state(args, count)?;
+        self.loss.expect_shard(pass, args, classes, count, describe)?;
         self.expect_workspace(shape)?;
 
         let given = |role, layout: Layout| {
@@ -378,12 +371,13 @@ impl Op for LinearCrossEntropy {
                 given(Role::GradProjection, Layout::new(projection.shape(), stored)),
             )
             .with_some(Role::GradBias, given(Role::GradBias, Layout::new(&[classes], DType::F32)))
-            .with_some(Role::State, state))
+            .with_some(Role::State, state)
+            .with_partials(pass, count, true))
     }
 
     fn check_values(&self, args: &Args<Array<'_>>) -> Result<()> {
         let classes = LinearShape::of(&args.layouts())?.classes;
-        expect_class_values_of(classes, args, self.loss.ignore_index)
+        expect_class_values_of(self.loss.all_classes(classes), args, self.loss.ignore_index)
     }
 
     fn program(
@@ -445,11 +439,17 @@ struct Linear<'a> {
     /// The most rows of a block, and the most classes of one dispatch.
     block_rows: u64,
     chunk_classes: u64,
+    /// Whether a block's logits are stored, and not only their rows' partials.
+    stores_logits: bool,
+    /// The classes of a tile, a share of a row's.
+    tile_classes: u64,
 }
 
 /// Memory for one block after the other.
 struct Workspace {
-    logits: Matrix,
+    /// Of logits, or of their rows' partials.
+    logits: Option<Matrix>,
+    partials: Option<Partials>,
     input: Option<Matrix>,
     projection: Option<Matrix>,
     grad: Option<Matrix>,
@@ -490,9 +490,23 @@ impl<'a> Linear<'a> {
             per_row,
             block_rows: 1,
             chunk_classes: 4,
+            stores_logits: true,
+            tile_classes: 4,
         };
+        linear.stores_logits = !linear.finds_partials(profile);
         linear.fit(profile);
         Ok(linear)
+    }
+
+    /// Whether the products' own epilogue can find all that a pass asks of logits.
+    fn finds_partials(&self, profile: &DeviceProfile) -> bool {
+        let launch = profile.for_products();
+        let classes = self.shape.classes as u64;
+        !self.pass.has_grad()
+            && kernel::rows_of_product(launch.launch.team).is_some()
+            && self.shape.dims as u64 <= launch.max_terms
+            && classes.div_ceil(launch.columns.into()) < launch.max_tiles
+            && self.loss_of(None, 0, None).may_split()
     }
 
     /// Chooses blocks that the workspace and bindings hold.
@@ -507,22 +521,30 @@ impl<'a> Linear<'a> {
         let binding = profile.limits.chunk_bytes();
         let launch = profile.for_products();
         let [logits, dims] = self.shape.padded_bytes();
+        let classes = self.shape.classes as u64;
+        // dispatches end with a tile, where that is little enough
+        let step = u64::from(launch.columns).max(64);
+        self.tile_classes = launch.columns.into();
+        let stored = match self.stores_logits {
+            true => logits,
+            // as many more as tiles may be cut to what fits
+            false => classes.div_ceil(self.tile_classes) * 32,
+        };
         let copies = u64::from(!self.input.is_wide()) + u64::from(self.narrows_grad());
-        let per_row = logits + copies * dims;
+        let per_row = stored + copies * dims;
 
         // the projection's rows and those of its gradient, in f32 or as they are stored
-        let stored = self.projection.stride * self.projection.dtype().size() as u64;
-        let mut bytes = launch.max_projection_bytes.min(binding * dims / stored.max(dims));
+        let as_stored = self.projection.stride * self.projection.dtype().size() as u64;
+        let mut bytes = launch.max_projection_bytes.min(binding * dims / as_stored.max(dims));
         if !self.projection.is_wide() {
             bytes = bytes.min(workspace / 4).min(workspace.saturating_sub(per_row));
         }
-        let classes = self.shape.classes as u64;
         let of_classes = |bytes: u64| (bytes / dims).min(classes);
         let copied =
-            if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), 64, 4) * dims };
+            if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), step, 4) * dims };
         let row_bytes = |matrix: &Matrix| matrix.stride * matrix.dtype().size() as u64;
         let of_input = [Some(&self.input), self.grad.as_ref()].into_iter().flatten().map(row_bytes);
-        let widest = of_input.chain([logits, dims]).max().unwrap_or(logits);
+        let widest = of_input.chain([stored, dims]).max().unwrap_or(logits);
         let rows = (workspace.saturating_sub(copied) / per_row).min(binding / widest);
         let rows = rounded(rows.min(MOST_ROWS), launch.rows.into(), 1);
         // blocks of about one size
@@ -531,7 +553,7 @@ impl<'a> Linear<'a> {
         let even = all.div_ceil(blocks).next_multiple_of(launch.rows.into());
         self.block_rows = even.min(rows).min(all);
         let by_time = MULTIPLICATIONS / (self.block_rows * self.shape.dims as u64).max(1);
-        self.chunk_classes = rounded(of_classes(bytes).min(by_time), 64, 4);
+        self.chunk_classes = rounded(of_classes(bytes).min(by_time), step, 4);
     }
 
     /// Whether the input's gradient is summed in f32 before it is stored.
@@ -540,42 +562,26 @@ impl<'a> Linear<'a> {
     }
 
     fn push(&self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
-        let rows = self.shape.rows as u64;
+        let LinearShape { rows, classes, .. } = self.shape;
+        let rows = rows as u64;
+        if self.pass == Pass::Forward && self.per_row.given_partials.is_some() {
+            // they tell all of the rows
+            return self.loss_of(None, rows, None).push(program, profile);
+        }
         let workspace = self.workspace(program);
-        let loss = self.rows_of(&workspace.logits);
-        let mut results = loss.begin(self.shape.classes, rows, program, profile)?;
+        let loss = self.loss_of(None, rows, workspace.partials.as_ref());
+        let mut results = loss.begin(classes, rows, program, profile)?;
         if let (true, Some(wide)) = (self.is_one_chunk(), &workspace.projection) {
             // there is room for all of it, for all blocks
             program.widen(&self.projection, wide)?;
         }
         let mut blocks: Vec<_> = chunks(rows, self.block_rows).collect();
-        if blocks.is_empty() {
+        if blocks.is_empty() && self.pass.has_grad() {
             // gradients of nothing are zeros, which are to be written too
             blocks.push([0, 0]);
         }
         for block in blocks {
-            let [first, count] = block;
-            let logits = workspace.logits.rows([0, count]);
-            let mut input = self.input.rows(block);
-            if let Some(wide) = &workspace.input {
-                let wide = wide.rows([0, count]);
-                if count > 0 {
-                    program.widen(&input, &wide)?;
-                }
-                input = wide;
-            }
-            if count > 0 {
-                for chunk in self.classes() {
-                    let projection = self.some_projection(chunk, &workspace, program)?;
-                    let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
-                    let operands = [&input, &projection, &logits.columns(chunk)];
-                    program.product(profile, Form::Nt, operands, bias, false)?;
-                }
-                self.rows_of(&logits).push_rows(first, &mut results, program, profile)?;
-            }
-            if self.pass.has_grad() {
-                self.gradients(block, [&logits, &input], &workspace, program, profile)?;
-            }
+            self.push_block(block, &workspace, &mut results, program, profile)?;
         }
         if let (Some(wide), Some(grad)) = (&workspace.grad_projection, &self.grad_projection) {
             for chunk in self.classes() {
@@ -583,6 +589,69 @@ impl<'a> Linear<'a> {
             }
         }
         loss.finish(rows, results, program, profile)
+    }
+
+    fn push_block(
+        &self,
+        block: [u64; 2],
+        workspace: &Workspace,
+        results: &mut RowResults,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let [first, count] = block;
+        let mut input = self.input.rows(block);
+        if let Some(wide) = &workspace.input {
+            let wide = wide.rows([0, count]);
+            if count > 0 {
+                program.widen(&input, &wide)?;
+            }
+            input = wide;
+        }
+        let logits = workspace.logits.as_ref().map(|logits| logits.rows([0, count]));
+        let loss = self.loss_of(logits.as_ref(), count, workspace.partials.as_ref());
+        for chunk in self.classes().filter(|_| count > 0) {
+            let projection = self.some_projection(chunk, workspace, program)?;
+            let bias = self.bias.as_ref().map(|bias| Program::bias_of(bias, chunk));
+            match (&logits, &workspace.partials) {
+                (Some(logits), _) => {
+                    let operands = [&input, &projection, &logits.columns(chunk)];
+                    program.product(profile, Form::Nt, operands, bias, false)?;
+                }
+                (None, Some(partials)) => {
+                    let epilogue = Epilogue {
+                        loss: &loss,
+                        partials,
+                        first_share: chunk[0] / self.chunk_classes * self.shares_of_chunk(),
+                        first_class: chunk[0],
+                        first_row: first,
+                    };
+                    program.partials(profile, [&input, &projection], bias, &epilogue)?;
+                }
+                (None, None) => {}
+            }
+        }
+        if count > 0 {
+            loss.push_rows(first, results, program, profile)?;
+        }
+        match logits {
+            Some(logits) if self.pass.has_grad() => {
+                self.gradients(block, [&logits, &input], workspace, program, profile)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many tiles the classes of one dispatch have.
+    fn shares_of_chunk(&self) -> u64 {
+        self.chunk_classes.min(self.shape.classes as u64).div_ceil(self.tile_classes)
+    }
+
+    /// How many tiles all classes have.
+    fn shares(&self) -> u64 {
+        let last = self.shape.classes as u64 % self.chunk_classes;
+        self.shape.classes as u64 / self.chunk_classes * self.shares_of_chunk()
+            + last.div_ceil(self.tile_classes)
     }
 
     /// The gradients of a block, from that of its logits.
@@ -653,6 +722,11 @@ impl<'a> Linear<'a> {
 
     fn workspace(&self, program: &mut Program) -> Workspace {
         let LinearShape { dims, classes, .. } = self.shape;
+        let partials = (!self.stores_logits).then(|| {
+            let shares = self.shares();
+            let view = program.scratch_f32(self.block_rows * shares * 8);
+            Partials { view, shares: shares as u32, of_block: true }
+        });
         let mut matrix = |rows: u64, columns: usize| {
             let stride = columns.next_multiple_of(4) as u64;
             let view = program.scratch_f32(rows * stride);
@@ -660,7 +734,8 @@ impl<'a> Linear<'a> {
         };
         let is_narrow = |grad: &&Matrix| grad.dtype() != DType::F32;
         Workspace {
-            logits: matrix(self.block_rows, classes),
+            logits: self.stores_logits.then(|| matrix(self.block_rows, classes)),
+            partials,
             input: (!self.input.is_wide()).then(|| matrix(self.block_rows, dims)),
             projection: (!self.projection.is_wide()).then(|| matrix(self.chunk_classes, dims)),
             grad: self.narrows_grad().then(|| matrix(self.block_rows, dims)),
@@ -672,13 +747,20 @@ impl<'a> Linear<'a> {
         }
     }
 
-    /// The losses of a block's rows, and their gradient over the logits.
-    fn rows_of(&self, logits: &Matrix) -> RowLoss {
-        let shape = [logits.rows as usize, logits.columns as usize];
-        let layout = Layout::new(&shape, DType::F32).with_row_stride(logits.stride as usize);
-        let logits = View { slot: logits.view.slot, layout };
-        let grad = self.pass.has_grad().then(|| logits.clone());
-        let operands = RowOperands { input: logits, grad, ..self.per_row.clone() };
+    /// The losses of some rows, and their gradient over the logits, if these are stored; from partials, if there
+    /// are any.
+    fn loss_of(&self, logits: Option<&Matrix>, rows: u64, partials: Option<&Partials>) -> RowLoss {
+        let layout = Layout::new(&[rows as usize, self.shape.classes], DType::F32);
+        let input = match logits {
+            Some(Matrix { view, stride, .. }) => {
+                View { slot: view.slot, layout: layout.with_row_stride(*stride as usize) }
+            }
+            // nobody reads them
+            None => View { slot: Slot::Placeholder, layout },
+        };
+        let grad = self.pass.has_grad().then(|| input.clone());
+        let mut operands = RowOperands { input, grad, ..self.per_row.clone() };
+        operands.given_partials = partials.cloned().or(operands.given_partials);
         self.op.loss.row_loss(self.pass, operands)
     }
 }

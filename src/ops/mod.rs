@@ -7,6 +7,7 @@ mod pieces;
 mod products;
 mod row_maps;
 mod rows;
+mod shards;
 mod sum;
 
 mod cross_entropy;
@@ -56,8 +57,8 @@ pub use softmax::Softmax;
 pub(crate) mod internals {
     pub use super::elements::ElementParams;
     pub use super::padding::PaddingParams;
-    pub use super::products::{MatrixParams, ProductParams};
-    pub use super::rows::{RowOperands, RowParams, RowTarget};
+    pub use super::products::{MatrixParams, PartialsParams, ProductParams};
+    pub use super::rows::{Partials, RowOperands, RowParams, RowTarget};
     pub use super::sealed::Sealed;
     pub use super::sum::SumParams;
 }
@@ -202,6 +203,13 @@ fn expect_args(
     known: &[Role],
     op: impl Fn() -> String,
 ) -> Result<()> {
+    if pass == Pass::Partials {
+        return Err(Error::Value {
+            argument: "pass",
+            expected: "forward, backward or forward_backward of an op without shards".into(),
+            actual: pass.name().into(),
+        });
+    }
     args.iter().try_for_each(|(role, layout)| layout.check(role.name()))?;
     args.only(known, &op)?;
     let of_gradients = [("in_place", args.in_place), ("zero_padding", args.zero_padding)];

@@ -191,6 +191,7 @@ impl Op for NllLoss {
                 ignore_index: device_ignore_index(self.ignore_index),
                 // all of the target's weight counts
                 confidence: 1.0,
+                total_classes: ClassShape::of(args.input().shape())?.classes as u32,
                 ..RowParams::default()
             },
             empty_mean: f32::NAN,

@@ -7,7 +7,7 @@ use super::sum::{SumParams, Terms, Total};
 use super::{expect_dtype, expect_finite, expect_shape, grad_view};
 use crate::array::Data;
 use crate::kernel::{self, Access, File, Kernel};
-use crate::program::{Binding, Copy, Program, View, first_index};
+use crate::program::{Binding, Copy, Port, Program, Slot, View, first_index};
 use crate::shape::{ClassShape, Layout, without_classes};
 use crate::tuning::{DeviceProfile, RowLaunch, Tile};
 use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
@@ -97,7 +97,10 @@ pub struct RowParams {
     pub rows_per_team: u32,
     pub splits: u32,
     pub classes_per_split: u32,
-    pub unused: [u32; 2],
+    pub shares: u32,
+    pub first_class: u32,
+    pub total_classes: u32,
+    pub unused: [u32; 3],
 }
 
 /// The bindings of kernels over rows.
@@ -155,12 +158,44 @@ pub struct RowOperands {
     pub given_state: Option<View>,
     /// The row state to keep.
     pub kept_state: Option<View>,
+    /// Partials of each row, which tell of all of its classes.
+    pub given_partials: Option<Partials>,
+    /// Where each row's partial goes in a pass that gives them, `[rows, 1, 8]`.
+    pub partials: Option<View>,
+    /// The divisor of the mean in place of the sum of the targets' weights.
+    pub given_divisor: Option<View>,
+    /// Where that sum goes.
+    pub divisor: Option<View>,
     pub loss: Option<View>,
     /// In place where it is the input.
     pub grad: Option<View>,
     /// Results for each row behind its loss, in the order in which the kernel writes them; `None` for
     /// one that nobody asked for.
     pub row_outputs: Vec<Option<View>>,
+}
+
+/// Partials of rows in memory, `[rows, shares, 8]` (`shaders/shared/row_state.wgsl`).
+#[derive(Debug, Clone)]
+pub struct Partials {
+    /// Where they lie.
+    pub view: View,
+    /// How many there are of each row.
+    pub shares: u32,
+    /// Whether they are those of a block of rows alone.
+    pub of_block: bool,
+}
+
+impl Partials {
+    fn of_all_rows(view: View) -> Self {
+        let shares = view.layout.shape()[1] as u32;
+        Partials { view, shares, of_block: false }
+    }
+
+    /// Those of some rows, of which the first is so far into a block, and so far among all.
+    pub(super) fn of_rows(&self, port: Port, [in_block, row]: [u64; 2], rows: u64) -> Binding {
+        let first = if self.of_block { in_block } else { row };
+        per_row(port, &self.view, 8 * u64::from(self.shares), first, rows).in_vec4s()
+    }
 }
 
 /// The targets of rows.
@@ -184,6 +219,10 @@ impl RowOperands {
             upstream: argument(Role::Upstream),
             given_state: argument(Role::State),
             kept_state: result(Role::State),
+            given_partials: argument(Role::Partials).map(Partials::of_all_rows),
+            partials: result(Role::Partials),
+            given_divisor: argument(Role::Divisor),
+            divisor: result(Role::Divisor),
             loss: result(Role::Loss),
             grad: grad_view(args, outputs),
             row_outputs: vec![],
@@ -203,10 +242,12 @@ impl RowOperands {
 pub(super) struct RowResults {
     /// Each row's loss, and what else is told of it, piece by piece.
     view: Option<View>,
+    /// How many words that is for each row.
+    words: u64,
     /// Where losses lie in it.
     losses: Vec<[u64; 2]>,
     /// Memory for what teams find of split rows, which blocks of rows use one after the other.
-    partials: Option<View>,
+    memory: Option<View>,
 }
 
 impl RowLoss {
@@ -222,9 +263,16 @@ impl RowLoss {
         self.finish(rows, results, program, profile)
     }
 
-    /// What the kernel writes for each row, one after the other.
+    /// What the kernel writes for each row, one after the other, but for a state.
     fn results_per_row(&self) -> u64 {
         1 + self.operands.row_outputs.len() as u64
+    }
+
+    /// With a state, where that follows them.
+    fn words_per_row(&self) -> u64 {
+        let RowOperands { kept_state, given_partials, .. } = &self.operands;
+        let follows = kept_state.is_some() && given_partials.is_some();
+        self.results_per_row() + if follows { 4 } else { 0 }
     }
 
     /// The loss, where the pass has one.
@@ -244,9 +292,9 @@ impl RowLoss {
         program: &mut Program,
         profile: &DeviceProfile,
     ) -> Result<RowResults> {
-        let results_per_row = self.results_per_row();
-        let view = self.loss().map(|loss| match self.sums_losses() || results_per_row > 1 {
-            true => program.scratch_f32(rows * results_per_row),
+        let words = self.words_per_row();
+        let view = self.loss().map(|loss| match self.sums_losses() || words > 1 {
+            true => program.scratch_f32(rows * words),
             false => loss.clone(),
         });
         if let (RowTarget::Classes(targets), true) = (&self.operands.target, rows > 0) {
@@ -255,7 +303,14 @@ impl RowLoss {
             let terms = self.divisor_terms(classes, rows, targets);
             program.sum(profile.for_sum(), terms, &Total::Divisor)?;
         }
-        Ok(RowResults { view, losses: vec![], partials: None })
+        let of_control = |from, to| Copy { from, from_offset: 0, to, to_offset: 0, bytes: 4 };
+        if let Some(divisor) = &self.operands.divisor {
+            program.copy(of_control(Slot::Control, divisor.slot));
+        }
+        if let Some(divisor) = &self.operands.given_divisor {
+            program.copy(of_control(divisor.slot, Slot::Control));
+        }
+        Ok(RowResults { view, words, losses: vec![], memory: None })
     }
 
     /// Adds the dispatches of a block of rows, whose first is `first_row` of what has a few numbers for each
@@ -267,24 +322,16 @@ impl RowLoss {
         program: &mut Program,
         profile: &DeviceProfile,
     ) -> Result<()> {
-        let operands = &self.operands;
-        let shape = ClassShape::of(operands.input.layout.shape())?;
-        let rows = shape.rows() as u64;
-        let results_per_row = self.results_per_row();
+        let shape = ClassShape::of(self.operands.input.layout.shape())?;
         let tensors = self.tensors();
-        let launch = if self.may_split() { profile.for_split_rows(shape) } else { None };
-        let launch = launch.map_or_else(|| profile.for_rows(shape), Ok)?;
-        // what each team finds of its split, unless it is known
-        let needed = launch.teams(rows) * 8;
-        let partials = (launch.splits > 1 && operands.given_state.is_none()).then(|| {
-            let had = results.partials.take();
-            let had = had.filter(|had| had.layout.elements() as u64 >= needed);
-            results.partials.insert(had.unwrap_or_else(|| program.scratch_f32(needed))).clone()
-        });
-        for piece in pieces(program, shape, &tensors, self.per_row_bytes())? {
+        let launch = self.launch(shape, profile)?;
+        let found = self.partials_to_find(launch, shape.rows() as u64, results, program);
+        let known = found.as_ref().or(self.operands.given_partials.as_ref());
+        let shares = known.map_or(0, |partials| partials.shares);
+        for piece in pieces(program, shape, &tensors, self.per_row_bytes(shares))? {
             let [in_block, rows] = [piece.first_row, piece.rows];
             let row = first_row + in_block;
-            let kernel = self.kernel(shape, &tensors, launch);
+            let teams = launch.teams(rows);
             let params = RowParams {
                 rows: rows as u32,
                 classes: shape.classes as u32,
@@ -293,52 +340,131 @@ impl RowLoss {
                 rows_per_team: launch.rows_per_team,
                 splits: launch.splits,
                 classes_per_split: launch.classes_per_split,
+                shares,
                 ..self.params
             };
-            let teams = launch.teams(rows);
-            let partials = partials.as_ref().map(|partials| {
-                let first = in_block * u64::from(launch.splits) * 8;
-                Binding::part(ports::STATE, partials, [first, teams * 8, 0]).in_vec4s()
-            });
+            let bindings = self.bindings(&piece.bindings, row, rows);
             piece.before.iter().for_each(|&copy| program.copy(copy));
-            let mut bindings = self.bindings(&piece.bindings, row, rows, partials);
-            if partials.is_some() {
-                let kernel = Kernel {
-                    label: format!("{}.sums", kernel.label),
-                    entry_point: "partials",
-                    ..kernel.clone()
-                };
+            if let Some(found) = &found {
+                let kernel = self.kernel("partials", shape, &tensors, launch);
+                let params = RowParams { shares: launch.splits, ..params };
                 // losses and gradients are not written yet; in place, the input is found there
-                let is_bound = |binding: &&Binding| match binding.port {
-                    ports::GRAD => operands.is_in_place(),
+                let is_read = |binding: &&Binding| match binding.port {
+                    ports::GRAD => self.operands.is_in_place(),
+                    Port::CONTROL => self.operands.has_classes(),
                     port => port != ports::UPSTREAM,
                 };
-                let bindings = bindings.iter().filter(is_bound).copied().collect();
+                let mut bindings: Vec<_> = bindings.iter().filter(is_read).copied().collect();
+                bindings.push(found.of_rows(ports::STATE, [in_block, row], rows));
                 program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
             }
-            if let Some(results) = &results.view {
-                let part = [row * results_per_row, rows * results_per_row, 0];
-                bindings.push(Binding::part(ports::RESULTS, results, part));
+            let state = known.map(|partials| partials.of_rows(ports::STATE, [in_block, row], rows));
+            if self.pass == Pass::Partials {
+                self.merge(row, state, &params, shape, program, profile)?;
+                continue;
             }
+            let mut bindings = bindings;
+            let RowOperands { given_state, kept_state, .. } = &self.operands;
+            bindings.extend(match (state, given_state.as_ref().or(kept_state.as_ref())) {
+                (Some(partials), _) => Some(partials),
+                (None, Some(state)) => Some(per_row(ports::STATE, state, 4, row, rows).in_vec4s()),
+                (None, None) if self.family == RowKernel::Gather => None,
+                (None, None) => Some(Binding::placeholder(ports::STATE)),
+            });
+            if let Some(view) = &results.view {
+                bindings.push(per_row(ports::RESULTS, view, results.words, row, rows));
+            }
+            let kernel = self.kernel(self.pass.name(), shape, &tensors, launch);
             program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
             piece.after.iter().for_each(|&copy| program.copy(copy));
-            if let Some(view) = results.view.as_ref().filter(|_| results_per_row > 1) {
-                results.losses.push([row * results_per_row, rows]);
-                let loss = if self.sums_losses() { &None } else { &operands.loss };
-                let parts = [loss].into_iter().chain(&operands.row_outputs).zip(0..);
-                for (to, part) in parts {
-                    let Some(to) = to else { continue };
-                    program.copy(Copy {
-                        from: view.slot,
-                        from_offset: (row * results_per_row + part * rows) * 4,
-                        to: to.slot,
-                        to_offset: row * 4,
-                        bytes: rows * 4,
-                    });
-                }
-            }
+            self.copy_results(row, rows, results, program);
         }
         Ok(())
+    }
+
+    /// How rows are given to teams.
+    fn launch(&self, shape: ClassShape, profile: &DeviceProfile) -> Result<RowLaunch> {
+        if !self.reads_classes() {
+            return Ok(profile.for_merges(shape));
+        }
+        let may_split = self.may_split() && self.operands.kept_state.is_none();
+        match profile.for_split_rows(shape).filter(|_| may_split) {
+            Some(launch) => Ok(launch),
+            None => profile.for_rows(shape),
+        }
+    }
+
+    /// Memory for the partials that the pass is to find first.
+    fn partials_to_find(
+        &self,
+        launch: RowLaunch,
+        rows: u64,
+        results: &mut RowResults,
+        program: &mut Program,
+    ) -> Option<Partials> {
+        let operands = &self.operands;
+        if operands.given_state.is_some() || operands.given_partials.is_some() {
+            return None;
+        }
+        let shares = launch.splits;
+        if let (1, Some(view)) = (shares, &operands.partials) {
+            return Some(Partials { view: view.clone(), shares, of_block: false });
+        }
+        if shares == 1 {
+            return None;
+        }
+        let needed = rows * u64::from(shares) * 8;
+        let had = results.memory.take().filter(|had| had.layout.elements() as u64 >= needed);
+        let view = had.unwrap_or_else(|| program.scratch_f32(needed));
+        results.memory = Some(view.clone());
+        Some(Partials { view, shares, of_block: true })
+    }
+
+    /// Adds the dispatch that makes one partial of several.
+    fn merge(
+        &self,
+        row: u64,
+        partials: Option<Binding>,
+        params: &RowParams,
+        shape: ClassShape,
+        program: &mut Program,
+        profile: &DeviceProfile,
+    ) -> Result<()> {
+        let (Some(from), Some(to)) = (partials, &self.operands.partials) else { return Ok(()) };
+        if from.slot == to.slot {
+            return Ok(());
+        }
+        let rows = params.rows.into();
+        let launch = profile.for_merges(shape);
+        let kernel = self.kernel("merge_partials", shape, &[], launch);
+        let params = RowParams { rows_per_team: launch.rows_per_team, splits: 1, ..*params };
+        let bindings = vec![from, per_row(ports::RESULTS, to, 8, row, rows)];
+        program.dispatch_teams(launch.launch, launch.teams(rows), kernel, &params, bindings)
+    }
+
+    /// Adds the copies of what the kernel has written for some rows beside one another.
+    fn copy_results(&self, row: u64, rows: u64, results: &mut RowResults, program: &mut Program) {
+        let Some(view) = results.view.as_ref().filter(|_| results.words > 1) else { return };
+        let first = row * results.words;
+        results.losses.push([first, rows]);
+        let mut copy = |to: &Option<View>, part: u64, words: u64| {
+            let Some(to) = to else { return };
+            program.copy(Copy {
+                from: view.slot,
+                from_offset: (first + part * rows) * 4,
+                to: to.slot,
+                to_offset: row * words * 4,
+                bytes: rows * words * 4,
+            });
+        };
+        let operands = &self.operands;
+        copy(if self.sums_losses() { &None } else { &operands.loss }, 0, 1);
+        for (to, part) in operands.row_outputs.iter().zip(1..) {
+            copy(to, part, 1);
+        }
+        if self.words_per_row() > self.results_per_row() {
+            copy(&operands.kept_state, self.results_per_row(), 4);
+        }
     }
 
     /// Adds what comes after all rows: the sum of their losses, and the status.
@@ -350,18 +476,19 @@ impl RowLoss {
         profile: &DeviceProfile,
     ) -> Result<()> {
         let has_classes = self.operands.has_classes();
+        let is_given = self.operands.given_divisor.is_some();
         let RowResults { view, mut losses, .. } = results;
         if let (Some(loss), Some(results), true) = (self.loss(), view, self.sums_losses()) {
             let loss = loss.clone();
             let total = match self.reduction {
                 // with probabilities the divisor is known, unless there is nothing to divide
-                Reduction::Mean if has_classes || rows == 0 => {
+                Reduction::Mean if has_classes || rows == 0 || is_given => {
                     Total::SumOverDivisor { sum: loss, empty_mean: self.empty_mean }
                 }
                 Reduction::Mean => Total::SumOver(loss, rows as f32),
                 _ => Total::Sum(loss),
             };
-            if self.results_per_row() == 1 {
+            if self.words_per_row() == 1 {
                 losses.push([0, rows]);
             }
             program.sum(profile.for_sum(), Terms::values(results, losses), &total)?;
@@ -372,15 +499,23 @@ impl RowLoss {
         Ok(())
     }
 
-    /// Whether several teams may split a row. What is told of a row beside its loss is one team's
-    /// work.
-    fn may_split(&self) -> bool {
-        self.family == RowKernel::Rows
-            && self.operands.row_outputs.is_empty()
-            && self.operands.kept_state.is_none()
+    /// Whether a pass reads a row's classes, or only what partials tell of them.
+    fn reads_classes(&self) -> bool {
+        self.pass.has_grad() || self.operands.given_partials.is_none()
     }
 
-    fn weighted(&self) -> (&'static str, u32) {
+    /// Whether partials of a row's classes tell all that is asked of it.
+    pub fn may_split(&self) -> bool {
+        /// The most classes whose largest a partial can name.
+        const MOST_CLASSES: u32 = 1 << 25;
+        // a cap makes ties of large logits, which partials cannot tell apart
+        let is_capped = self.constants.contains(&("SOFTCAP", 1));
+        let names_largest = self.constants.contains(&("ROW_OUTPUTS", 1));
+        let can_name = !is_capped && self.params.total_classes <= MOST_CLASSES;
+        self.family == RowKernel::Rows && (!names_largest || can_name)
+    }
+
+    pub(super) fn weighted(&self) -> (&'static str, u32) {
         ("WEIGHTED", self.operands.weight.is_some().into())
     }
 
@@ -397,6 +532,8 @@ impl RowLoss {
             params: SumParams {
                 classes: classes as u32,
                 ignore_index: self.params.ignore_index,
+                first_class: self.params.first_class,
+                total_classes: self.params.total_classes,
                 ..SumParams::default()
             },
         }
@@ -408,7 +545,7 @@ impl RowLoss {
         let in_place = self.operands.is_in_place();
         let tensor = |port, view: &View, is_read| RowTensor { port, view: view.clone(), is_read };
         let mut tensors = Vec::new();
-        if self.reads_input && !in_place {
+        if self.reads_input && self.reads_classes() && !in_place {
             tensors.push(tensor(ports::INPUT, input, true));
         }
         if let RowTarget::Probabilities(target) = target {
@@ -420,15 +557,21 @@ impl RowLoss {
         tensors
     }
 
-    /// Bytes of the largest binding with a few numbers for each row: four of state or results, or one.
-    fn per_row_bytes(&self) -> u64 {
-        let RowOperands { given_state, kept_state, row_outputs, .. } = &self.operands;
-        let has_state = given_state.is_some() || kept_state.is_some();
-        let state = if has_state { 4 } else { 1 };
-        4 * state.max(1 + row_outputs.len() as u64)
+    /// Bytes of the largest binding with a few numbers for each row: partials, state or results.
+    fn per_row_bytes(&self, shares: u32) -> u64 {
+        let RowOperands { given_state, kept_state, .. } = &self.operands;
+        let [is_given, is_kept] = [given_state, kept_state].map(Option::is_some);
+        let state = if is_given || is_kept { 4 } else { 0 };
+        4 * self.words_per_row().max(state).max(8 * u64::from(shares))
     }
 
-    fn kernel(&self, shape: ClassShape, tensors: &[RowTensor], launch: RowLaunch) -> Kernel {
+    fn kernel(
+        &self,
+        entry_point: &'static str,
+        shape: ClassShape,
+        tensors: &[RowTensor],
+        launch: RowLaunch,
+    ) -> Kernel {
         let operands = &self.operands;
         let layout = &operands.input.layout;
         let is_reduced = self.reduction != Reduction::None;
@@ -438,14 +581,23 @@ impl RowLoss {
             RowKernel::Gather => kernel::GATHER,
         };
         let vec4 = shape.loads_vec4(tensors.iter().map(|tensor| &tensor.view.layout));
-        let storage = kernel::storage(layout.dtype(), vec4, Access::of(operands.is_in_place()));
+        let access = match self.reads_classes() {
+            true => Access::of(operands.is_in_place()),
+            false => Access::Unread,
+        };
+        let storage = kernel::storage(layout.dtype(), vec4, access);
         let mut constants = [&self.constants[..], &[self.weighted()]].concat();
         constants.push(("STRIDED", (shape.positions > 1).into()));
         if self.family == RowKernel::Rows {
-            constants.push(("SPLIT_ROWS", (launch.splits > 1).into()));
+            let splits = launch.splits > 1;
+            let is_known = operands.given_state.is_none()
+                && (operands.given_partials.is_some() || splits)
+                || entry_point == "merge_partials";
+            constants.push(("SPLIT_ROWS", splits.into()));
+            constants.push(("FROM_PARTIALS", (is_known && entry_point != "partials").into()));
         }
         Kernel {
-            label: format!("{}.{}.{}", self.name, self.pass.name(), layout.dtype()),
+            label: format!("{}.{entry_point}.{}", self.name, layout.dtype()),
             files: [
                 &[family],
                 &self.files[..],
@@ -453,7 +605,7 @@ impl RowLoss {
                 &storage,
             ]
             .concat(),
-            entry_point: self.pass.name(),
+            entry_point,
             constants,
             defines: kernel::tile(match self.family {
                 RowKernel::Rows => launch.tile,
@@ -464,36 +616,28 @@ impl RowLoss {
         }
     }
 
-    /// All bindings but that of the results, for some rows.
-    fn bindings(
-        &self,
-        tensors: &[Binding],
-        first: u64,
-        rows: u64,
-        partials: Option<Binding>,
-    ) -> Vec<Binding> {
-        let RowOperands { target, weight, upstream, given_state, kept_state, .. } = &self.operands;
-        let per_row = |port, view: &View, numbers: u64| {
-            Binding::part(port, view, [first * numbers, rows * numbers, 0])
-        };
+    /// The bindings of arguments and gradients, for some rows.
+    fn bindings(&self, tensors: &[Binding], first: u64, rows: u64) -> Vec<Binding> {
+        let RowOperands { target, weight, upstream, .. } = &self.operands;
         let mut bindings = tensors.to_vec();
         bindings.push(Binding::all_or_placeholder(ports::WEIGHT, weight.as_ref()));
         if let RowTarget::Classes(classes) = target {
-            bindings.push(per_row(ports::TARGETS, classes, 1));
+            bindings.push(per_row(ports::TARGETS, classes, 1, first, rows));
+        }
+        if self.operands.has_classes() || self.pass.has_grad() {
             bindings.push(Binding::control());
         }
         if let Some(upstream) = upstream.as_ref().filter(|_| self.pass.has_grad()) {
             bindings.push(match self.reduction {
-                Reduction::None => per_row(ports::UPSTREAM, upstream, 1),
+                Reduction::None => per_row(ports::UPSTREAM, upstream, 1, first, rows),
                 _ => Binding::all(ports::UPSTREAM, upstream),
             });
         }
-        match (partials, given_state.as_ref().or(kept_state.as_ref())) {
-            (Some(partials), _) => bindings.push(partials),
-            (None, Some(state)) => bindings.push(per_row(ports::STATE, state, 4).in_vec4s()),
-            (None, None) if self.family == RowKernel::Gather => {}
-            (None, None) => bindings.push(Binding::placeholder(ports::STATE)),
-        }
         bindings
     }
+}
+
+/// So many numbers of each of some rows.
+fn per_row(port: Port, view: &View, numbers: u64, first: u64, rows: u64) -> Binding {
+    Binding::part(port, view, [first * numbers, rows * numbers, 0])
 }

@@ -20,6 +20,9 @@ pub struct SumParams {
     pub ignore_index: i32,
     pub empty_mean: f32,
     pub first: u32,
+    pub first_class: u32,
+    pub total_classes: u32,
+    pub unused: [u32; 2],
 }
 
 const VALUES: Port = Port::read(1);
