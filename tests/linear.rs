@@ -7,7 +7,8 @@ use wgloss::{
     Pass, Reduction, Role, Team, Tensor, reference,
 };
 use wgloss_testing::call::read;
-use wgloss_testing::devices::{gpu, open};
+use wgloss_testing::compare::compare_part;
+use wgloss_testing::devices::{gpu, on_every_device, open};
 use wgloss_testing::random::Random;
 
 /// Arguments of so many rows, numbers and classes, between -1 and 1.
@@ -244,12 +245,57 @@ fn bindings_are_never_larger_than_a_device_takes() {
         let args = Args::new(Layout::new(&[rows, dims], dtype))
             .projection(Layout::new(&[classes, dims], dtype))
             .target(Layout::new(&[rows], DType::I32));
-        let outputs = op.outputs(Pass::ForwardBackward, &args).unwrap();
-        let program = program(&op, Pass::ForwardBackward, &args, &outputs, &profile).unwrap();
-        let largest = program.steps().flat_map(|step| &step.bindings).map(|b| b.bytes).max();
-        assert!(largest.unwrap() <= profile.limits.max_binding, "{sizes:?}");
-        let workspace: u64 = program.scratch_layouts().iter().map(|layout| layout.bytes()).sum();
-        assert!(workspace <= (256 << 20) + (1 << 20), "{sizes:?}: {workspace}");
+        for pass in [Pass::Forward, Pass::Backward, Pass::ForwardBackward] {
+            let outputs = op.outputs(pass, &args).unwrap();
+            let program = program(&op, pass, &args, &outputs, &profile).unwrap();
+            let largest = program.steps().flat_map(|step| &step.bindings).map(|b| b.bytes).max();
+            assert!(largest.unwrap() <= profile.limits.max_binding, "{sizes:?}");
+            let scratch = program.scratch_layouts().iter();
+            let workspace: u64 = scratch.map(|layout| layout.bytes()).sum();
+            assert!(workspace <= (256 << 20) + (1 << 20), "{sizes:?}: {workspace}");
+        }
+    }
+}
+
+/// Tiles of the product tell of their rows what losses, row outputs and states need: with several dispatches of
+/// classes, the last tile short, and rows that are ignored.
+#[test]
+fn forward_alone_stores_no_logits() {
+    let [rows, dims, classes] = [70, 2048, 700];
+    let mut drawn = Drawn::new(9, [rows, dims, classes]);
+    drawn.target[3] = -100;
+    let weight = Random::new(10).eighths(classes);
+    let plain = CrossEntropy::default().reduction(Reduction::None);
+    let options = [
+        plain.clone(),
+        plain.clone().row_outputs(true).keep_state(true).logit_scale(0.1),
+        plain.label_smoothing(0.1).z_loss(0.01).softcap(20.0),
+    ];
+    for loss in options {
+        let op = LinearCrossEntropy::new(loss.clone());
+        let args = drawn.args().weight(Array::from(&weight));
+        let want = reference::run(&op, Pass::ForwardBackward, &args).unwrap();
+        on_every_device(|gpu| {
+            let layouts = args.layouts();
+            let plan = gpu.block_on(gpu.plan(&op, Pass::Forward, &layouts)).unwrap();
+            let tiles = plan.kernels().filter(|label| label.contains("nt.partials")).count();
+            if tiles == 0 {
+                // the tiles of an invocation are too small to tell of
+                assert!(plan.kernels().any(|label| label == "product.nt.invocation"));
+            } else {
+                assert!(plan.workspace_bytes() < (rows * classes * 4 / 3) as u64);
+            }
+            let mut out = gpu.block_on(gpu.forward(&op, &args)).unwrap();
+            if let Some(state) = out.take(Role::State) {
+                let args = args.clone().state(state);
+                let backward = gpu.block_on(gpu.backward(&op, &args)).unwrap();
+                out = backward.into_iter().chain(out).collect();
+            }
+            for (role, got) in out.iter() {
+                let judged = compare_part(role, got, want.get(role).unwrap(), op.promise(role));
+                assert!(judged.is_ok(), "{role}: {judged:?}\n{loss:?}");
+            }
+        });
     }
 }
 
