@@ -48,6 +48,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
 /// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 for one value, else the input's |
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
+/// | `partials` | `[rows, R, 8]`, those of all R shards of the classes ([`shard`](Self::shard)) | f32 |
+/// | `divisor` | one value: what the mean is divided by, in place of the sum of these rows' weights | f32 |
 ///
 /// # Extras
 /// With [`logit_scale`](Self::logit_scale) s, [`softcap`](Self::softcap) k and

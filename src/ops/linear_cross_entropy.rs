@@ -49,6 +49,7 @@ use crate::{Args, Array, DType, Error, Output, Pass, Result, Role};
 /// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 |
 /// | `state` | `[N, 4]`, from a forward pass that kept it, over the same arguments and options | f32 |
 /// | `grad_projection`, `grad_bias` | what these gradients are added to | f32 |
+/// | `partials`, `divisor` | those of all shards, see below | f32 |
 ///
 /// # Results
 /// The gradient with respect to the input is stored as the input is. That of the projection is f32, since
@@ -58,8 +59,13 @@ use crate::{Args, Array, DType, Error, Output, Pass, Result, Role};
 ///
 /// # Memory
 /// Beside arguments and results a plan holds a workspace: the logits of a block of rows, which become their
-/// gradient in place, and, where the input is not f32 or D no multiple of 4, copies of blocks of the input and
+/// gradient in place, or in forward alone 32 bytes for each 64 or 128 of them, and, where the input is not f32 or D no multiple of 4, copies of blocks of the input and
 /// the projection. [`workspace_bytes`](Self::workspace_bytes) bounds it.
+///
+/// # Shards
+/// With [`CrossEntropy::shard`] the projection has a shard of the classes, and so have bias, weight and their gradients. The
+/// gradient with respect to the input is then the shard's part of a sum over all shards, which the caller adds up; in f32
+/// where the input is.
 ///
 /// # Numerics
 /// Products accumulate in f32, in the order of their terms, and logits are not rounded to 16 bits. With
