@@ -51,7 +51,7 @@ pub fn steps(profile: &DeviceProfile) -> Vec<Step> {
         (DType::F16, Memory::InPlace),
     ];
     let of_ops = all.into_iter().flat_map(|(dtype, memory)| steps_in(profile, dtype, memory));
-    of_ops.chain(zeros_between_rows(profile)).collect()
+    of_ops.chain(zeros_between_rows(profile)).chain(of_shards(profile)).collect()
 }
 
 /// How arguments and results share buffers.
@@ -228,6 +228,48 @@ fn zeros_between_rows(profile: &DeviceProfile) -> impl Iterator<Item = Step> {
         let outputs = op.outputs(pass, &args).unwrap();
         let program = program(&op, pass, &args, &outputs, profile).unwrap();
         program.steps().map(|step| bound(step, Memory::InPlace)).collect::<Vec<_>>()
+    })
+}
+
+/// Passes of shards of the classes: what finds partials, and what merges them.
+fn of_shards(profile: &DeviceProfile) -> impl Iterator<Item = Step> {
+    let f32 = |shape: &[usize]| Layout::new(shape, DType::F32);
+    let passes = [Pass::Partials, Pass::Forward, Pass::Backward, Pass::ForwardBackward];
+    let calls = (0..64_u32).flat_map(move |bits| passes.map(|pass| (bits, pass)));
+    calls.flat_map(move |(bits, pass)| {
+        let bit = |i: u32| bits >> i & 1 == 1;
+        let dtype = if bit(5) { DType::F16 } else { DType::F32 };
+        let [rows, classes] = if bit(0) { [2, 40_000] } else { [6, 10] };
+        let op = CrossEntropy::default()
+            .shard(1, classes + 2)
+            .label_smoothing(if bit(1) { 0.1 } else { 0.0 })
+            .row_outputs(bit(2));
+        let op = if bit(3) { op.softcap(30.0) } else { op };
+        let given = |args: Args<Layout>| match pass {
+            Pass::Partials => args,
+            _ => args.partials(f32(&[rows, 3, 8])).divisor(f32(&[])),
+        };
+        let weighted =
+            |args: Args<Layout>| if bit(4) { args.weight(f32(&[classes])) } else { args };
+        let indices = Layout::new(&[rows], DType::I32);
+        let input = Layout::new(&[rows, classes], dtype);
+        let of_classes = weighted(given(Args::new(input.clone()).target(indices.clone())));
+        let of_probabilities = weighted(given(Args::new(input.clone()).target(input)));
+        let linear = Args::new(Layout::new(&[rows, 8], dtype))
+            .projection(Layout::new(&[classes, 8], dtype))
+            .target(indices);
+        let linear = weighted(given(linear));
+        let calls: [(Box<dyn Op>, Args<Layout>); 3] = [
+            (Box::new(op.clone()), of_classes),
+            (Box::new(op.clone()), of_probabilities),
+            (Box::new(LinearCrossEntropy::new(op)), linear),
+        ];
+        calls.into_iter().flat_map(move |(op, args)| {
+            let outputs = op.outputs(pass, &args);
+            let outputs = outputs.unwrap_or_else(|error| panic!("{op:?} {args:?}: {error}"));
+            let program = program(&*op, pass, &args, &outputs, profile).unwrap();
+            program.steps().map(|step| bound(step, Memory::Apart)).collect::<Vec<_>>()
+        })
     })
 }
 
