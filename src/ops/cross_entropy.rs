@@ -220,8 +220,6 @@ impl CrossEntropy {
     /// [row outputs](Self::row_outputs) of whole rows, the same bits in every shard, and the gradient
     /// of the shard's own classes. Options are the same in all calls, and in all shards.
     ///
-    /// [`Pass::Partials`] with partials of some shards given makes one of them, for groups of many devices.
-    ///
     /// Partials are merged in their order, and keep all digits that one device would. A partial's words are
     /// `m`, the sum of `e^(x - m)` below it, how many classes lie at it, the target's weight below it and
     /// at it, the sum of `a[c] (m - x[c])`, flags and the first class at `m` as bits, and the

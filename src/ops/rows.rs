@@ -343,11 +343,12 @@ impl RowLoss {
                 shares,
                 ..self.params
             };
-            let bindings = self.bindings(&piece.bindings, row, rows);
+            let mut bindings = self.bindings(&piece.bindings, row, rows);
+            let of_rows =
+                |partials: &Partials| partials.of_rows(ports::STATE, [in_block, row], rows);
             piece.before.iter().for_each(|&copy| program.copy(copy));
             if let Some(found) = &found {
                 let kernel = self.kernel("partials", shape, &tensors, launch);
-                let params = RowParams { shares: launch.splits, ..params };
                 // losses and gradients are not written yet; in place, the input is found there
                 let is_read = |binding: &&Binding| match binding.port {
                     ports::GRAD => self.operands.is_in_place(),
@@ -355,17 +356,16 @@ impl RowLoss {
                     port => port != ports::UPSTREAM,
                 };
                 let mut bindings: Vec<_> = bindings.iter().filter(is_read).copied().collect();
-                bindings.push(found.of_rows(ports::STATE, [in_block, row], rows));
+                bindings.push(of_rows(found));
                 program.dispatch_teams(launch.launch, teams, kernel, &params, bindings)?;
             }
-            let state = known.map(|partials| partials.of_rows(ports::STATE, [in_block, row], rows));
+            let partials = known.map(of_rows);
             if self.pass == Pass::Partials {
-                self.merge(row, state, &params, shape, program, profile)?;
+                self.merge(row, partials, &params, shape, program, profile)?;
                 continue;
             }
-            let mut bindings = bindings;
             let RowOperands { given_state, kept_state, .. } = &self.operands;
-            bindings.extend(match (state, given_state.as_ref().or(kept_state.as_ref())) {
+            bindings.extend(match (partials, given_state.as_ref().or(kept_state.as_ref())) {
                 (Some(partials), _) => Some(partials),
                 (None, Some(state)) => Some(per_row(ports::STATE, state, 4, row, rows).in_vec4s()),
                 (None, None) if self.family == RowKernel::Gather => None,
