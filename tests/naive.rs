@@ -48,8 +48,8 @@ const NAIVE: &[Naive] = &[
         path: "shared/row_state.wgsl",
         replacements: &[
             (
-                "stats.margin_sum = cost4(vec4(target_weight), stats.m, vec4(x)).x;",
-                "stats.margin_sum = -target_weight * x;",
+                "partial.margin_sum = cost4(vec4(target_weight), partial.m, vec4(x)).x;",
+                "partial.margin_sum = -target_weight * x;",
             ),
             (
                 "target_sum * log1p(stats.denom_minus_1) + stats.margin_sum",
