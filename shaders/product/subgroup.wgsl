@@ -55,11 +55,12 @@ fn multiply(team: Team, invocation: Invocation, row: u32, first_column: u32) {
     // arrays of arrays, so that loops load and store them: unrolled, they take longer to compile than all else
     var columns: array<Sums, 4>;
     var nexts: array<Sums, 4>;
-    if accumulates() {
-        for (var i = 0u; i < TILE_ROWS; i += 1u) {
-            columns[i / 8u][i % 8u] = start_of(row + i, column);
-            nexts[i / 8u][i % 8u] = start_of(row + i, next);
-        }
+    // as many as there are: a condition around a loop of TILE_ROWS would not keep lavapipe from unrolling it, nor from
+    // running all of it with no lane
+    let starts = select(0u, TILE_ROWS, accumulates());
+    for (var i = 0u; i < starts; i += 1u) {
+        columns[i / 8u][i % 8u] = start_of(row + i, column);
+        nexts[i / 8u][i % 8u] = start_of(row + i, next);
     }
     var a = columns[0];
     var b = nexts[0];
