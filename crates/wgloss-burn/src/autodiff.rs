@@ -79,8 +79,8 @@ fn in_graph<B: Kernels, C: CheckpointStrategy, const N: usize>(
 ) -> Results<Autodiff<B, C>> {
     let is_asked = parents.each_ref().map(|parent| parent.is_tracked);
     let parents = parents.map(|parent| parent.node);
-    // Compute-bound, so that nothing of it is computed again where activations are: what it keeps
-    // are the arguments, which the graph has for as long as its own operation needs them, or gradients.
+    // Compute-bound, so that nothing of it is computed again where activations are: what it keeps are gradients, or
+    // the arguments, which the graph has for as long as its own operation needs them.
     let prepared = Backward::<B, N>::prepare::<C>(Gradient, parents).compute_bound();
     match prepared.stateful() {
         OpsKind::Tracked(prep) => {
@@ -124,11 +124,12 @@ fn tracked<B: Kernels>(
 /// The option by which the caller has backward compute the logits again.
 const KEEP_STATE: &str = "keep_state";
 
-/// Whether forward gives the gradients too, which saves backward a product of N x V x D, and backward multiplies
-/// them by the upstream gradient.
+/// Whether forward computes the gradients too, which backward then multiplies by the upstream gradient: the logits,
+/// a product of N x V x D, are not computed again.
 ///
-/// That takes an upstream gradient of one number. Gradients of 16 bits are for backward, which rounds them once, when
-/// the upstream gradient is in them: of a mean they are so small that only its scale may keep them from 0.
+/// The upstream gradient must be one number for that. Gradients of 16 bits wait for backward, which rounds them once,
+/// after the upstream gradient is in them, because a mean's may be so small that f16 has them only by the scale
+/// of the loss.
 fn gives_gradients_in_forward(op: &dyn Op, input: DType) -> bool {
     op.kind().family == Family::LinearLoss
         && storage(input) == Some(wgloss::DType::F32)
@@ -145,7 +146,8 @@ fn frozen(op: &dyn Op) -> [bool; 3] {
     if op.kind().family != Family::LinearLoss {
         return [false; 3];
     }
-    FREEZE.map(|name| value_of_option(op, name) == Some(Value::Bool(true)))
+    let options = op.options();
+    FREEZE.map(|name| options.iter().any(|it| it.name == name && it.value == Value::Bool(true)))
 }
 
 /// A parent of a node.
@@ -246,8 +248,9 @@ impl<B: Kernels, const N: usize> Backward<B, N> for Gradient {
     }
 }
 
-/// Gradients for an upstream gradient of 1, times another. Rows that are left out keep a gradient of 0 whatever the
-/// upstream gradient is: NaN times their 0 would be NaN.
+/// Gradients for an upstream gradient of 1, times another. Rows that are left out are multiplied by 1, because their
+/// gradient is 0 whatever the upstream gradient is, and NaN times 0 would be NaN. So are the sums over rows where all
+/// are left out.
 fn scaled<B: Backend>(
     grads: Grads<B>,
     target: Slot<B>,
@@ -259,10 +262,10 @@ fn scaled<B: Backend>(
     };
     let mut shape = target.shape();
     if shape.num_elements() == 0 {
-        // zeros, and nothing that could be looked at for targets left out
+        // they are zeros, and a reduction over no rows has nothing to look at
         return grads;
     }
-    // those that burn's WGSL has
+    // the booleans of burn's WGSL
     let dtype = BoolDType::U32;
     let is_kept = B::int_not_equal_elem(to_i32::<B>(target), ignored.into(), dtype);
     let is_none_kept = B::bool_not(B::bool_any(is_kept.clone()));
