@@ -38,8 +38,8 @@ const HEAD: usize = 256;
 const TURNS: [usize; 2] = [5, 3];
 const ROUNDS: usize = 2;
 const HOST_ROUNDS: usize = 15;
-const USAGE: &str = "usage: bench [--only loss|step] [--record FILE] PROGRAM...; make bench-burn builds \
-                     the programs";
+const USAGE: &str = "usage: bench [--only loss|step|linear] [--record FILE] PROGRAM...; make bench-burn \
+                     builds the programs";
 const HIDDEN: usize = 64;
 
 fn main() -> Result<()> {

@@ -5,7 +5,7 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, TensorMetadata, backend_extension};
-use burn::tensor::{DType, Shape, TensorData};
+use burn::tensor::{DType, IntDType, Shape, TensorData};
 use burn_cubecl::cubecl::wgpu::{AutoCompiler, WgpuServer};
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -17,10 +17,11 @@ use crate::Error;
 use crate::device::{Shared, find};
 
 /// A tensor that an op may have or not.
-#[derive(Debug, Clone, ExtensionType)]
+#[derive(Debug, Clone, Default, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub enum Slot<B: Backend> {
     /// None.
+    #[default]
     Empty,
     /// Numbers.
     Float(FloatTensor<B>),
@@ -49,7 +50,7 @@ pub struct Others<B: Backend> {
     pub bias: Slot<B>,
 }
 
-/// What forward gives.
+/// What forward gives, and what it gives with backward in one pass.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct Results<B: Backend> {
@@ -70,9 +71,12 @@ pub struct Results<B: Backend> {
     /// The entropy of the rows' softmax.
     #[extension_type]
     pub entropy: Slot<B>,
+    /// The gradients, of a pass that has them.
+    #[extension_type]
+    pub grads: Grads<B>,
 }
 
-/// What backward gives: each where there is such a tensor and its gradient is not frozen.
+/// Gradients: each where there is such a tensor and its gradient is not frozen.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct Grads<B: Backend> {
@@ -87,6 +91,12 @@ pub struct Grads<B: Backend> {
     pub bias: Slot<B>,
 }
 
+impl<B: Backend> Default for Grads<B> {
+    fn default() -> Self {
+        Grads { input: Slot::Empty, projection: Slot::Empty, bias: Slot::Empty }
+    }
+}
+
 /// What fusion has to know of results before they are computed.
 #[cfg(feature = "fusion")]
 #[expect(clippy::borrowed_box, reason = "burn's macro calls it with references to the arguments")]
@@ -94,9 +104,10 @@ pub fn forward_specs(
     input: &TensorSpec,
     others: &OthersMetadata,
     op: &Box<dyn Op>,
+    pass: &Pass,
 ) -> ResultsMetadata {
     let args = layouts_of_specs(input, others);
-    let outputs = op.outputs(Pass::Forward, &args).expect("arguments that the call has checked");
+    let outputs = op.outputs(*pass, &args).expect("arguments that the call has checked");
     let slot = |role| slot_spec(&outputs, role);
     ResultsMetadata {
         value: spec_of(value_of(&outputs).expect("losses have a loss, maps an output")),
@@ -105,7 +116,19 @@ pub fn forward_specs(
         argmax: slot(Role::Argmax),
         correct: slot(Role::Correct),
         entropy: slot(Role::Entropy),
+        grads: grad_specs(&outputs),
     }
+}
+
+/// As [`forward_specs`], of forward alone.
+#[cfg(feature = "fusion")]
+#[expect(clippy::borrowed_box, reason = "burn's macro calls it with references to the arguments")]
+pub fn call_specs(
+    input: &TensorSpec,
+    others: &OthersMetadata,
+    op: &Box<dyn Op>,
+) -> ResultsMetadata {
+    forward_specs(input, others, op, &Pass::Forward)
 }
 
 /// As [`forward_specs`], of gradients.
@@ -124,10 +147,15 @@ pub fn backward_specs(
     // burn has one value as shape [1], whose layout kernels take for []
     let args = args.upstream(Layout::new(&upstream.shape, dtype));
     let outputs = op.outputs(Pass::Backward, &args).expect("arguments that the call has checked");
+    grad_specs(&outputs)
+}
+
+#[cfg(feature = "fusion")]
+fn grad_specs(outputs: &Output<Layout>) -> GradsMetadata {
     GradsMetadata {
-        input: slot_spec(&outputs, Role::Grad),
-        projection: slot_spec(&outputs, Role::GradProjection),
-        bias: slot_spec(&outputs, Role::GradBias),
+        input: slot_spec(outputs, Role::Grad),
+        projection: slot_spec(outputs, Role::GradProjection),
+        bias: slot_spec(outputs, Role::GradBias),
     }
 }
 
@@ -169,12 +197,14 @@ fn slot_spec(outputs: &Output<Layout>, role: Role) -> SlotMetadata {
 /// What runs on the device, without autodiff.
 #[backend_extension(Cube, Fusion: cfg(feature = "fusion"))]
 pub trait Kernels: Backend {
-    /// All that the op's forward pass gives.
+    /// All that the op's forward pass gives, or that of both passes in one for an upstream gradient of 1: the
+    /// input's gradient over the input where nobody else has it.
     #[fusion(meta = forward_specs)]
     fn wgloss_forward(
         input: FloatTensor<Self>,
         #[extension_type] others: Others<Self>,
         op: Box<dyn Op>,
+        pass: Pass,
     ) -> Results<Self>;
 
     /// The gradients times the upstream gradient: the input's over the input where nobody else has it.
@@ -193,8 +223,10 @@ impl Kernels for CubeBackend {
         input: CubeTensor,
         others: Others<CubeBackend>,
         op: Box<dyn Op>,
+        pass: Pass,
     ) -> Results<CubeBackend> {
-        let mut output = run(&*op, Pass::Forward, arguments(input, others));
+        let mut output = run(&*op, pass, arguments(input, others));
+        let grads = take_grads(&mut output);
         let mut float = |role| output.take(role).map_or(Slot::Empty, Slot::Float);
         let (state, logsumexp) = (float(Role::State), float(Role::LogSumExp));
         let entropy = float(Role::Entropy);
@@ -202,7 +234,7 @@ impl Kernels for CubeBackend {
         let (argmax, correct) = (int(Role::Argmax), int(Role::Correct));
         let value = output.take(Role::Loss).or_else(|| output.take(Role::Output));
         let value = value.expect("losses have a loss, maps an output");
-        Results { value, state, logsumexp, argmax, correct, entropy }
+        Results { value, state, logsumexp, argmax, correct, entropy, grads }
     }
 
     fn wgloss_backward(
@@ -216,13 +248,16 @@ impl Kernels for CubeBackend {
         if let Slot::Float(state) = state {
             args = args.state(state);
         }
-        let mut output = run(&*op, Pass::Backward, args);
-        let mut grad = |role| output.take(role).map_or(Slot::Empty, Slot::Float);
-        Grads {
-            input: grad(Role::Grad),
-            projection: grad(Role::GradProjection),
-            bias: grad(Role::GradBias),
-        }
+        take_grads(&mut run(&*op, Pass::Backward, args))
+    }
+}
+
+fn take_grads(output: &mut Output<CubeTensor>) -> Grads<CubeBackend> {
+    let mut grad = |role| output.take(role).map_or(Slot::Empty, Slot::Float);
+    Grads {
+        input: grad(Role::Grad),
+        projection: grad(Role::GradProjection),
+        bias: grad(Role::GradBias),
     }
 }
 
@@ -290,7 +325,7 @@ fn run(op: &dyn Op, pass: Pass, args: Args<CubeTensor>) -> Output<CubeTensor> {
     let planned = op.outputs(pass, &layouts).expect("arguments that the call has checked");
     let input = args.input();
     // a view's rows may lie apart: the gradient's then lie so too
-    let is_in_place = pass == Pass::Backward && input.can_mut();
+    let is_in_place = pass.has_grad() && input.can_mut();
     let allocate = |(role, layout): (Role, &Layout)| {
         let tensor = match role {
             Role::Grad if is_in_place => input.clone(),
@@ -331,7 +366,9 @@ fn as_kernels_read(op: &dyn Op, args: Args<CubeTensor>) -> Args<CubeTensor> {
         let tensor = tensor.clone();
         let has_input_shape = tensor.shape() == shape;
         let tensor = match role {
-            Role::Target if tensor.dtype.is_int() || tensor.dtype.is_uint() => to_i32(tensor),
+            Role::Target if tensor.dtype.is_int() || tensor.dtype.is_uint() => {
+                to_i32::<CubeBackend>(tensor)
+            }
             Role::Upstream => converted(tensor, upstream_of_tensors(op, &args)),
             _ => tensor,
         };
@@ -494,15 +531,14 @@ fn converted(tensor: CubeTensor, dtype: DType) -> CubeTensor {
 
 /// Class indices as kernels read them. Those that i32 does not hold become its ends, which are no
 /// classes either.
-fn to_i32(tensor: CubeTensor) -> CubeTensor {
-    let tensor = match tensor.dtype {
-        DType::I64 => {
-            CubeBackend::int_clamp(tensor, i64::from(i32::MIN).into(), i64::from(i32::MAX).into())
-        }
-        DType::U64 | DType::U32 => CubeBackend::int_clamp_max(tensor, i64::from(i32::MAX).into()),
+pub fn to_i32<B: Backend>(tensor: IntTensor<B>) -> IntTensor<B> {
+    let tensor = match tensor.dtype() {
+        DType::I32 => return tensor,
+        DType::I64 => B::int_clamp(tensor, i64::from(i32::MIN).into(), i64::from(i32::MAX).into()),
+        DType::U64 | DType::U32 => B::int_clamp_max(tensor, i64::from(i32::MAX).into()),
         _ => tensor,
     };
-    converted(tensor, DType::I32)
+    B::int_cast(tensor, IntDType::I32)
 }
 
 /// What stands for a result of a call that has failed.

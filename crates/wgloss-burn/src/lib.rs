@@ -27,9 +27,10 @@
 //! A tensor's buffer is looked up in burn's runtime, which submits what is pending before that, and kept in
 //! its place while a kernel over it is encoded and submitted to the same queue. Plans are kept, so that a
 //! training loop makes each once. In a graph, cross entropy keeps 16 bytes a row, and backward is one read
-//! and one write of the logits: over them, where the graph is their last holder. Linear cross entropy keeps as
-//! much, and backward computes blocks of logits again; it gives the gradients of the arguments that are tracked.
-//! The upstream gradient stays on the device. Nothing waits.
+//! and one write of the logits: over them, where the graph is their last holder. Linear cross entropy of f32 gives the
+//! gradients of the arguments that are tracked in forward, in one pass with the loss; the graph keeps them, and backward
+//! multiplies them by the upstream gradient ([`LinearCrossEntropyLoss`] has what it does otherwise, and when). The
+//! upstream gradient stays on the device. Nothing waits.
 //!
 //! # What burn would have to offer
 //! - The wgpu device of a runtime that is up. There is none, so that programs have to start with [`init`].

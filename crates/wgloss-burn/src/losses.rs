@@ -214,6 +214,10 @@ pub struct LinearCrossEntropyLossConfig {
     /// The most bytes of memory for blocks of logits and of copies: at least one row's.
     #[config(default = "268435456")]
     pub workspace_bytes: i64,
+    /// Whether backward computes the logits again, so that the graph keeps 16 bytes a row in place of gradients: see
+    /// [`LinearCrossEntropyLoss`].
+    #[config(default = "false")]
+    pub recompute: bool,
 }
 
 impl LinearCrossEntropyLossConfig {
@@ -221,7 +225,8 @@ impl LinearCrossEntropyLossConfig {
     /// called.
     pub fn init(&self, device: &Device) -> LinearCrossEntropyLoss {
         let loss = self.loss.init(device);
-        let op = LinearCrossEntropy::new(loss.op.clone()).workspace_bytes(self.workspace_bytes);
+        let of_logits = loss.op.clone().keep_state(self.recompute);
+        let op = LinearCrossEntropy::new(of_logits).workspace_bytes(self.workspace_bytes);
         LinearCrossEntropyLoss { loss, op }
     }
 }
@@ -233,6 +238,22 @@ impl LinearCrossEntropyLossConfig {
 /// projection or bias without a gradient, such as that of a head that is not trained, saves the work for it. burn's
 /// [`Linear`](burn::nn::Linear) keeps its weight as `[D, V]`: hand over `weight.val().transpose()`, which burn copies
 /// at every call (V x D numbers), or keep the head as `[V, D]`, as an embedding has it.
+///
+/// # In a graph
+/// A mean or a sum of f32 has its gradients computed in `forward`, in one pass with the loss: three products of N x V
+/// x D. The graph keeps those of what is tracked, over hidden states that nobody else holds, and `backward` multiplies
+/// them by the upstream gradient, which stays on the device. So a loss that is not for training is
+/// better computed without autodiff (`inner()`), in one product; and each of several losses that are summed before
+/// `backward` keeps V x D numbers.
+///
+/// [`recompute`](LinearCrossEntropyLossConfig::recompute) keeps the arguments and 16 bytes a row instead, and
+/// `backward` computes the logits again: four products. So do, whatever it says, losses without a reduction, whose
+/// upstream gradient is known in `backward` alone; and f16 and bf16, since a mean's gradient may be too small for
+/// f16 before the loss's scale is in it. An op of the caller's own says it by
+/// [`keep_state`](wgloss::CrossEntropy::keep_state).
+///
+/// Rows that are left out have a gradient of 0 whatever the upstream gradient is, as has a projection or bias where all
+/// are. Of rows that are kept, the multiplication is the usual one: an infinity times 0 is NaN.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Int, Tensor};

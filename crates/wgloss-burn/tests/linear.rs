@@ -2,7 +2,7 @@
 //! burn's loss of logits.
 
 use burn::nn::loss as burns;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, IntDType, Tensor};
 use wgloss::{CrossEntropy, LinearCrossEntropy, Op, Reduction};
 use wgloss_burn::{
     Args, CrossEntropyLossConfig, Error, LinearCrossEntropyLossConfig, check, loss, share,
@@ -21,6 +21,12 @@ type Loss = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, Tensor<1, Int>) -> Tenso
 fn ours(x: Tensor<2>, w: Tensor<2>, b: Option<Tensor<1>>, y: Tensor<1, Int>) -> Tensor<1> {
     let device = x.device();
     LinearCrossEntropyLossConfig::new().init(&device).forward(x, w, b, y)
+}
+
+/// The same where backward computes the logits again.
+fn again(x: Tensor<2>, w: Tensor<2>, b: Option<Tensor<1>>, y: Tensor<1, Int>) -> Tensor<1> {
+    let device = x.device();
+    LinearCrossEntropyLossConfig::new().with_recompute(true).init(&device).forward(x, w, b, y)
 }
 
 /// burn's operations alone, in f32.
@@ -89,13 +95,17 @@ fn same_graph(
     for device in [autodiff(), autodiff().gradient_checkpointing()] {
         let leaves = Leaves::new(dtype, &device);
         let of = |loss: Loss| run(&leaves, is_tracked, |x, w, b| graph(x, w, b, loss));
-        let ((a, a_grads), (b, b_grads)) = (of(plain), of(ours));
+        let (want_value, want_grads) = of(plain);
         let strategy = device.gradient_checkpointing_strategy();
-        let name = format!("{name}, {dtype:?}, {is_tracked:?}, {strategy:?}");
-        expect_close(&name, a, b, 3e-6);
-        same(&format!("{name}: input"), a_grads.0, b_grads.0, allowed);
-        same(&format!("{name}: projection"), a_grads.1, b_grads.1, allowed);
-        same(&format!("{name}: bias"), a_grads.2, b_grads.2, allowed);
+        for (way, loss) in [("at once", ours as Loss), ("again", again)] {
+            let (got, grads) = of(loss);
+            let name = format!("{name}, {way}, {dtype:?}, {is_tracked:?}, {strategy:?}");
+            let want = want_grads.clone();
+            expect_close(&name, want_value.clone(), got, 3e-6);
+            same(&format!("{name}: input"), want.0, grads.0, allowed);
+            same(&format!("{name}: projection"), want.1, grads.1, allowed);
+            same(&format!("{name}: bias"), want.2, grads.2, allowed);
+        }
     }
     check(&device()).unwrap();
 }
@@ -150,6 +160,16 @@ fn losses_in_graphs() {
         let w = (w * 2.0).swap_dims(0, 1);
         loss(x, w.transpose(), Some(b), y()) * n
     });
+    same_graph("an upstream gradient", DType::F32, ALL, |x, w, b, loss| {
+        loss(x, w, Some(b), y()) * (-3.0 * n)
+    });
+    same_graph("a loss twice", DType::F32, ALL, |x, w, b, loss| {
+        let value = loss(x * 2.0, w, Some(b), y());
+        value.clone() * value * n
+    });
+    same_graph("hidden states that burn keeps", DType::F32, ALL, |x, w, b, loss| {
+        loss((x * 0.1).exp(), w, Some(b), y()) * n
+    });
     same_graph("one loss of two", DType::F32, ALL, |x, w, b, loss| {
         let _left = loss(x.clone() * 3.0, w.clone(), None, y());
         loss(x, w, Some(b), y()) * n
@@ -183,6 +203,95 @@ fn without_a_reduction() {
     }
 }
 
+/// A scale of the loss keeps small gradients of 16 bits from what these round to 0.
+#[test]
+fn a_scale_keeps_small_gradients() {
+    let scale = f64::from(1 << 18);
+    same_graph("a scale", DType::F16, [true, true, false], |x, w, _, loss| {
+        loss(x, w / 1024.0, None, y()) * scale / 32.0
+    });
+}
+
+/// Rows that are left out have a gradient of 0 whatever the upstream gradient is, and a projection and a bias where
+/// all are. Rows that are kept have one that is not finite.
+#[test]
+fn rows_left_out() {
+    let device = autodiff();
+    let is_zero = |values: &[f32]| values.iter().all(|&v| v == 0.0);
+    let is_nan = |values: &[f32]| values.iter().all(|v| v.is_nan());
+    for (dtype, recompute) in [(DType::F32, false), (DType::F32, true), (DType::F16, false)] {
+        let leaves = Leaves::new(dtype, &device);
+        let module = LinearCrossEntropyLossConfig::new().with_recompute(recompute).init(&device);
+        for reduction in [burns::Reduction::Mean, burns::Reduction::Sum] {
+            let grads = |y: Tensor<1, Int>, upstream: f32| {
+                let graph = |x, w, b| {
+                    let reduction = reduction.clone();
+                    module.forward_with_reduction(x, w, Some(b), y, reduction) * upstream
+                };
+                let (x, w, b) = run(&leaves, ALL, graph).1;
+                (values(x.unwrap()), values(w.unwrap()), values(b.unwrap()))
+            };
+            let name = format!("{dtype:?}, {reduction:?}, recompute: {recompute}");
+            let none = Tensor::full([ROWS], -100, &self::device());
+            let some = y().slice_assign([3..9], Tensor::full([6], -100, &self::device()));
+            for upstream in [f32::NAN, f32::INFINITY, -2.0] {
+                let (x, w, b) = grads(none.clone(), upstream);
+                assert!(is_zero(&x) && is_zero(&w) && is_zero(&b), "{name}, all, {upstream}");
+                let (mut x, w, b) = grads(some.clone(), upstream);
+                let of_left_out: Vec<_> = x.drain(3 * DIMS..9 * DIMS).collect();
+                assert!(is_zero(&of_left_out), "{name}, {upstream}: {of_left_out:?}");
+                let is_finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+                match upstream {
+                    _ if upstream.is_nan() => {
+                        assert!(is_nan(&x) && is_nan(&w) && is_nan(&b), "{name}");
+                    }
+                    _ if upstream.is_infinite() => {
+                        let of_kept = x.iter().chain(&w);
+                        assert!(of_kept.into_iter().all(|v| !v.is_finite()), "{name}");
+                    }
+                    _ => assert!(is_finite(&x) && is_finite(&w) && is_finite(&b), "{name}"),
+                }
+            }
+        }
+    }
+    check(&self::device()).unwrap();
+}
+
+/// A class that is left out is no other one where the targets' integers cannot hold it, such as 0.
+#[test]
+fn targets_of_any_integers() {
+    let device = autodiff();
+    let x = normal([ROWS, DIMS], &device);
+    let w = normal([CLASSES, DIMS], &device);
+    let y = Tensor::<1, Int>::arange(0..ROWS as i64, &device);
+    let of = |loss: Loss, dtype| {
+        let (x, w) = (x.clone().require_grad(), w.clone().require_grad());
+        let value = loss(x.clone(), w.clone(), None, y.clone().cast(dtype)) * (3.0 * ROWS as f64);
+        let grads = value.backward();
+        (x.grad(&grads).unwrap(), w.grad(&grads).unwrap())
+    };
+    let want = of(plain, IntDType::I32);
+    for dtype in [IntDType::I64, IntDType::I32, IntDType::U32] {
+        let got = of(ours, dtype);
+        expect_close(&format!("{dtype:?}, input"), want.0.clone(), got.0, 3e-6);
+        expect_close(&format!("{dtype:?}, projection"), want.1.clone(), got.1, 3e-6);
+    }
+}
+
+/// The same bits at every run.
+#[test]
+fn gradients_have_the_same_bits() {
+    let leaves = Leaves::new(DType::F32, &autodiff());
+    let bits = || {
+        let (value, grads) = run(&leaves, ALL, |x, w, b| ours(x * 2.0, w, Some(b), y()) * 3.0);
+        let of = [values(grads.0.unwrap()), values(grads.1.unwrap()), values(grads.2.unwrap())];
+        let of = of.concat().into_iter().chain(values(value));
+        of.map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let first = bits();
+    assert!((0..3).all(|_| bits() == first));
+}
+
 /// The gradient is written over hidden states only where nobody else has them.
 #[test]
 fn what_others_hold_stays() {
@@ -194,6 +303,10 @@ fn what_others_hold_stays() {
     let before = all();
     ours(x.clone(), w.clone(), Some(b.clone()), y()).backward();
     ours(leaf.clone(), w.clone(), Some(b.clone()), y()).backward();
+    again(leaf.clone(), w.clone(), Some(b.clone()), y()).backward();
+    assert!(before == all());
+    // not even a forward pass without backward
+    let _value = ours(x.clone(), w.clone(), Some(b.clone()), y());
     assert!(before == all());
 }
 
@@ -214,6 +327,9 @@ fn options_dimensions_and_rows() {
     assert_eq!(module.op(), &want.workspace_bytes(1 << 16));
     let default = LinearCrossEntropyLossConfig::new().init(&device);
     assert_eq!(default.op(), &LinearCrossEntropy::default());
+    let again = LinearCrossEntropyLossConfig::new().with_recompute(true).init(&device);
+    let keeps = LinearCrossEntropy::new(CrossEntropy::default().keep_state(true));
+    assert_eq!(again.op(), &keeps);
 
     let burns = burns::CrossEntropyLossConfig::new()
         .with_pad_tokens(Some(pads))
@@ -331,7 +447,8 @@ fn edges() {
 }
 
 /// A step stores no logits, and no gradient of a head that is not trained: of the two larger things here,
-/// one is there where it is asked for.
+/// one is there where it is asked for. Losses that wait for backward each keep one, or none where backward computes
+/// the logits again.
 #[test]
 fn a_step_takes_the_memory_of_its_gradients() {
     // other tests allocate too
@@ -343,23 +460,36 @@ fn a_step_takes_the_memory_of_its_gradients() {
     let x = normal([rows, dims], &device).require_grad();
     let w = normal([classes, dims], &device);
     let size = (classes * dims * 4) as u64;
-    let module = LinearCrossEntropyLossConfig::new().with_workspace_bytes(1 << 20).init(&device);
-    let grown_by = |w: &Tensor<2>| {
+    let reserved = || {
+        device.sync().unwrap();
+        device.memory_pool_usage().unwrap().bytes_reserved
+    };
+    // by some losses, and by backward after that
+    let grown_by = |w: &Tensor<2>, losses: usize, recompute: bool| {
+        let config = LinearCrossEntropyLossConfig::new().with_workspace_bytes(1 << 20);
+        let module = config.with_recompute(recompute).init(&device);
         device.sync().unwrap();
         device.memory_cleanup();
-        let before = device.memory_pool_usage().unwrap().bytes_reserved;
-        let grads = module.forward(x.clone(), w.clone(), None, y.clone()).backward();
+        let before = reserved();
+        let loss = || module.forward(x.clone(), w.clone(), None, y.clone());
+        let sum = (1..losses).fold(loss(), |sum, _| sum + loss());
+        let kept = reserved();
+        let grads = sum.backward();
         let grads = (x.grad(&grads).unwrap(), w.grad(&grads));
-        device.sync().unwrap();
-        let after = device.memory_pool_usage().unwrap().bytes_reserved;
+        let after = reserved();
         drop(grads);
-        after - before
+        [kept - before, after - kept]
     };
-    let frozen = grown_by(&w);
+    let frozen: u64 = grown_by(&w, 1, false).iter().sum();
     assert!(frozen < size, "{frozen}, of a projection of {size}");
-    let trained = grown_by(&w.require_grad());
+    let w = w.require_grad();
+    let trained: u64 = grown_by(&w, 1, false).iter().sum();
     // logits are 8 times that
-    assert!((size..4 * size).contains(&trained), "{trained}, of a projection of {size}");
+    assert!((size..2 * size).contains(&trained), "{trained}, of a projection of {size}");
+    let [kept, _] = grown_by(&w, 8, false);
+    assert!(kept >= 8 * size, "{kept}, of a projection of {size}");
+    let [kept, _] = grown_by(&w, 8, true);
+    assert!(kept < size, "{kept}, of a projection of {size}");
 }
 
 #[test]
