@@ -13,7 +13,7 @@ use crate::{Error, Result, Role, Status};
 /// | `grad` | backward passes | the input's | the input's |
 /// | `grad_projection`, `grad_bias` | backward passes of [`LinearCrossEntropy`](crate::LinearCrossEntropy) | the projection's, the bias's | f32, or the projection's by choice |
 /// | `state` | ops that were told to keep it | `[rows, 4]` | f32 |
-/// | `partials`, `divisor` | [`Pass::Partials`](crate::Pass::Partials) | `[rows, 1, 8]`, `[]` | f32 |
+/// | `partial`, `divisor` | [`Pass::Partials`](crate::Pass::Partials) | `[rows, 1, 8]`, `[]` | f32 |
 /// | `logsumexp`, `argmax`, `correct`, `entropy` | ops that were told to give [row outputs](Self::rows) | a value a row | f32, i32, i32, f32 |
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output<T> {
@@ -97,8 +97,8 @@ impl<T> Output<T> {
     ///
     /// # Errors
     /// [`Error::NotComputed`] but of [`Pass::Partials`](crate::Pass::Partials).
-    pub fn partials(&self) -> Result<&T> {
-        self.computed(Role::Partials)
+    pub fn partial(&self) -> Result<&T> {
+        self.computed(Role::Partial)
     }
 
     /// What the mean of the rows whose target is a class of this shard would be divided by: the sum of

@@ -355,7 +355,9 @@ fn expect_strides(role: Role, layout: &Layout, args: &Args<Layout>) -> Result<()
             actual: format!("row stride {} in {:?}", layout.row_stride(), layout.shape()),
         });
     }
-    if matches!(role, Role::State | Role::Partials) && !layout.offset().is_multiple_of(4) {
+    if matches!(role, Role::State | Role::Partials | Role::Partial)
+        && !layout.offset().is_multiple_of(4)
+    {
         return Err(Error::Value {
             argument,
             expected: "an offset that is a multiple of 4 elements".into(),

@@ -23,10 +23,12 @@ pub enum Role {
     Upstream,
     /// What forward keeps of each row for backward: a result of the one, an argument of the other.
     State,
-    /// What shards of the classes tell of each row: of one a result, of all an argument.
+    /// What shards of the classes tell of each row, an argument.
     Partials,
     /// What a mean is divided by: a result of a shard's, an argument where it is that of all.
     Divisor,
+    /// What a shard of the classes tells of each row, a result.
+    Partial,
     /// The loss.
     Loss,
     /// The output of a map, such as [`Softmax`](crate::Softmax).
@@ -49,7 +51,7 @@ pub enum Role {
 
 impl Role {
     /// Every role: arguments, then results.
-    pub const ALL: [Role; 19] = [
+    pub const ALL: [Role; 20] = [
         Role::Input,
         Role::Target,
         Role::Weight,
@@ -60,6 +62,7 @@ impl Role {
         Role::State,
         Role::Partials,
         Role::Divisor,
+        Role::Partial,
         Role::Loss,
         Role::Output,
         Role::Grad,
@@ -72,7 +75,7 @@ impl Role {
     ];
 
     /// `input`, `target`, `weight`, `pos_weight`, `projection`, `bias`, `upstream`, `state`,
-    /// `partials`, `divisor`, `loss`, `output`, `grad`, `grad_projection`, `grad_bias`, `logsumexp`, `argmax`, `correct`, `entropy`.
+    /// `partials`, `divisor`, `partial`, `loss`, `output`, `grad`, `grad_projection`, `grad_bias`, `logsumexp`, `argmax`, `correct`, `entropy`.
     pub const fn name(self) -> &'static str {
         match self {
             Role::Input => "input",
@@ -85,6 +88,7 @@ impl Role {
             Role::State => "state",
             Role::Partials => "partials",
             Role::Divisor => "divisor",
+            Role::Partial => "partial",
             Role::Loss => "loss",
             Role::Output => "output",
             Role::Grad => "grad",

@@ -59,7 +59,7 @@ fn program(
         given_state: None,
         kept_state: None,
         given_partials: None,
-        partials: None,
+        partial: None,
         given_divisor: None,
         divisor: None,
         loss: Some(result(Role::Loss)),

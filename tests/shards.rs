@@ -104,7 +104,7 @@ impl Whole {
             .map(|&shard| run(&op(shard), Pass::Partials, &self.args(shard)))
             .collect::<Result<Vec<_>>>()?;
         // [rows, shards, 8]
-        let parts: Vec<_> = told.iter().map(|told| told.partials().unwrap().to_f32()).collect();
+        let parts: Vec<_> = told.iter().map(|told| told.partial().unwrap().to_f32()).collect();
         let rows = (0..self.rows)
             .flat_map(|row| parts.iter().flat_map(move |part| part[8 * row..8 * row + 8].to_vec()));
         let shape = [self.rows, shards.len(), 8];

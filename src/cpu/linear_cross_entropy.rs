@@ -120,7 +120,7 @@ fn run<T: Stored>(
         Role::GradBias,
         Role::Loss,
         Role::State,
-        Role::Partials,
+        Role::Partial,
         Role::LogSumExp,
         Role::Argmax,
         Role::Correct,

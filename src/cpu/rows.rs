@@ -87,7 +87,7 @@ pub(super) struct Asked {
 impl Asked {
     /// By the results that there are places for, and whether there are gradients among them.
     pub fn of(op: &CrossEntropy, output: &Output<Array<'static>>, grad: bool) -> Self {
-        let partials = output.get(Role::Partials).is_some();
+        let partials = output.get(Role::Partial).is_some();
         let row_outputs = output.get(Role::LogSumExp).is_some() || partials && op.row_outputs;
         Asked { grad, row_outputs, partials }
     }
@@ -157,7 +157,7 @@ fn run<T: Stored>(
         Role::Loss,
         Role::Grad,
         Role::State,
-        Role::Partials,
+        Role::Partial,
         Role::LogSumExp,
         Role::Argmax,
         Role::Correct,

@@ -161,7 +161,7 @@ pub struct RowOperands {
     /// Partials of each row, which tell of all of its classes.
     pub given_partials: Option<Partials>,
     /// Where each row's partial goes in a pass that gives them, `[rows, 1, 8]`.
-    pub partials: Option<View>,
+    pub partial: Option<View>,
     /// The divisor of the mean in place of the sum of the targets' weights.
     pub given_divisor: Option<View>,
     /// Where that sum goes.
@@ -220,7 +220,7 @@ impl RowOperands {
             given_state: argument(Role::State),
             kept_state: result(Role::State),
             given_partials: argument(Role::Partials).map(Partials::of_all_rows),
-            partials: result(Role::Partials),
+            partial: result(Role::Partial),
             given_divisor: argument(Role::Divisor),
             divisor: result(Role::Divisor),
             loss: result(Role::Loss),
@@ -407,7 +407,7 @@ impl RowLoss {
             return None;
         }
         let shares = launch.splits;
-        if let (1, Some(view)) = (shares, &operands.partials) {
+        if let (1, Some(view)) = (shares, &operands.partial) {
             return Some(Partials { view: view.clone(), shares, of_block: false });
         }
         if shares == 1 {
@@ -430,7 +430,7 @@ impl RowLoss {
         program: &mut Program,
         profile: &DeviceProfile,
     ) -> Result<()> {
-        let (Some(from), Some(to)) = (partials, &self.operands.partials) else { return Ok(()) };
+        let (Some(from), Some(to)) = (partials, &self.operands.partial) else { return Ok(()) };
         if from.slot == to.slot {
             return Ok(());
         }

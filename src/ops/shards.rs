@@ -15,15 +15,12 @@ pub(super) fn checked_as(pass: Pass) -> Pass {
 impl CrossEntropy {
     /// The arguments that a pass takes beside those of every loss.
     pub(super) fn loss_arguments(&self, pass: Pass) -> Vec<Role> {
-        let mut known = vec![];
+        let mut known = vec![Role::Partials];
         if pass.has_grad() {
             known.push(Role::Upstream);
         }
         if pass == Pass::Backward {
             known.push(Role::State);
-        }
-        if pass != Pass::Partials {
-            known.push(Role::Partials);
         }
         if pass != Pass::Partials && self.reduction == Reduction::Mean {
             known.push(Role::Divisor);
@@ -116,7 +113,7 @@ impl Output<Layout> {
     /// With what a shard tells others, in the pass that tells it.
     pub(super) fn with_partials(self, pass: Pass, rows: usize, has_classes: bool) -> Self {
         let is_asked = pass == Pass::Partials;
-        self.with_some(Role::Partials, is_asked.then(|| Layout::new(&[rows, 1, WORDS], DType::F32)))
+        self.with_some(Role::Partial, is_asked.then(|| Layout::new(&[rows, 1, WORDS], DType::F32)))
             .with_some(
                 Role::Divisor,
                 (is_asked && has_classes).then(|| Layout::new(&[], DType::F32)),

@@ -132,7 +132,7 @@ pub(crate) fn cross_entropy(
             magnitudes: vec![divisor_here.abs()],
         };
         return Output::default()
-            .with(Role::Partials, partials(op, (0..rows).map(of_row)))
+            .with(Role::Partial, partials(op, (0..rows).map(of_row)))
             .with_some(Role::Divisor, target.is_some().then_some(divisor));
     }
     let told = told(op, args);
