@@ -48,8 +48,8 @@ use crate::{Args, Array, DType, Error, Output, Pass, Reduction, Result, Role};
 /// | `weight` | `[C]`: any finite numbers, zero and negative ones too | f32 |
 /// | `upstream` | one value (mean, sum) or the loss's shape (none) | f32 for one value, else the input's |
 /// | `state` | `[rows, 4]`, from a forward pass with [`keep_state`](Self::keep_state) over the same input, target, weight and options | f32 |
-/// | `partials` | `[rows, R, 8]`, those of all R shards of the classes ([`shard`](Self::shard)) | f32 |
-/// | `divisor` | one value: what the mean is divided by, in place of the sum of these rows' weights | f32 |
+/// | `partials` | `[rows, shards, 8]`, what all [shards](Self::shard) told | f32 |
+/// | `divisor` | one value: what a mean is divided by in place of the divisor of these rows | f32 |
 ///
 /// # Extras
 /// With [`logit_scale`](Self::logit_scale) s, [`softcap`](Self::softcap) k and
@@ -216,7 +216,8 @@ impl CrossEntropy {
     /// [`Pass::Partials`] tells what the shard knows of each row, in eight f32 a row, and the sum of
     /// the weights of those targets that are its own. The other passes ask for the partials of all
     /// shards ([`Args::partials`], in the order of their classes), and those of a mean of class
-    /// targets for the sum of all shards' divisors ([`Args::divisor`]). They compute the loss and
+    /// targets for the sum of all shards' divisors ([`Args::divisor`]); [`shards::gather`](crate::shards::gather)
+    /// and [`shards::sum`](crate::shards::sum) make these of what each told. They compute the loss and
     /// [row outputs](Self::row_outputs) of whole rows, the same bits in every shard, and the gradient
     /// of the shard's own classes. Options are the same in all calls, and in all shards.
     ///

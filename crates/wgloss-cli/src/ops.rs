@@ -97,10 +97,18 @@ fn dashed(name: &str) -> String {
     name.replace('_', "-")
 }
 
-/// Options that flags for results stand for: to keep rows' state is of no use in a file, row outputs
-/// are asked for one by one, and gradients that are not asked for are left out.
-const OF_RESULTS: [&str; 5] =
-    ["keep_state", "row_outputs", "freeze_input", "freeze_projection", "freeze_bias"];
+/// Options without a flag. Flags for results stand for some: to keep rows' state is of no use in a file, row
+/// outputs are asked for one by one, and gradients that are not asked for are left out. Shards tell one another
+/// partials, which files do not hold.
+const WITHOUT_FLAG: [&str; 7] = [
+    "keep_state",
+    "row_outputs",
+    "freeze_input",
+    "freeze_projection",
+    "freeze_bias",
+    "first_class",
+    "total_classes",
+];
 
 /// The gradients of losses whose logits are a product, and the option that leaves each out.
 const GRADS: [(&str, &str); 3] = [
@@ -167,7 +175,7 @@ fn subcommand(op: &dyn Op) -> Command {
         let help = "Weights of the positive term, broadcast to the input";
         command = command.arg(file("pos_weight", help));
     }
-    let options = op.options().into_iter().filter(|info| !OF_RESULTS.contains(&info.name));
+    let options = op.options().into_iter().filter(|info| !WITHOUT_FLAG.contains(&info.name));
     command = command.args(options.map(option));
     if kind.row_outputs {
         command = command.args(ROW_OUTPUTS.map(|(name, help)| file(name, help)));
@@ -295,7 +303,7 @@ impl OpCommand {
     pub fn job(self) -> anyhow::Result<Job> {
         let OpCommand { mut op, common, given } = self;
         let mut reduction = None;
-        for info in op.options().iter().filter(|info| !OF_RESULTS.contains(&info.name)) {
+        for info in op.options().iter().filter(|info| !WITHOUT_FLAG.contains(&info.name)) {
             let mut value = match info.value {
                 Value::Bool(false) => Value::Bool(given.get_flag(info.name)),
                 _ => given.get_one(info.name).copied().unwrap_or(info.value),

@@ -302,12 +302,13 @@ fn help_tells_of_every_op_and_option() {
         let help = wgloss(folder.path(), &format!("run {name} --help"), &[]).report();
         assert!(help.starts_with(op.about()), "{help}");
         for info in op.options() {
-            // rows' state is of no use in a file, and row outputs and gradients have a flag each
+            // rows' state and partials of shards are of no use in a file, and row outputs and gradients
+            // have a flag each
             let flag = format!("--{}", info.name.replace('_', "-"));
-            let is_asked_for = ["keep_state", "row_outputs"].contains(&info.name)
-                || info.name.starts_with("freeze_");
-            assert_eq!(help.contains(&flag), !is_asked_for, "{help}");
-            assert!(is_asked_for || help.contains(info.doc), "{help}");
+            let without = ["keep_state", "row_outputs", "first_class", "total_classes"];
+            let is_without = without.contains(&info.name) || info.name.starts_with("freeze_");
+            assert_eq!(help.contains(&flag), !is_without, "{help}");
+            assert!(is_without || help.contains(info.doc), "{help}");
         }
     }
     let help = wgloss(folder.path(), "run huber --help", &[]).report();

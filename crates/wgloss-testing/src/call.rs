@@ -466,6 +466,8 @@ pub fn with_argument<T>(args: Args<T>, role: Role, value: T) -> Args<T> {
         Role::Bias => args.bias(value),
         Role::Upstream => args.upstream(value),
         Role::State => args.state(value),
+        Role::Partials => args.partials(value),
+        Role::Divisor => args.divisor(value),
         Role::GradProjection => args.grad_projection(value),
         Role::GradBias => args.grad_bias(value),
         other => panic!("no argument beside the input is {other}"),

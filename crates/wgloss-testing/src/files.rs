@@ -383,7 +383,8 @@ pub fn command_line(random: &mut Random, files: &[String], standard: bool) -> Ve
             push(&mut words, name, value, random);
         }
     }
-    for info in op.options() {
+    let has_flag = |name| !["first_class", "total_classes"].contains(&name);
+    for info in op.options().into_iter().filter(|info| has_flag(info.name)) {
         if random.chance(0.3) {
             let value = match random.chance(0.6) && !info.samples.is_empty() {
                 true => random.pick(&info.samples).to_string(),

@@ -91,6 +91,8 @@ fn hash(seed: u64, output: &Output<Array<'static>>) -> u64 {
         Role::Output,
         Role::Grad,
         Role::State,
+        Role::Partial,
+        Role::Divisor,
         Role::LogSumExp,
         Role::Argmax,
         Role::Correct,
