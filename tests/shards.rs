@@ -6,7 +6,7 @@ use wgloss::{
     Args, Array, CrossEntropy, DType, Data, Error, Gpu, GpuOptions, LinearCrossEntropy, Op, Output,
     Pass, Reduction, Result, Role, ops, reference, shards,
 };
-use wgloss_testing::call::{PASSES, bits_of};
+use wgloss_testing::call::{PASSES, bits_of, read};
 use wgloss_testing::compare::compare_part;
 use wgloss_testing::devices::{gpu, on_every_device, open};
 use wgloss_testing::random::{Logits, Random};
@@ -68,6 +68,8 @@ struct Whole {
     /// The first class of every shard but the first.
     cuts: Vec<usize>,
     dtype: DType,
+    /// Whether every two shards make one partial of theirs before all merge those.
+    in_groups: bool,
 }
 
 enum Target {
@@ -99,6 +101,7 @@ impl Whole {
             classes,
             cuts: cuts.to_vec(),
             dtype: DType::F32,
+            in_groups: false,
         }
     }
 
@@ -222,7 +225,14 @@ impl Whole {
             .iter()
             .map(|&shard| run(&op(shard), Pass::Partials, &self.args(shard)))
             .collect::<Result<Vec<_>>>()?;
-        let parts: Vec<_> = told.iter().map(|told| told.partial().unwrap().clone()).collect();
+        let mut parts: Vec<_> = told.iter().map(|told| told.partial().unwrap().clone()).collect();
+        if self.in_groups {
+            let merged = parts.chunks(2).map(|group| {
+                let args = self.args(shards[0]).partials(gathered(group)?);
+                Ok(run(&op(shards[0]), Pass::Partials, &args)?.partial()?.clone())
+            });
+            parts = merged.collect::<Result<_>>()?;
+        }
         let partials = gathered(&parts)?;
         let is_mean = self.op.options()[0].value.to_string() == "mean";
         let divisor = match self.target {
@@ -447,6 +457,64 @@ fn random_shards() {
         for (seed, whole) in calls.iter().enumerate() {
             whole.hold(&format!("random call {seed}"), 1.0, run);
         }
+    });
+}
+
+#[test]
+fn groups_of_shards_merge_theirs_first() {
+    for (name, whole) in calls() {
+        let whole = Whole { in_groups: true, ..whole };
+        everywhere(|run| whole.hold(name, 1.0, run));
+    }
+}
+
+/// Positions behind the classes, and gradients over the logits, on the device.
+#[test]
+fn shards_of_classes_that_lie_apart_in_place() {
+    let [batch, classes, positions] = [5, 40, 3];
+    let mut random = Random::new(60);
+    let logits = random.normals(batch * classes * positions, 2.0);
+    let target = random.targets(batch * positions, classes, -100, 0.1);
+    let target = Array::from_vec(target, &[batch, positions]).unwrap();
+    let op = CrossEntropy::default().reduction(Reduction::Sum).label_smoothing(0.1);
+    let whole = Array::new(&logits, &[batch, classes, positions]).unwrap();
+    let args = Args::new(whole).target(target.clone());
+    let want = reference::run(&op, Pass::ForwardBackward, &args).unwrap();
+    let parts = [[0, 13], [13, 40]];
+    let columns = |[first, end]: [usize; 2]| -> Vec<f32> {
+        let of_batch = logits.chunks(classes * positions);
+        of_batch.flat_map(|of| of[first * positions..end * positions].to_vec()).collect()
+    };
+    on_every_device(|gpu| {
+        let upload = |array: &Array<'_>| gpu.block_on(gpu.upload(array)).unwrap();
+        let calls = parts.map(|[first, end]| {
+            let input = Array::from_vec(columns([first, end]), &[batch, end - first, positions]);
+            let args = Args::new(upload(&input.unwrap())).target(upload(&target));
+            (op.clone().shard(first, classes), args)
+        });
+        let told = calls.each_ref().map(|(op, args)| {
+            let told = gpu.block_on(gpu.run(op, Pass::Partials, args)).unwrap();
+            gpu.block_on(gpu.read(told.partial().unwrap())).unwrap()
+        });
+        let partials = upload(&shards::gather(&told).unwrap());
+        let mut grad = vec![0.0; logits.len()];
+        for ((op, args), [first, end]) in calls.into_iter().zip(parts) {
+            let args = args.partials(partials.clone()).in_place();
+            let out = gpu.block_on(gpu.forward_backward(&op, &args)).unwrap();
+            let out = read(gpu, &out);
+            let loss = out.loss().unwrap();
+            let judged =
+                compare_part(Role::Loss, loss, want.loss().unwrap(), op.promise(Role::Loss));
+            assert!(judged.is_ok(), "{judged:?}");
+            let part = out.grad().unwrap().to_f32();
+            for (n, part) in part.chunks((end - first) * positions).enumerate() {
+                let start = (n * classes + first) * positions;
+                grad[start..start + part.len()].copy_from_slice(part);
+            }
+        }
+        let grad = Array::from_vec(grad, &[batch, classes, positions]).unwrap();
+        let judged = compare_part(Role::Grad, &grad, want.grad().unwrap(), op.promise(Role::Grad));
+        assert!(judged.is_ok(), "{judged:?}");
     });
 }
 
