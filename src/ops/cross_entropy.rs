@@ -225,6 +225,10 @@ impl CrossEntropy {
     /// outputs name classes below 2^25; where a [`softcap`](Self::softcap) makes the largest logits of
     /// several shards equal, the argmax is of the first of these.
     ///
+    /// Given partials of several shards, [`Pass::Partials`] makes one of them, without a look at the
+    /// input. So groups of shards can merge theirs before they tell other groups, where there
+    /// are too many shards for each to hear of all.
+    ///
     /// Source: Shoeybi et al., "Megatron-LM", 2019, whose three all-reduces these partials replace.
     pub fn shard(mut self, first_class: usize, classes: usize) -> Self {
         let integer = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);

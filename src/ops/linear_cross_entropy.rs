@@ -564,7 +564,7 @@ impl<'a> Linear<'a> {
     fn push(&self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
         let LinearShape { rows, classes, .. } = self.shape;
         let rows = rows as u64;
-        if self.pass == Pass::Forward && self.per_row.given_partials.is_some() {
+        if !self.pass.has_grad() && self.per_row.given_partials.is_some() {
             // they tell all of the rows
             return self.loss_of(None, rows, None).push(program, profile);
         }

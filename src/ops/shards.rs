@@ -15,15 +15,12 @@ pub(super) fn checked_as(pass: Pass) -> Pass {
 impl CrossEntropy {
     /// The arguments that a pass takes beside those of every loss.
     pub(super) fn loss_arguments(&self, pass: Pass) -> Vec<Role> {
-        let mut known = vec![];
+        let mut known = vec![Role::Partials];
         if pass.has_grad() {
             known.push(Role::Upstream);
         }
         if pass == Pass::Backward {
             known.push(Role::State);
-        }
-        if pass != Pass::Partials {
-            known.push(Role::Partials);
         }
         if pass != Pass::Partials && self.reduction == Reduction::Mean {
             known.push(Role::Divisor);
