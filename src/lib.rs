@@ -71,6 +71,7 @@ mod ops;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod reference;
+pub mod shards;
 pub mod pytorch;
 mod cache;
 mod pool;

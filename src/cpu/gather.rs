@@ -32,7 +32,7 @@ fn run<T: Stored>(
     let shape = ClassShape::of(args.input().shape())?;
     let ClassShape { classes, positions, .. } = shape;
     let Some(target) = args.get(Role::Target) else { return Ok(()) };
-    let labels = Labels::of(target, op.ignore_index)?;
+    let labels = Labels::of(target, op.ignore_index, 0..classes)?;
     let input = slice::<T>(args.input())?;
     let weight = slice_of::<f32>(args.get(Role::Weight))?;
     let is_none = op.reduction == Reduction::None;

@@ -11,6 +11,8 @@ use crate::{Array, Result};
 pub(super) struct Labels<'a> {
     classes: Classes<'a>,
     ignore_index: i64,
+    /// Those of this shard, among all.
+    here: Range<usize>,
 }
 
 enum Classes<'a> {
@@ -19,12 +21,12 @@ enum Classes<'a> {
 }
 
 impl<'a> Labels<'a> {
-    pub fn of(target: &'a Array<'_>, ignore_index: i64) -> Result<Self> {
+    pub fn of(target: &'a Array<'_>, ignore_index: i64, here: Range<usize>) -> Result<Self> {
         let classes = match target.data() {
             Data::I64(classes) => Classes::I64(classes),
             _ => Classes::I32(slice(target)?),
         };
-        Ok(Labels { classes, ignore_index })
+        Ok(Labels { classes, ignore_index, here })
     }
 
     /// The class of a row, unless the row is ignored. It is in range, as the op's checks have
@@ -35,6 +37,12 @@ impl<'a> Labels<'a> {
             Classes::I64(classes) => classes[row],
         };
         self.unless_ignored(class)
+    }
+
+    /// Where a class lies among those of this shard, if it is one of them.
+    #[inline(always)]
+    pub fn here(&self, class: usize) -> Option<usize> {
+        self.here.contains(&class).then(|| class - self.here.start)
     }
 
     /// Calls `take` with the position and the class of each of some rows, as [`Labels::class`]
@@ -57,7 +65,7 @@ impl<'a> Labels<'a> {
         (class != self.ignore_index).then_some(class as usize)
     }
 
-    /// How many rows are kept, and the sum of their weights.
+    /// How many rows are kept, and the sum of the weights of those whose class is one of this shard's.
     pub fn kept(&self, weight: Option<&[f32]>) -> (usize, f64) {
         const TASK: usize = 1 << 14;
         let rows = match self.classes {
@@ -67,12 +75,15 @@ impl<'a> Labels<'a> {
         let count = |first: usize| {
             let kept = (first..rows.min(first + TASK)).filter_map(|row| self.class(row));
             match weight {
-                Some(weight) => {
-                    kept.fold((0, 0.0), |(n, sum), class| (n + 1, sum + f64::from(weight[class])))
-                }
+                Some(weight) => kept.fold((0, 0.0), |(n, sum), class| {
+                    let weight = self.here(class).map_or(0.0, |class| weight[class]);
+                    (n + 1, sum + f64::from(weight))
+                }),
                 None => {
-                    let count = kept.count();
-                    (count, count as f64)
+                    let is_here = |class| usize::from(self.here(class).is_some());
+                    let (count, here) =
+                        kept.fold((0, 0), |(n, here), class| (n + 1, here + is_here(class)));
+                    (count, here as f64)
                 }
             }
         };
@@ -81,13 +92,12 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// What the mean of rows with these weights in sum divides by: NaN for 0, and infinite where the sum is
-/// beyond f32, as kernels have it.
+/// What the mean of rows with these weights in sum divides by: the sum in f32, as kernels and shards have
+/// it; NaN for 0, and infinite where it is beyond f32.
 pub(super) fn divisor(weights: f64) -> f64 {
     match weights as f32 {
-        _ if weights == 0.0 => f64::NAN,
-        sum if sum.is_infinite() => sum.into(),
-        _ => weights,
+        0.0 => f64::NAN,
+        sum => sum.into(),
     }
 }
 

@@ -9,7 +9,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 use super::math::vectorized;
-use super::rows::{Losses, RowResults};
+use super::rows::{Asked, Losses, RowResults};
 use super::storage::{Stored, as_f32, slice, slice_mut, slice_of, take, with_stored, write_f32};
 use super::threads;
 use crate::ops::{LinearCrossEntropy, LinearShape};
@@ -111,22 +111,21 @@ fn run<T: Stored>(
     let is_asked = |role| output.get(role).is_some();
     let has_grad = [Role::Grad, Role::GradProjection, Role::GradBias].into_iter().any(is_asked);
     let of_rows = ClassShape { batch: rows, classes, positions: 1 };
-    let asked = [has_grad, is_asked(Role::LogSumExp)];
+    let asked = Asked::of(&op.loss, output, has_grad);
     let losses = Losses::<f32>::of(&op.loss, args, of_rows, true, asked)?;
 
-    let [to_loss, grad, grad_projection, grad_bias, state, logsumexp, argmax, correct, entropy] =
-        output.places([
-            Role::Loss,
-            Role::Grad,
-            Role::GradProjection,
-            Role::GradBias,
-            Role::State,
-            Role::LogSumExp,
-            Role::Argmax,
-            Role::Correct,
-            Role::Entropy,
-        ])?;
-    let places = [to_loss, state, logsumexp, argmax, correct, entropy];
+    let [grad, grad_projection, grad_bias, places @ ..] = output.places([
+        Role::Grad,
+        Role::GradProjection,
+        Role::GradBias,
+        Role::Loss,
+        Role::State,
+        Role::Partials,
+        Role::LogSumExp,
+        Role::Argmax,
+        Role::Correct,
+        Role::Entropy,
+    ])?;
     let mut results = RowResults::of(op.loss.reduction, places)?;
     let mut grad = slice_mut::<T>(grad)?;
     // a gradient that is stored in 16 bits is added up in f32 first
@@ -142,17 +141,23 @@ fn run<T: Stored>(
         Sums::begin(slice_mut::<f32>(grad_bias)?, args.get(Role::GradBias), is_empty)?;
 
     let memory = |is_needed, numbers: usize| vec![0.0; if is_needed { numbers } else { 0 }];
-    let mut logits = memory(true, blocks.rows * classes);
+    let reads_rows = losses.reads_rows();
+    let mut logits = memory(reads_rows, blocks.rows * classes);
     let mut copy = memory(T::DTYPE != DType::F32, blocks.rows * dims);
     let mut partial_sums = memory(grad.is_some(), layer.parts() * blocks.rows * dims);
     let mut sum = 0.0;
     for first in (0..rows).step_by(blocks.rows) {
         let count = blocks.rows.min(rows - first);
+        let of_block = first..first + count;
+        if !reads_rows {
+            sum += losses.of_block(of_block, &mut [], results.take(count));
+            continue;
+        }
         let hidden = as_f32(&input[first * dims..(first + count) * dims], &mut copy);
         let hidden = matrix(hidden, dims)?;
         let logits = &mut logits[..count * classes];
         layer.write_logits(hidden, logits)?;
-        sum += losses.of_block(first, logits, results.take(count));
+        sum += losses.of_block(of_block, logits, results.take(count));
         if !has_grad {
             continue;
         }

@@ -11,6 +11,7 @@ mod tiles;
 mod labels;
 mod elements;
 mod row_state;
+mod row_partials;
 mod rows;
 mod row_maps;
 mod gather;

@@ -53,7 +53,7 @@ impl Logits {
     /// What distances from the maximum are multiplied by. Under a cap that is 1, because capped
     /// logits have the scale in them.
     #[inline(always)]
-    fn distance_scale(&self) -> f32 {
+    pub fn distance_scale(&self) -> f32 {
         if self.softcap.is_some() { 1.0 } else { self.scale }
     }
 }
@@ -66,14 +66,14 @@ const HAS_NEGATIVE_COST: u32 = 4;
 
 /// What is known of some classes of a tile's rows, by lane: a partial each.
 #[derive(Debug, Clone, Copy)]
-struct RowPartials {
-    m: Lanes,
-    exp_sum_below: Lanes,
-    max_count: Lanes,
-    target_below: Lanes,
-    target_at_max: Lanes,
-    margin_sum: Lanes,
-    flags: [u32; LANES],
+pub(super) struct RowPartials {
+    pub m: Lanes,
+    pub exp_sum_below: Lanes,
+    pub max_count: Lanes,
+    pub target_below: Lanes,
+    pub target_at_max: Lanes,
+    pub margin_sum: Lanes,
+    pub flags: [u32; LANES],
 }
 
 /// What is known of a tile's rows, by lane.
@@ -203,7 +203,7 @@ pub(super) fn exponentials(
 /// `a (m - x)`, which is right also where m - x overflows and the product does not. It is 0 for a
 /// class at -inf, for which a flag stands, and for one without a target weight.
 #[inline(always)]
-fn cost(a: f32, m: f32, x: f32, scale: f32) -> f32 {
+pub(super) fn cost(a: f32, m: f32, x: f32, scale: f32) -> f32 {
     let distance = (m - x) * scale;
     let apart = (a * scale).mul_add(m, -(a * scale * x));
     let cost = select(distance == f32::INFINITY, apart, a * distance);
@@ -229,13 +229,26 @@ pub(super) fn row_stats(
     target_weights: &[f32],
     (m, flags): (Lanes, [u32; LANES]),
 ) -> RowStats {
+    row_partials(settings, tiling, logits, to, target_weights, (m, flags)).stats()
+}
+
+/// The partials of a tile's rows, likewise.
+#[inline(always)]
+pub(super) fn row_partials(
+    settings: &Logits,
+    tiling: &Tiling,
+    logits: &[f32],
+    to: &mut [f32],
+    target_weights: &[f32],
+    (m, flags): (Lanes, [u32; LANES]),
+) -> RowPartials {
     let scale = settings.distance_scale();
     let (exp_sum_below, max_count) = exp_sums(tiling, logits, to, &m, scale);
     let mut found = RowPartials { exp_sum_below, max_count, ..RowPartials::empty(m, flags) };
     if !target_weights.is_empty() {
         found.add_target_weights(tiling, logits, target_weights, scale);
     }
-    found.stats()
+    found
 }
 
 /// The sums of `weight[c] (m - x[c])` over a tile's rows, by lane.
@@ -366,7 +379,7 @@ pub(super) struct Results {
 impl RowPartials {
     /// The partials of no class, with maxima that are known.
     #[inline(always)]
-    fn empty(m: Lanes, flags: [u32; LANES]) -> Self {
+    pub fn empty(m: Lanes, flags: [u32; LANES]) -> Self {
         let zero = [0.0; LANES];
         RowPartials {
             m,
@@ -379,9 +392,22 @@ impl RowPartials {
         }
     }
 
+    /// Adds each row's target weight at one class, with logit `x`.
+    #[inline(always)]
+    pub fn add_single_target(&mut self, settings: &Logits, target_weight: &Lanes, x: &Lanes) {
+        let scale = settings.distance_scale();
+        for lane in 0..LANES {
+            let (m, a, x) = (self.m[lane], target_weight[lane], x[lane]);
+            self.target_at_max[lane] += select(x == m, a, 0.0);
+            self.target_below[lane] += select(x == m, 0.0, a);
+            self.margin_sum[lane] += cost(a, m, x, scale);
+            self.flags[lane] |= cost_flags(a, x);
+        }
+    }
+
     /// The statistics of rows, from the partials of all of their classes.
     #[inline(always)]
-    fn stats(self) -> RowStats {
+    pub fn stats(self) -> RowStats {
         let RowPartials { m, target_below, target_at_max, margin_sum, flags, .. } = self;
         let mut denom_minus_1 = self.exp_sum_below;
         for lane in 0..LANES {

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::labels::{self, Labels};
 use super::math::{LANES, Lanes, vectorized, zero_wins_unless_nan};
+use super::row_partials::{ShardPartials, WORDS};
 use super::row_state::{
     HAS_NAN_LOGIT, Logits, Results, RowGradients, RowStats, Rows, cap, exponentials, first_at,
-    margin_sums, peaks, row_stats,
+    margin_sums, peaks, row_partials, row_stats,
 };
 use super::storage::{Stored, slice, slice_mut, slice_of, take, with_stored};
 use super::threads;
@@ -34,11 +35,15 @@ pub(super) struct Losses<'a, T> {
     upstream: Option<&'a [T]>,
     /// The statistics that a forward pass has kept.
     state: Option<&'a [f32]>,
+    /// What shards have told of each row, and how many they are.
+    partials: Option<(&'a [f32], usize)>,
     /// What gradients are multiplied by: the scalar upstream gradient over the divisor. It is NaN
     /// where the weights of the rows that are kept sum to 0.
     scale: f32,
     reduction: Reduction,
     divisor: f64,
+    /// The sum of the weights of targets that are classes of this shard.
+    weights: f64,
     /// The mean, where no row is kept.
     mean_of_none: Option<f64>,
 }
@@ -65,8 +70,27 @@ struct Form {
     /// With class targets the target weights that all classes get by label smoothing, empty without
     /// it; with probabilities the class weights.
     by_class: Vec<f32>,
-    has_grad: bool,
-    has_row_outputs: bool,
+    asked: Asked,
+    /// The first of these classes, among those of all shards.
+    first_class: u32,
+}
+
+/// What is asked of rows beside their losses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub grad: bool,
+    pub row_outputs: bool,
+    /// What a shard tells others, and nothing else.
+    pub partials: bool,
+}
+
+impl Asked {
+    /// By the results that there are places for, and whether there are gradients among them.
+    pub fn of(op: &CrossEntropy, output: &Output<Array<'static>>, grad: bool) -> Self {
+        let partials = output.get(Role::Partials).is_some();
+        let row_outputs = output.get(Role::LogSumExp).is_some() || partials && op.row_outputs;
+        Asked { grad, row_outputs, partials }
+    }
 }
 
 /// The rows of a task, and what it writes of them.
@@ -80,6 +104,7 @@ struct Task<'a, T> {
 pub(super) struct RowResults<'a> {
     loss: Option<&'a mut [f32]>,
     state: Option<&'a mut [f32]>,
+    partials: Option<&'a mut [f32]>,
     logsumexp: Option<&'a mut [f32]>,
     argmax: Option<&'a mut [i32]>,
     correct: Option<&'a mut [i32]>,
@@ -119,7 +144,7 @@ fn run<T: Stored>(
 ) -> Result<()> {
     let shape = ClassShape::of(args.input().shape())?;
     let has_classes = has_classes(&args.layouts());
-    let asked = [Role::Grad, Role::LogSumExp].map(|role| output.get(role).is_some());
+    let asked = Asked::of(op, output, output.get(Role::Grad).is_some());
     let losses = Losses::of(op, args, shape, has_classes, asked)?;
     let job = Job {
         losses: &losses,
@@ -128,30 +153,33 @@ fn run<T: Stored>(
         input: Some(slice::<T>(args.input())?),
         probabilities: if has_classes { None } else { slice_of(args.get(Role::Target))? },
     };
-    let [loss, grad, state, logsumexp, argmax, correct, entropy] = output.places([
+    let [loss, grad, state, partials, logsumexp, argmax, correct, entropy] = output.places([
         Role::Loss,
         Role::Grad,
         Role::State,
+        Role::Partials,
         Role::LogSumExp,
         Role::Argmax,
         Role::Correct,
         Role::Entropy,
     ])?;
-    let places = [loss, state, logsumexp, argmax, correct, entropy];
+    let places = [loss, state, partials, logsumexp, argmax, correct, entropy];
     let results = RowResults::of(op.reduction, places)?;
     let sum = job.run_all(slice_mut::<T>(grad)?, results);
     losses.write_total(sum, output)
 }
 
 impl<'a> RowResults<'a> {
-    /// The places of loss, state, logsumexp, argmax, correctness and entropy.
+    /// The places of loss, state, partials, logsumexp, argmax, correctness and entropy.
     pub fn of(
         reduction: Reduction,
-        [loss, state, logsumexp, argmax, correct, entropy]: [&'a mut Option<Array<'static>>; 6],
+        [loss, state, partials, logsumexp, argmax, correct, entropy]: [&'a mut Option<Array<'static>>;
+            7],
     ) -> Result<Self> {
         Ok(RowResults {
             loss: if reduction == Reduction::None { slice_mut(loss)? } else { None },
             state: slice_mut(state)?,
+            partials: slice_mut(partials)?,
             logsumexp: slice_mut(logsumexp)?,
             argmax: slice_mut(argmax)?,
             correct: slice_mut(correct)?,
@@ -164,6 +192,7 @@ impl<'a> RowResults<'a> {
         RowResults {
             loss: take(&mut self.loss, rows),
             state: take(&mut self.state, 4 * rows),
+            partials: take(&mut self.partials, WORDS * rows),
             logsumexp: take(&mut self.logsumexp, rows),
             argmax: take(&mut self.argmax, rows),
             correct: take(&mut self.correct, rows),
@@ -173,17 +202,18 @@ impl<'a> RowResults<'a> {
 }
 
 impl<'a, T: Stored> Losses<'a, T> {
-    /// Those of an op's arguments, for rows of this shape: whether targets are classes, and whether
-    /// gradients and row outputs are asked for.
+    /// Those of an op's arguments, for rows of this shape: whether targets are classes, and what is asked.
     pub fn of(
         op: &CrossEntropy,
         args: &'a Args<Array<'_>>,
         shape: ClassShape,
         has_classes: bool,
-        [has_grad, has_row_outputs]: [bool; 2],
+        asked: Asked,
     ) -> Result<Self> {
+        let first_class = op.first_class as usize;
+        let here = first_class..first_class + shape.classes;
         let labels = match args.get(Role::Target) {
-            Some(target) if has_classes => Some(Labels::of(target, op.ignore_index)?),
+            Some(target) if has_classes => Some(Labels::of(target, op.ignore_index, here)?),
             _ => None,
         };
         let weight = slice_of::<f32>(args.get(Role::Weight))?;
@@ -193,12 +223,19 @@ impl<'a, T: Stored> Losses<'a, T> {
         };
         let is_none = op.reduction == Reduction::None;
         let scalar = if is_none { None } else { slice_of::<f32>(args.get(Role::Upstream))? };
+        let given = slice_of::<f32>(args.get(Role::Divisor))?.map(|divisor| f64::from(divisor[0]));
         let divisor = match op.reduction {
-            Reduction::Mean => labels::divisor(weights),
+            Reduction::Mean => labels::divisor(given.unwrap_or(weights)),
             _ => 1.0,
         };
+        let is_of_none = kept == 0 && given.is_none_or(|divisor| divisor == 0.0);
+        let partials = match args.get(Role::Partials) {
+            Some(partials) => Some((slice(partials)?, partials.shape()[1])),
+            None => None,
+        };
         let tiling = Tiling::of(shape);
-        let smoothing = (op.label_smoothing / shape.classes as f64) as f32;
+        let classes = op.all_classes(shape.classes);
+        let smoothing = (op.label_smoothing / classes as f64) as f32;
         let weight_of = |class: usize| weight.map_or(1.0, |weight| weight[class]);
         let form = Form {
             tiling,
@@ -216,8 +253,8 @@ impl<'a, T: Stored> Losses<'a, T> {
                 Some(_) => tiling.by_class(|class| smoothing * weight_of(class)),
                 None => tiling.by_class(weight_of),
             },
-            has_grad,
-            has_row_outputs,
+            asked,
+            first_class: first_class as u32,
         };
         Ok(Losses {
             form,
@@ -225,15 +262,26 @@ impl<'a, T: Stored> Losses<'a, T> {
             weight,
             upstream: if is_none { slice_of(args.get(Role::Upstream))? } else { None },
             state: slice_of(args.get(Role::State))?,
+            partials,
             scale: scalar.map_or(1.0, |upstream| upstream[0]) / divisor as f32,
             reduction: op.reduction,
             divisor,
-            mean_of_none: (op.reduction == Reduction::Mean && kept == 0).then_some(op.empty_mean),
+            weights,
+            mean_of_none: (op.reduction == Reduction::Mean && is_of_none).then_some(op.empty_mean),
         })
     }
 
-    /// Writes the mean or the sum of losses whose sum is this, where it is asked for.
+    /// Whether rows themselves are read, and not only what shards have told of them.
+    pub fn reads_rows(&self) -> bool {
+        self.form.asked.grad || self.partials.is_none()
+    }
+
+    /// Writes what is asked of all rows: the mean or the sum of losses whose sum is this, or a shard's
+    /// divisor.
     pub fn write_total(&self, sum: f64, output: &mut Output<Array<'static>>) -> Result<()> {
+        if let Some(to) = slice_mut::<f32>(output.place(Role::Divisor))? {
+            to.fill(self.weights as f32);
+        }
         if self.reduction == Reduction::None {
             return Ok(());
         }
@@ -245,11 +293,11 @@ impl<'a, T: Stored> Losses<'a, T> {
 }
 
 impl Losses<'_, f32> {
-    /// Computes the losses of a block of rows, whose logits become their gradient if one is asked for.
-    /// Returns the sum of the losses.
-    pub fn of_block(&self, first: usize, logits: &mut [f32], results: RowResults<'_>) -> f64 {
-        let (tiling, in_place) = (self.form.tiling, self.form.has_grad);
-        let tiling = tiling.of_block(logits.len() / tiling.classes(), in_place);
+    /// Computes the losses of a block of rows, whose logits become their gradient if one is asked for. There
+    /// are none where rows are not read. Returns the sum of the losses.
+    pub fn of_block(&self, rows: Range<usize>, logits: &mut [f32], results: RowResults<'_>) -> f64 {
+        let in_place = self.form.asked.grad;
+        let (first, tiling) = (rows.start, self.form.tiling.of_block(rows.len(), in_place));
         let (input, grad) = if in_place { (None, Some(logits)) } else { (Some(&*logits), None) };
         Job { losses: self, tiling, first, input, probabilities: None }.run_all(grad, results)
     }
@@ -297,31 +345,55 @@ impl<T: Stored> Job<'_, T> {
             let per_row = self.losses.rows_of(&among_all);
             let Scratch { logits, grad: grad_copy, extra } = &mut *scratch;
             let is_ignored = per_row.kept[..rows.len()].iter().all(|kept| *kept == 0.0);
-            if is_ignored && !form.has_row_outputs {
+            if is_ignored && !form.asked.row_outputs {
                 // neither the rows nor their upstream gradients are read
                 tiling.write(grad.as_mut(), within.clone(), grad_copy, |grad| grad.fill(0.0));
                 results.ignore(within);
                 continue;
             }
 
-            if let Some(probabilities) = self.probabilities {
+            let reads_rows = self.losses.reads_rows();
+            if let Some(probabilities) = self.probabilities.filter(|_| reads_rows) {
                 // they become target weights in place
                 let tile = tiling.load(probabilities, &rows, logits);
                 extra.target_weights[..tile.len()].copy_from_slice(tile);
             }
             let input = match (self.input, &grad) {
+                _ if !reads_rows => &[],
                 (Some(input), _) => tiling.load(input, &rows, logits),
                 (None, Some(grad)) => tiling.load_copy(grad, &within, logits),
                 (None, None) => &[],
             };
+            if form.asked.partials {
+                let told = tiling.write::<T, _>(None, within.clone(), grad_copy, |to| {
+                    vectorized!(form.tell(input, to, extra, rows.len(), &per_row))
+                });
+                results.tell(within, &told, |lane| {
+                    form.asked.row_outputs || per_row.kept[lane] != 0.0
+                });
+                continue;
+            }
             let state = self.losses.state.map(|state| (state, &among_all));
             let found = tiling.write(grad.as_mut(), within.clone(), grad_copy, |grad| {
-                vectorized!(form.work(input, grad, extra, state, rows.len(), &per_row))
+                match self.losses.partials {
+                    None => vectorized!(form.work(input, grad, extra, state, rows.len(), &per_row)),
+                    Some((partials, shards)) => {
+                        let settings = &form.logits;
+                        vectorized!(form.work_of_shard(
+                            input,
+                            grad,
+                            extra,
+                            &ShardPartials::merged(settings, partials, shards, &among_all),
+                            rows.len(),
+                            &per_row
+                        ))
+                    }
+                }
             });
             for (sum, &loss) in sums.iter_mut().zip(&found.loss[..rows.len()]) {
                 *sum += f64::from(loss);
             }
-            results.write(within, &found, &per_row);
+            results.write(within, &found, self.losses.labels.as_ref(), among_all);
         }
         sums.iter().sum()
     }
@@ -333,11 +405,30 @@ impl RowResults<'_> {
         let state = 4 * rows.start..4 * rows.end;
         self.loss.iter_mut().for_each(|loss| loss[rows.clone()].fill(0.0));
         self.state.iter_mut().for_each(|kept| kept[state.clone()].fill(0.0));
+        if let Some(partials) = &mut self.partials {
+            let partials = &mut partials[WORDS * rows.start..WORDS * rows.end];
+            partials.as_chunks_mut().0.fill(ShardPartials::packed_empty());
+        }
+    }
+
+    /// Writes what a shard tells of the rows of a tile: nothing of one that is not told.
+    fn tell(&mut self, rows: Range<usize>, told: &ShardPartials, is_told: impl Fn(usize) -> bool) {
+        let Some(partials) = &mut self.partials else { return };
+        let partials = &mut partials[WORDS * rows.start..WORDS * rows.end];
+        for (lane, to) in partials.as_chunks_mut().0.iter_mut().enumerate() {
+            *to = if is_told(lane) { told.pack(lane) } else { ShardPartials::packed_empty() };
+        }
     }
 
     /// Writes what was found of the rows of a tile.
     #[inline(always)]
-    fn write(&mut self, rows: Range<usize>, found: &Found, per_row: &Rows) {
+    fn write(
+        &mut self,
+        rows: Range<usize>,
+        found: &Found,
+        labels: Option<&Labels<'_>>,
+        among_all: Range<usize>,
+    ) {
         let count = rows.len();
         if let Some(loss) = &mut self.loss {
             loss[rows.clone()].copy_from_slice(&found.loss[..count]);
@@ -357,11 +448,11 @@ impl RowResults<'_> {
         if let Some(entropy) = &mut self.entropy {
             entropy[rows.clone()].copy_from_slice(&found.entropy[..count]);
         }
-        if let Some(correct) = &mut self.correct {
-            for (lane, row) in rows.enumerate() {
-                let is_label = found.argmax[lane] == per_row.label[lane] as i32;
-                correct[row] = i32::from(is_label && per_row.kept[lane] != 0.0);
-            }
+        if let (Some(correct), Some(labels)) = (&mut self.correct, labels) {
+            labels.each_class(among_all, |lane, label| {
+                let is_label = label.is_some_and(|label| found.argmax[lane] == label as i32);
+                correct[rows.start + lane] = i32::from(is_label);
+            });
         }
     }
 }
@@ -377,7 +468,9 @@ impl<T: Stored> Losses<'_, T> {
         let Some(labels) = &self.labels else { return per_row };
         labels.each_class(rows.clone(), |lane, label| match label {
             None => per_row.kept[lane] = 0.0,
+            // of another shard's class, there is no target weight here
             Some(label) => {
+                let Some(label) = labels.here(label) else { return };
                 let weight = self.weight.map_or(1.0, |weight| weight[label]);
                 per_row.label[lane] = label;
                 per_row.target_weight[lane] = self.form.confidence * weight;
@@ -385,6 +478,15 @@ impl<T: Stored> Losses<'_, T> {
         });
         per_row
     }
+}
+
+/// The numbers that losses are made of.
+struct Prepared<'a> {
+    /// The input, or what a cap makes of it, and then the slope of each.
+    logits: &'a [f32],
+    slopes: &'a [f32],
+    /// Those of all classes, as [`row_stats`] takes them.
+    target_weights: &'a [f32],
 }
 
 impl Form {
@@ -401,30 +503,9 @@ impl Form {
         per_row: &Rows,
     ) -> Found {
         let (settings, tiling) = (&self.logits, &self.tiling);
-        let target_weights = match self.has_classes {
-            true => &self.by_class[..],
-            false => {
-                let target_weights = &mut extra.target_weights[..input.len()];
-                self.smooth(target_weights);
-                &*target_weights
-            }
-        };
-
-        let (mut m, flags) = peaks(tiling, input);
-        let argmax = match self.has_row_outputs {
-            // of the input's numbers, because a cap makes ties of large logits
-            true => first_at(tiling, input, &m),
-            false => [0; LANES],
-        };
-        let (mut logits, mut slopes) = (input, &[][..]);
-        if let Some(softcap) = settings.softcap {
-            let capped = &mut extra.capped[..input.len()];
-            let derivatives = &mut extra.slopes[..input.len()];
-            cap(settings, softcap, input, capped, derivatives);
-            logits = capped;
-            slopes = derivatives;
-            m = peaks(tiling, logits).0;
-        }
+        let (peaks, argmax) = self.peaks(input);
+        let Prepared { logits, slopes, target_weights } = self.prepare(input, extra);
+        let peaks = self.peaks_of(logits, peaks);
         let x = self.at_labels(logits, per_row, rows);
         let mut known = *per_row;
         let mut stats = match state {
@@ -435,28 +516,126 @@ impl Form {
                 known.target_weight = [0.0; LANES];
                 kept
             }
-            None => row_stats(settings, tiling, logits, to, target_weights, (m, flags)),
+            None => row_stats(settings, tiling, logits, to, target_weights, peaks),
         };
-        let Results { loss, logsumexp, log, inverse, gradients } =
-            stats.conclude(settings, &known, &x);
-        let mut entropy = [0.0; LANES];
-        if self.has_row_outputs {
+        let results = stats.conclude(settings, &known, &x);
+        let mut entropy_sum = [0.0; LANES];
+        if self.asked.row_outputs {
             // the exponentials are the softmax times its denominator
-            let sums = margin_sums(settings, tiling, logits, to, &stats.m);
-            for lane in 0..LANES {
-                entropy[lane] = log[lane] + sums[lane] * inverse[lane];
+            entropy_sum = margin_sums(settings, tiling, logits, to, &stats.m);
+        }
+        if self.asked.grad {
+            self.gradient(&results.gradients, to, target_weights, slopes, per_row, rows);
+        }
+        self.found(&stats, &results, &argmax, &entropy_sum)
+    }
+
+    /// As [`Form::work`], of a shard's classes, where it is known what all classes of the rows come to. There
+    /// is an input only if a gradient is asked for.
+    #[inline(always)]
+    fn work_of_shard(
+        &self,
+        input: &[f32],
+        to: &mut [f32],
+        extra: &mut Extra,
+        merged: &ShardPartials,
+        rows: usize,
+        per_row: &Rows,
+    ) -> Found {
+        let mut stats = merged.sums.stats();
+        let m = stats.m;
+        // the target weights of labels are part of it already
+        let known = Rows { target_weight: [0.0; LANES], ..*per_row };
+        let results = stats.conclude(&self.logits, &known, &[0.0; LANES]);
+        if self.asked.grad {
+            let Prepared { logits, slopes, target_weights } = self.prepare(input, extra);
+            exponentials(&self.logits, &self.tiling, logits, to, &m);
+            self.gradient(&results.gradients, to, target_weights, slopes, per_row, rows);
+        }
+        self.found(&stats, &results, &merged.first_at_max, &merged.entropy_sum)
+    }
+
+    /// What a shard's classes of a tile's rows come to. Writes exponentials to `to`.
+    #[inline(always)]
+    fn tell(
+        &self,
+        input: &[f32],
+        to: &mut [f32],
+        extra: &mut Extra,
+        rows: usize,
+        per_row: &Rows,
+    ) -> ShardPartials {
+        let (settings, tiling) = (&self.logits, &self.tiling);
+        let (peaks, mut first_at_max) = self.peaks(input);
+        let Prepared { logits, target_weights, .. } = self.prepare(input, extra);
+        let peaks = self.peaks_of(logits, peaks);
+        let mut sums = row_partials(settings, tiling, logits, to, target_weights, peaks);
+        let x = self.at_labels(logits, per_row, rows);
+        sums.add_single_target(settings, &per_row.target_weight, &x);
+        let mut entropy_sum = [0.0; LANES];
+        if self.asked.row_outputs {
+            entropy_sum = margin_sums(settings, tiling, logits, to, &sums.m);
+            first_at_max = first_at_max.map(|class| class + self.first_class);
+        }
+        ShardPartials { sums, first_at_max, entropy_sum }
+    }
+
+    /// The largest numbers of the input, flags, and the first class at each where row outputs are asked for.
+    #[inline(always)]
+    fn peaks(&self, input: &[f32]) -> ((Lanes, [u32; LANES]), [u32; LANES]) {
+        let (m, flags) = peaks(&self.tiling, input);
+        let first = match self.asked.row_outputs {
+            // of the input's numbers, because a cap makes ties of large logits
+            true => first_at(&self.tiling, input, &m).map(|class| class as u32),
+            false => [0; LANES],
+        };
+        ((m, flags), first)
+    }
+
+    /// The largest logits, from the largest numbers of the input.
+    #[inline(always)]
+    fn peaks_of(&self, logits: &[f32], (m, flags): (Lanes, [u32; LANES])) -> (Lanes, [u32; LANES]) {
+        let m = if self.logits.softcap.is_some() { peaks(&self.tiling, logits).0 } else { m };
+        (m, flags)
+    }
+
+    #[inline(always)]
+    fn prepare<'a>(&'a self, input: &'a [f32], extra: &'a mut Extra) -> Prepared<'a> {
+        let Extra { target_weights, capped, slopes } = extra;
+        let target_weights = match self.has_classes {
+            true => &self.by_class[..],
+            false => {
+                let target_weights = &mut target_weights[..input.len()];
+                self.smooth(target_weights);
+                &*target_weights
             }
-        }
-        if self.has_grad {
-            self.gradient(&gradients, to, target_weights, slopes, per_row, rows);
-        }
-        let mut classes = [-1; LANES];
-        if self.has_row_outputs {
+        };
+        let Some(softcap) = self.logits.softcap else {
+            return Prepared { logits: input, slopes: &[], target_weights };
+        };
+        let (logits, slopes) = (&mut capped[..input.len()], &mut slopes[..input.len()]);
+        cap(&self.logits, softcap, input, logits, slopes);
+        Prepared { logits, slopes, target_weights }
+    }
+
+    /// What is written of rows.
+    #[inline(always)]
+    fn found(
+        &self,
+        stats: &RowStats,
+        results: &Results,
+        argmax: &[u32; LANES],
+        entropy_sum: &Lanes,
+    ) -> Found {
+        let (mut entropy, mut classes) = ([0.0; LANES], [-1; LANES]);
+        if self.asked.row_outputs {
             for lane in 0..LANES {
+                entropy[lane] = results.log[lane] + entropy_sum[lane] * results.inverse[lane];
                 classes[lane] = if stats.m[lane].is_nan() { -1 } else { argmax[lane] as i32 };
             }
         }
         let state = [stats.m, stats.denom_minus_1, stats.target_below, stats.target_at_max];
+        let Results { loss, logsumexp, .. } = *results;
         Found { loss, state, logsumexp, argmax: classes, entropy }
     }
 

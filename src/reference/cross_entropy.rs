@@ -1,5 +1,6 @@
 //! Cross entropy from its definition.
 
+use super::shards::{partials, told};
 use super::{Factors, Values, reduce, times};
 use crate::ops::{CrossEntropy, has_classes};
 use crate::{Args, Array, Output, Pass, Reduction, Role};
@@ -13,22 +14,31 @@ pub(super) struct Row {
     pub loss_magnitude: f64,
     pub grad: Vec<f64>,
     pub grad_magnitudes: Vec<f64>,
+    pub p: Vec<f64>,
 }
 
-/// `loss = sum of a[c] * -ln p[c]` and `grad[c] = p[c] * (sum of a) - a[c]`, with `p = softmax(x)`.
-pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
-    let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if x.iter().any(|v| v.is_nan()) || m.is_infinite() {
-        let nan = vec![f64::NAN; x.len()];
-        return Row {
+impl Row {
+    /// One of which nothing is known.
+    pub fn nan(classes: usize) -> Row {
+        let nan = vec![f64::NAN; classes];
+        Row {
             logsumexp: f64::NAN,
             entropy: f64::NAN,
             argmax: None,
             loss: f64::NAN,
             loss_magnitude: f64::NAN,
             grad: nan.clone(),
-            grad_magnitudes: nan,
-        };
+            grad_magnitudes: nan.clone(),
+            p: nan,
+        }
+    }
+}
+
+/// `loss = sum of a[c] * -ln p[c]` and `grad[c] = p[c] * (sum of a) - a[c]`, with `p = softmax(x)`.
+pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
+    let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if x.iter().any(|v| v.is_nan()) || m.is_infinite() {
+        return Row::nan(x.len());
     }
     // k is the first class at the maximum; `s` leaves it out, so that ln_1p(s) = -ln p[k] and
     // s / (1 + s) = 1 - p[k] keep their digits however close p[k] is to 1.
@@ -46,30 +56,27 @@ pub(super) fn row(x: &[f64], a: &[f64]) -> Row {
     }
 
     let (sum, sum_abs): (f64, f64) = (a.iter().sum(), a.iter().map(|a| a.abs()).sum());
-    let p = |c: usize| (x[c] - m).exp() / (1.0 + s);
-    let mut grad: Vec<_> = (0..x.len()).map(|c| p(c) * sum - a[c]).collect();
-    let mut grad_magnitudes: Vec<_> = (0..x.len()).map(|c| p(c) * sum_abs + a[c].abs()).collect();
+    let p: Vec<_> = x.iter().map(|x| (x - m).exp() / (1.0 + s)).collect();
+    let mut grad: Vec<_> = (0..x.len()).map(|c| p[c] * sum - a[c]).collect();
+    let mut grad_magnitudes: Vec<_> = (0..x.len()).map(|c| p[c] * sum_abs + a[c].abs()).collect();
     // At k the two terms share p[k] * a[k], which is left out of both.
     let rest = others().map(|c| a[c]).sum::<f64>();
     let rest_abs = others().map(|c| a[c].abs()).sum::<f64>();
-    grad[k] = p(k) * rest - a[k] * (s / (1.0 + s));
-    grad_magnitudes[k] = p(k) * rest_abs + a[k].abs() * (s / (1.0 + s));
+    grad[k] = p[k] * rest - a[k] * (s / (1.0 + s));
+    grad_magnitudes[k] = p[k] * rest_abs + a[k].abs() * (s / (1.0 + s));
     // each term is at least 0; 0 ln 0 is 0
-    let entropy = s.ln_1p() + (0..x.len()).map(|c| times(p(c), m - x[c])).sum::<f64>();
+    let entropy = s.ln_1p() + (0..x.len()).map(|c| times(p[c], m - x[c])).sum::<f64>();
     let logsumexp = m + s.ln_1p();
     let argmax = Some(k);
-    Row { logsumexp, entropy, argmax, loss, loss_magnitude, grad, grad_magnitudes }
+    Row { logsumexp, entropy, argmax, loss, loss_magnitude, grad, grad_magnitudes, p }
 }
 
 /// The loss with `z * logsumexp^2` added, whose derivative is `2 z logsumexp p[c]`.
-pub(super) fn add_z_loss(row: &mut Row, x: &[f64], z: f64) {
+pub(super) fn add_z_loss(row: &mut Row, z: f64) {
     row.loss += z * row.logsumexp.powi(2);
     row.loss_magnitude += (z * row.logsumexp.powi(2)).abs();
-    // relative to the maximum: a large one swallows the logarithm in logsumexp
-    let m = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = x.iter().map(|x| (x - m).exp()).sum();
-    for (c, x) in x.iter().enumerate() {
-        let term = 2.0 * z * row.logsumexp * ((x - m).exp() / sum);
+    for (c, p) in row.p.iter().enumerate() {
+        let term = 2.0 * z * row.logsumexp * p;
         row.grad[c] += term;
         row.grad_magnitudes[c] += term.abs();
     }
@@ -100,39 +107,62 @@ pub(crate) fn cross_entropy(
 
     // The class of a row; of an ignored one, the row is left out.
     let class = |r: usize| target.as_ref().map(|target| target[r]);
-    let kept: Vec<usize> = (0..rows).filter(|&r| class(r) != Some(op.ignore_index)).collect();
-    let divisor = kept.iter().map(|&r| class(r).map_or(1.0, |y| weight(y as usize))).sum();
+    let is_kept = |r: &usize| class(*r) != Some(op.ignore_index);
+    let kept: Vec<usize> = (0..rows).filter(is_kept).collect();
+    let divisor_here = divisor_of(op, rows, classes, target.as_deref(), weight);
+    let given_divisor = args.get(Role::Divisor).map(|divisor| divisor.to_f64()[0]);
+    let divisor = given_divisor.unwrap_or(divisor_here);
     let factors = Factors::new(op.reduction, divisor, args);
+    let at = |r: usize, c: usize| (r / positions * classes + c) * positions + r % positions;
+    let input_of = |r| -> Vec<f64> { (0..classes).map(|c| input[at(r, c)]).collect() };
+    let shares_of = |r| {
+        shares(op, classes, weight, |c| match class(r) {
+            Some(y) => f64::from(u8::from(y == op.first_class + c as i64)),
+            None => probabilities[at(r, c)],
+        })
+    };
+    if pass == Pass::Partials {
+        let of_row = |r: usize| match is_kept(&r) {
+            true => Some((input_of(r), shares_of(r))),
+            false => op.row_outputs.then(|| (input_of(r), vec![0.0; classes])),
+        };
+        let divisor = Values {
+            shape: vec![],
+            values: vec![divisor_here],
+            magnitudes: vec![divisor_here.abs()],
+        };
+        return Output::default()
+            .with(Role::Partials, partials(op, (0..rows).map(of_row)))
+            .with_some(Role::Divisor, target.is_some().then_some(divisor));
+    }
+    let told = told(op, args);
 
     // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
     let (mut losses, mut loss_magnitudes) = (vec![0.0; rows], vec![0.0; rows]);
     let (mut grad, mut grad_magnitudes) = (vec![0.0; input.len()], vec![0.0; input.len()]);
     for &r in &kept {
-        let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
-        let x: Vec<f64> = (0..classes).map(|c| logit(op, input[at(c)])).collect();
-        let t = |c: usize| match class(r) {
-            Some(y) => f64::from(u8::from(y == c as i64)),
-            None => probabilities[at(c)],
+        let (x, a) = (input_of(r), shares_of(r));
+        let mut row = match &told {
+            Some(told) => told[r].row(op, &x, &a),
+            None => row(&x.iter().map(|&x| logit(op, x)).collect::<Vec<_>>(), &a),
         };
-        let a = shares(op, classes, weight, t);
-
-        let mut row = row(&x, &a);
         if op.z_loss != 0.0 {
-            add_z_loss(&mut row, &x, op.z_loss);
+            add_z_loss(&mut row, op.z_loss);
         }
         losses[r] = row.loss;
         loss_magnitudes[r] = row.loss_magnitude;
         if pass.has_grad() {
             let factor = factors.of(r);
             for c in 0..classes {
-                let slope = slope(op, input[at(c)]);
-                grad[at(c)] = times(row.grad[c] * slope, factor);
-                grad_magnitudes[at(c)] = times(row.grad_magnitudes[c] * slope, factor.abs());
+                let slope = slope(op, input[at(r, c)]);
+                grad[at(r, c)] = times(row.grad[c] * slope, factor);
+                grad_magnitudes[at(r, c)] = times(row.grad_magnitudes[c] * slope, factor.abs());
             }
         }
     }
     let mut loss = reduce(op.reduction, divisor, &rows_shape, losses, loss_magnitudes);
-    if op.reduction == Reduction::Mean && kept.is_empty() {
+    let is_of_none = kept.is_empty() && given_divisor.is_none_or(|divisor| divisor == 0.0);
+    if op.reduction == Reduction::Mean && is_of_none {
         loss.values = vec![op.empty_mean];
     }
     let grad = || Values { shape: shape.to_vec(), values: grad, magnitudes: grad_magnitudes };
@@ -140,10 +170,6 @@ pub(crate) fn cross_entropy(
         .with_some(Role::Loss, pass.has_loss().then_some(loss))
         .with_some(Role::Grad, pass.has_grad().then(grad));
     if pass.has_loss() && op.row_outputs {
-        let input_of = |r: usize| -> Vec<f64> {
-            let at = |c: usize| (r / positions * classes + c) * positions + r % positions;
-            (0..classes).map(|c| input[at(c)]).collect()
-        };
         let per_row = |value: &dyn Fn(usize) -> f64, magnitude: fn(&f64) -> f64| {
             let values: Vec<f64> = (0..rows).map(value).collect();
             let magnitudes = values.iter().map(magnitude).collect();
@@ -152,16 +178,22 @@ pub(crate) fn cross_entropy(
         // an absolute error, in units of max(1, |value|); integers have none
         let at_least_1 = |value: &f64| value.abs().max(1.0);
         let exact = |_: &f64| 0.0;
-        let of_logits = |r: usize| {
-            let x: Vec<f64> = input_of(r).into_iter().map(|x| logit(op, x)).collect();
-            row(&x, &vec![0.0; classes])
+        let none = vec![0.0; classes];
+        let of_logits = |r: usize| match &told {
+            Some(told) => told[r].of_logits(op),
+            None => {
+                let x: Vec<f64> = input_of(r).into_iter().map(|x| logit(op, x)).collect();
+                // of the input itself: a cap makes ties of large logits
+                let argmax = row(&input_of(r), &none).argmax;
+                let row = row(&x, &none);
+                (row.logsumexp, row.entropy, argmax)
+            }
         };
-        let entropies: Vec<f64> = (0..rows).map(|r| of_logits(r).entropy).collect();
+        let of_logits: Vec<_> = (0..rows).map(of_logits).collect();
+        let entropies: Vec<f64> = of_logits.iter().map(|&(_, entropy, _)| entropy).collect();
         let entropies =
             Values { shape: rows_shape.clone(), magnitudes: entropies.clone(), values: entropies };
-        // of the input itself: a cap makes ties of large logits
-        let argmax =
-            |r: usize| row(&input_of(r), &vec![0.0; classes]).argmax.map_or(-1.0, |k| k as f64);
+        let argmax = |r: usize| of_logits[r].2.map_or(-1.0, |k| k as f64);
         let correct = target.as_ref().map(|target| {
             let is_correct = |r: usize| {
                 let is_kept = target[r] != op.ignore_index;
@@ -170,12 +202,25 @@ pub(crate) fn cross_entropy(
             per_row(&is_correct, exact)
         });
         output = output
-            .with(Role::LogSumExp, per_row(&|r| of_logits(r).logsumexp, at_least_1))
+            .with(Role::LogSumExp, per_row(&|r| of_logits[r].0, at_least_1))
             .with(Role::Argmax, per_row(&argmax, exact))
             .with_some(Role::Correct, correct)
             .with(Role::Entropy, entropies);
     }
     output
+}
+
+/// The sum of the weights of targets that are among these classes, and their count without targets.
+pub(super) fn divisor_of(
+    op: &CrossEntropy,
+    rows: usize,
+    classes: usize,
+    target: Option<&[i64]>,
+    weight: impl Fn(usize) -> f64,
+) -> f64 {
+    let Some(target) = target else { return rows as f64 };
+    let here = target.iter().filter(|&&y| y != op.ignore_index).map(|y| y - op.first_class);
+    here.filter(|y| (0..classes as i64).contains(y)).map(|y| weight(y as usize)).sum()
 }
 
 /// What multiplies `-ln p[c]` in the loss of a row whose target gives class c the share `t(c)`.
@@ -185,7 +230,7 @@ pub(super) fn shares(
     weight: impl Fn(usize) -> f64,
     t: impl Fn(usize) -> f64,
 ) -> Vec<f64> {
-    let (e, share) = (op.label_smoothing, op.label_smoothing / classes as f64);
+    let (e, share) = (op.label_smoothing, op.label_smoothing / op.all_classes(classes) as f64);
     (0..classes).map(|c| times(weight(c), times(1.0 - e, t(c)) + share)).collect()
 }
 

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::cross_entropy::{add_z_loss, cross_entropy, logit, row, shares, slope};
+use super::cross_entropy::{add_z_loss, cross_entropy, divisor_of, logit, row, shares, slope};
+use super::shards::{Partial, told};
 use super::{Factors, Tolerance, Values};
 use crate::ops::{CrossEntropy, LinearCrossEntropy, LinearShape, Op};
 use crate::{Args, Array, Data, Output, Pass, Reduction, Role};
@@ -34,7 +35,17 @@ pub(crate) fn linear_cross_entropy(
     if let Some(upstream) = args.get(Role::Upstream) {
         of_logits = of_logits.upstream(upstream.clone());
     }
+    if let Some(partials) = args.get(Role::Partials) {
+        of_logits = of_logits.partials(partials.clone());
+    }
+    if let Some(divisor) = args.get(Role::Divisor) {
+        of_logits = of_logits.divisor(divisor.clone());
+    }
     let mut output = cross_entropy(&op.loss, pass, &of_logits);
+    if pass == Pass::Partials {
+        // beside the rounding of their logits, which moves them
+        return output;
+    }
     let moves = Moves::of_rows(&op.loss, &logits, &of_logits);
 
     // What comes of the logits' rounding, in units of what is promised of the result.
@@ -151,7 +162,9 @@ impl Moves {
         let weights = args.get(Role::Weight).map(Array::to_f64);
         let weight = |c: usize| weights.as_ref().map_or(1.0, |weights| weights[c]);
         let is_kept = |r: &usize| targets[*r] != op.ignore_index;
-        let divisor = (0..rows).filter(is_kept).map(|r| weight(targets[r] as usize)).sum();
+        let given = args.get(Role::Divisor).map(|divisor| divisor.to_f64()[0]);
+        let divisor =
+            given.unwrap_or_else(|| divisor_of(op, rows, classes, Some(&targets), weight));
         let factors = Factors::new(op.reduction, divisor, args);
         let factor_of = |r| is_kept(&r).then(|| factors.of(r).abs());
         let mut moves = Moves {
@@ -165,14 +178,24 @@ impl Moves {
             argmaxes: vec![0.0; rows],
             corrects: vec![0.0; rows],
         };
+        let told = told(op, args);
         for (r, &target) in targets.iter().enumerate() {
             let of_row = r * classes..(r + 1) * classes;
             let (u, rounding) = (&logits.values[of_row.clone()], &logits.roundings[of_row.clone()]);
-            let hot = |c: usize| f64::from(u8::from(c as i64 == target));
+            let hot = |c: usize| f64::from(u8::from(op.first_class + c as i64 == target));
             let a = match moves.factors[r] {
                 Some(_) => shares(op, classes, weight, hot),
                 None => vec![0.0; classes],
             };
+            if let Some(told) = &told {
+                // of the row itself nothing moves, since partials are given
+                let Some(factor) = moves.factors[r] else { continue };
+                let moved = moved_of_shard(op, &told[r], u, rounding, &a);
+                for (sum, grad) in moves.grads[of_row].iter_mut().zip(moved) {
+                    *sum = factor * grad;
+                }
+                continue;
+            }
             let Some(moved) = Moved::of(op, u, rounding, &a) else { continue };
             moves.logsumexps[r] = moved.logsumexp;
             moves.entropies[r] = moved.entropy;
@@ -273,7 +296,7 @@ impl Moved {
 
         let by_logsumexp = 2.0 * op.z_loss.abs();
         if op.z_loss != 0.0 {
-            add_z_loss(&mut row, &z, op.z_loss);
+            add_z_loss(&mut row, op.z_loss);
         }
         let grad = (0..classes).map(|c| {
             let of_z_loss =
@@ -304,6 +327,25 @@ impl Moved {
             ties: ties.filter(|&c| u[argmax] - u[c] <= reach(c)).collect(),
         })
     }
+}
+
+/// By how much the gradients of a shard's numbers `u` move at most when each moves by at most its rounding, and
+/// what all shards have told does not: each probability grows and shrinks by its own logit's.
+fn moved_of_shard(
+    op: &CrossEntropy,
+    told: &Partial,
+    u: &[f64],
+    rounding: &[f64],
+    a: &[f64],
+) -> Vec<f64> {
+    let row = told.row(op, u, a);
+    let total = told.target_magnitude() + 2.0 * (op.z_loss * row.logsumexp).abs();
+    let each = (0..u.len()).map(|c| {
+        let Slope { here, largest, change } = Slope::of(op, u[c], rounding[c]);
+        let moved = total * row.p[c] * (largest * rounding[c]).exp_m1();
+        here * moved + change * (row.grad[c].abs() + moved)
+    });
+    each.collect()
 }
 
 /// The derivative of a logit by the number that it is made of.

@@ -11,6 +11,7 @@ mod elements;
 mod linear_cross_entropy;
 mod nll_loss;
 mod row_maps;
+mod shards;
 
 pub use compare::{Mismatch, Tolerance, Worst, compare};
 pub(crate) use cross_entropy::cross_entropy;
