@@ -41,10 +41,10 @@ test-mpi: setup ## install Open MPI and libclang; test and lint crates/wgloss-mp
 
 mpi-demo: setup ## train a language model over four processes, by shards of its tokens and of its batch
 	@scripts/setup.sh mpi
-	@$(runtime_dir) cargo build --locked --release --manifest-path crates/wgloss-mpi/Cargo.toml \
+	@$(runtime_dir) cargo build --locked --manifest-path crates/wgloss-mpi/Cargo.toml \
 		--target-dir target/mpi --example characters && \
 	OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
-		mpirun -n 4 target/mpi/release/examples/characters
+		mpirun -n 4 target/mpi/debug/examples/characters
 
 bench-burn: setup ## measure wgloss-burn beside burn's own, in burn's settings (RECORD=FILE.json)
 	@$(runtime_dir) mkdir -p target/burn/bench && \

@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! make mpi-demo
-//! mpirun -n 4 --oversubscribe target/mpi/release/examples/characters --cpu
+//! mpirun -n 4 --oversubscribe target/mpi/debug/examples/characters --cpu
 //! ```
 //!
 //! It is a check too: it fails where the three do not learn the same, where shards have another loss than one process of
@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mpi::traits::*;
 use ndarray::{Array1, Array2, Axis, Zip, s};
 use wgloss::{Args, Array, Cpu, LinearCrossEntropy, Op, Pass};
 use wgloss_mpi::{Batch, Engine, Ranks, Shards};
@@ -94,7 +93,9 @@ where
     };
     let [classes, rows] = [off(&curves[1]), off(&curves[2])];
     if ranks.rank() == 0 {
-        println!("on {device}; losses off by at most {classes:.1e} (classes) and {rows:.1e} (rows) on the way");
+        println!(
+            "on {device}; losses off by at most {classes:.1e} (classes) and {rows:.1e} (rows) on the way"
+        );
     }
     // rounding, which training carries along
     ensure!(classes < 1e-3 && rows < 1e-3, "curves are apart: {classes:e}, {rows:e}");
@@ -126,8 +127,10 @@ where
     let mut losses = vec![];
     for step in 0..STEPS {
         // other places of the text at every step
-        let places: Vec<_> =
-            rows.clone().map(|i| (step * 7919 + i * 104_729) % (text.len() - CONTEXT - 2)).collect();
+        let places: Vec<_> = rows
+            .clone()
+            .map(|i| (step * 7919 + i * 104_729) % (text.len() - CONTEXT - 2))
+            .collect();
         let batch = Pairs::new(&text, &places);
         let hidden = model.hidden(&batch);
         let args = model.args(&hidden, &batch)?;

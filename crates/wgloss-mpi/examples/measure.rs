@@ -1,8 +1,8 @@
 //! Measures exchanges between ranks, steps, and what it takes to merge many partials of a row.
 //!
 //! ```sh
-//! mpirun -n 4 --oversubscribe target/mpi/release/examples/measure            # exchanges and steps
-//! target/mpi/release/examples/measure merge                                  # one process
+//! mpirun -n 4 --oversubscribe target/mpi/debug/examples/measure            # exchanges and steps
+//! target/mpi/debug/examples/measure merge                                  # one process
 //! ```
 
 use std::time::{Duration, Instant};

@@ -107,9 +107,11 @@ impl<'r> Batch<'r> {
                 let dims = projection.map_or(0, |p| p[1]);
                 let target = layouts.get(Role::Target).map_or(DType::I32, |t| t.dtype());
                 let is_weighted = layouts.get(Role::Weight).is_some();
-                call.classes(classes)
-                    .args(layouts.input(), dims, target, is_weighted)
-                    .own([own.divisor.to_bits(), own.kept, 0])
+                call.classes(classes).args(layouts.input(), dims, target, is_weighted).own([
+                    own.divisor.to_bits(),
+                    own.kept,
+                    0,
+                ])
             }
             Err(_) => call.failed(),
         })?;
@@ -172,7 +174,12 @@ impl Own {
         };
         if !matches!(target.layout().dtype(), DType::I32 | DType::I64) {
             let shape = args.input().layout().shape();
-            let rows: usize = shape.iter().enumerate().filter(|(i, _)| *i != usize::from(shape.len() > 1)).map(|(_, n)| n).product();
+            let rows: usize = shape
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != usize::from(shape.len() > 1))
+                .map(|(_, n)| n)
+                .product();
             return Ok(Own { divisor: rows as f64, kept: rows as u64 });
         }
         let weight = args.get(Role::Weight).map(|weight| engine.read_argument(weight));
@@ -189,7 +196,9 @@ impl Own {
         for class in target.to_i64()? {
             // a class out of range is the engine's to refuse
             let class_index = usize::try_from(class).ok().filter(|&class| class < classes);
-            let (Some(class_index), false) = (class_index, Some(class) == ignored) else { continue };
+            let (Some(class_index), false) = (class_index, Some(class) == ignored) else {
+                continue;
+            };
             own.kept += 1;
             own.divisor += weight.as_ref().map_or(1.0, |weight| weight[class_index].into());
         }

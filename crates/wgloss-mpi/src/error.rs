@@ -24,7 +24,9 @@ pub enum Error {
     },
     /// The classes of the ranks are not all classes, one shard after the other. Every rank gets the same
     /// error.
-    #[error("rank {rank} has classes {first} to {end} of {classes}, expected them to begin at {expected}")]
+    #[error(
+        "rank {rank} has classes {first} to {end} of {classes}, expected them to begin at {expected}"
+    )]
     Cover {
         /// The first rank whose shard does not begin where that before it ends; the last, where the last
         /// shard does not end with the last class.

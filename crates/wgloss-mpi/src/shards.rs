@@ -266,8 +266,8 @@ impl<'r> Shards<'r> {
     ) -> Result<Told<T>> {
         let told = self.gather(started, |told| self.merge(engine, op, told))?;
         Ok(Told {
-            partials: engine.argument(told.partials()?)?,
-            divisor: engine.argument(Array::scalar(told.divisor as f32))?,
+            partials: engine.argument(told.partials)?,
+            divisor: engine.argument(told.divisor)?,
         })
     }
 
@@ -280,20 +280,25 @@ impl<'r> Shards<'r> {
         let Started { exchange, rows } = started;
         let words = exchange.wait()?;
         if !self.is_scattered {
-            return Gathered::of(&words, rows).checked();
+            return Gathered::of(&words, rows)?.checked();
         }
         let own = rows.div_ceil(self.ranks.size());
         // whoever failed has said so to everybody
-        let told = Gathered::of(&words, own).checked()?;
+        let told = Gathered::of(&words, own)?.checked()?;
         let merged = merge(&told);
         let failed = merged.is_err().then(|| self.ranks.rank());
         let partials = merged.as_deref().map_or(EMPTY.repeat(own), <[f32]>::to_vec);
         let words = words_of(&partials, 0.0, failed);
         let all = self.ranks.begin("merged partials", Collective::AllGather, words)?.wait()?;
         merged?;
-        let mut all = Gathered::in_turn(&all, own).checked()?;
-        all.partials.truncate(rows * WORDS);
-        Ok(Gathered { rows, divisor: told.divisor, ..all })
+        let messages = || all.chunks_exact(own * WORDS + TAIL);
+        if let Some(rank) = messages().position(|message| message[own * WORDS + 1] != 0) {
+            return Err(Error::Failed { rank });
+        }
+        // the rows of one rank after those of the other
+        let words = messages().flat_map(|message| &message[..own * WORDS]).take(rows * WORDS);
+        let numbers = words.map(|&word| f32::from_bits(word)).collect();
+        Ok(Gathered { partials: Array::from_vec(numbers, &[rows, 1, WORDS])?, ..told })
     }
 
     /// Computes a pass from what all ranks told of the same arguments. An upstream gradient may have come since.
@@ -324,9 +329,10 @@ impl<'r> Shards<'r> {
             engine.run(&*op, pass, &with(args.clone())).map_err(Error::from)
         };
         // every rank knows whether there is a sum to be had
-        let freezes_input = op.options().iter().any(|info| {
-            info.name == "freeze_input" && info.value == Value::Bool(true)
-        });
+        let freezes_input = op
+            .options()
+            .iter()
+            .any(|info| info.name == "freeze_input" && info.value == Value::Bool(true));
         let is_product = args.get(Role::Projection).is_some();
         if !is_product || !pass.has_grad() || freezes_input {
             return output;
@@ -346,7 +352,10 @@ impl<'r> Shards<'r> {
     fn check(&self, op: &dyn Op, layouts: &Args<Layout>) -> Result<usize> {
         let (expected, role) = match layouts.get(Role::Projection) {
             Some(projection) => (projection.shape().first(), Role::Projection),
-            None => (layouts.input().shape().get(usize::from(layouts.input().shape().len() > 1)), Role::Input),
+            None => (
+                layouts.input().shape().get(usize::from(layouts.input().shape().len() > 1)),
+                Role::Input,
+            ),
         };
         if expected != Some(&self.range.len()) {
             return Err(Error::Value {
@@ -388,13 +397,14 @@ impl<'r> Shards<'r> {
         op: &dyn Op,
         told: &Gathered,
     ) -> Result<Vec<f32>> {
-        if told.rows == 0 {
+        let rows = told.partials.shape()[0];
+        if rows == 0 {
             return Ok(vec![]);
         }
         // the pass reads neither, and of partials' options only those that they are made by
-        let args = Args::new(engine.argument(zeros(&[told.rows, 1], DType::F32)?)?)
-            .target(engine.argument(Array::from_vec(vec![0; told.rows], &[told.rows])?)?)
-            .partials(engine.argument(told.partials()?)?);
+        let args = Args::new(engine.argument(zeros(&[rows, 1], DType::F32)?)?)
+            .target(engine.argument(Array::from_vec(vec![0; rows], &[rows])?)?)
+            .partials(engine.argument(told.partials.clone())?);
         let op = self.of_shard(&loss_of(op)?.ignore_index(-100), 0)?;
         let merged = engine.run(&*op, Pass::Partials, &args)?;
         Ok(engine.read(merged.partials()?)?.to_f32())
@@ -493,42 +503,30 @@ struct Partials {
 
 /// What came of one exchange.
 struct Gathered {
-    rows: usize,
     /// `[rows, shards, 8]`.
-    partials: Vec<f32>,
+    partials: Array<'static>,
     /// The sum of the divisors, in the order of ranks.
-    divisor: f64,
+    divisor: Array<'static>,
     /// The first rank that failed.
     failed: Option<usize>,
 }
 
 impl Gathered {
-    /// Of partials of the same rows: those of a row come beside one another.
-    fn of(words: &[u32], rows: usize) -> Self {
-        let messages: Vec<_> = words.chunks_exact(rows * WORDS + TAIL).collect();
-        let mut partials = Vec::with_capacity(rows * messages.len() * WORDS);
-        for row in 0..rows {
-            for message in &messages {
-                let partial = &message[row * WORDS..(row + 1) * WORDS];
-                partials.extend(partial.iter().map(|&word| f32::from_bits(word)));
-            }
+    /// Of the partials of all ranks of the same rows.
+    fn of(words: &[u32], rows: usize) -> Result<Self> {
+        let (mut partials, mut divisors, mut failed) = (vec![], vec![], None);
+        for message in words.chunks_exact(rows * WORDS + TAIL) {
+            let numbers: Vec<f32> = message.iter().map(|&word| f32::from_bits(word)).collect();
+            divisors.push(Array::scalar(numbers[rows * WORDS]));
+            failed = failed.or(message[rows * WORDS + 1].checked_sub(1));
+            let of_rank = numbers[..rows * WORDS].to_vec();
+            partials.push(Array::from_vec(of_rank, &[rows, 1, WORDS])?);
         }
-        Gathered { partials, ..Self::tails(&messages, rows) }
-    }
-
-    /// Of partials of some rows after the other.
-    fn in_turn(words: &[u32], rows: usize) -> Self {
-        let messages: Vec<_> = words.chunks_exact(rows * WORDS + TAIL).collect();
-        let partials = messages.iter().flat_map(|message| &message[..rows * WORDS]);
-        let partials = partials.map(|&word| f32::from_bits(word)).collect();
-        Gathered { partials, ..Self::tails(&messages, rows) }
-    }
-
-    fn tails(messages: &[&[u32]], rows: usize) -> Self {
-        let tail = |at: usize| messages.iter().map(move |message| message[rows * WORDS + at]);
-        let divisor = tail(0).map(|word| f64::from(f32::from_bits(word))).sum();
-        let failed = tail(1).find(|&rank| rank != 0).map(|rank| rank as usize - 1);
-        Gathered { rows, partials: vec![], divisor, failed }
+        Ok(Gathered {
+            partials: wgloss::shards::gather(&partials)?,
+            divisor: wgloss::shards::sum(&divisors)?,
+            failed: failed.map(|rank| rank as usize),
+        })
     }
 
     /// An error where a rank has failed.
@@ -537,11 +535,6 @@ impl Gathered {
             Some(rank) => Err(Error::Failed { rank }),
             None => Ok(self),
         }
-    }
-
-    fn partials(&self) -> Result<Array<'static>> {
-        let shards = self.partials.len() / (self.rows * WORDS).max(1);
-        Ok(Array::from_vec(self.partials.clone(), &[self.rows, shards.max(1), WORDS])?)
     }
 }
 

@@ -38,9 +38,8 @@ pub(crate) struct Request {
 /// Has the communicator return errors, where MPI would end the program by default.
 pub(crate) fn return_errors(communicator: &SimpleCommunicator) -> Result<()> {
     // SAFETY: the communicator is live, and the handler is a constant of MPI's.
-    let code = unsafe {
-        ffi::MPI_Comm_set_errhandler(communicator.as_raw(), ffi::RSMPI_ERRORS_RETURN)
-    };
+    let code =
+        unsafe { ffi::MPI_Comm_set_errhandler(communicator.as_raw(), ffi::RSMPI_ERRORS_RETURN) };
     checked("MPI_Comm_set_errhandler", code)
 }
 
@@ -64,13 +63,8 @@ impl Request {
         })?;
         // SAFETY: a constant of MPI's.
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-        let mut call = Request {
-            what,
-            request,
-            sent,
-            received: vec![0; to_each * ranks],
-            is_complete: false,
-        };
+        let mut call =
+            Request { what, request, sent, received: vec![0; to_each * ranks], is_complete: false };
         let begin = match collective {
             Collective::AllGather => ffi::MPI_Iallgather,
             Collective::AllToAll => ffi::MPI_Ialltoall,
