@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-drivers test-tint test-candle test-burn bench-burn bench-peers record lint clean
+.PHONY: help setup demo test test-drivers test-tint test-candle test-burn test-mpi mpi-demo bench-burn bench-peers record lint clean
 
 # Mesa complains where XDG_RUNTIME_DIR is unset, as it is in most containers.
 runtime_dir = if [ -z "$$XDG_RUNTIME_DIR" ]; then \
@@ -33,6 +33,19 @@ test-burn: setup ## build burn (680 packages, minutes); test and lint its bridge
 	@cargo clippy --locked --manifest-path crates/wgloss-burn/Cargo.toml --target-dir target/burn \
 		--all-targets -- -D warnings
 
+test-mpi: setup ## install Open MPI and libclang; test and lint crates/wgloss-mpi over 1, 2 and 4 processes
+	@scripts/setup.sh mpi
+	@$(runtime_dir) cargo test --locked --manifest-path crates/wgloss-mpi/Cargo.toml --target-dir target/mpi
+	@cargo clippy --locked --manifest-path crates/wgloss-mpi/Cargo.toml --target-dir target/mpi \
+		--all-targets -- -D warnings
+
+mpi-demo: setup ## train a language model over four processes, by shards of its tokens and of its batch
+	@scripts/setup.sh mpi
+	@$(runtime_dir) cargo build --locked --manifest-path crates/wgloss-mpi/Cargo.toml \
+		--target-dir target/mpi --example characters && \
+	OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+		mpirun -n 4 target/mpi/debug/examples/characters
+
 bench-burn: setup ## measure wgloss-burn beside burn's own, in burn's settings (RECORD=FILE.json)
 	@$(runtime_dir) mkdir -p target/burn/bench && \
 	for setting in fusion fusion,autotune autotune; do \
@@ -54,6 +67,7 @@ lint: setup ## check formatting, clippy and rustdoc, warnings denied
 		{ echo "lint needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
 	cargo fmt --all --check
 	cargo fmt --manifest-path crates/wgloss-burn/Cargo.toml --check
+	cargo fmt --manifest-path crates/wgloss-mpi/Cargo.toml --check
 	cargo fmt --manifest-path examples/candle/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked -p wgloss --all-targets --no-default-features -- -D warnings

@@ -2,7 +2,8 @@
 # Makes sure that the crate can be built and run here: cargo, a C linker, a Vulkan loader and a
 # Vulkan driver (Mesa's software driver will do). Installs with apt-get where that is possible,
 # says what to install where it is not, and prints nothing when nothing is missing.
-# `scripts/setup.sh node` looks for Node.js and its npm instead. WGLOSS_SKIP_SETUP=1 skips it all.
+# `scripts/setup.sh node` looks for Node.js and its npm instead, `scripts/setup.sh mpi` for Open MPI and
+# what its Rust bindings are made with. WGLOSS_SKIP_SETUP=1 skips it all.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -43,6 +44,17 @@ has_driver_library() {
     esac
 }
 
+# Is there a libclang, where bindgen looks for one?
+has_libclang() {
+    local file
+    for file in "${LIBCLANG_PATH:-}" "${LIBCLANG_PATH:-}"/libclang*.so* \
+        /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib*/libclang*.so*; do
+        case $file in *libclang-cpp*) continue ;; esac
+        if [ -f "$file" ]; then return 0; fi
+    done
+    return 1
+}
+
 # The folders, or manifests, in which the Vulkan loader looks for drivers, joined with colons.
 driver_places() {
     local only=${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}} base places=${VK_ADD_DRIVER_FILES:-}
@@ -79,6 +91,12 @@ look() {
         command -v npm >/dev/null || { missing+=(npm) && packages+=(npm); }
         return
     fi
+    if [ "${1:-}" = mpi ]; then
+        command -v mpicc >/dev/null || { missing+=("MPI's compiler (mpicc)") && packages+=(libopenmpi-dev); }
+        command -v mpirun >/dev/null || { missing+=(mpirun) && packages+=(openmpi-bin); }
+        has_libclang || { missing+=(libclang) && packages+=(libclang-dev clang); }
+        return
+    fi
     has_linker || { missing+=("a C linker (cc)") && packages+=(gcc libc6-dev); }
     has_library libvulkan.so.1 || { missing+=("the Vulkan loader") && packages+=(libvulkan1); }
     has_driver || { missing+=("a Vulkan driver") && packages+=(mesa-vulkan-drivers); }
@@ -106,6 +124,10 @@ advise() {
     say "missing and not installed: ${list#, }"
     if [ "${1:-}" = node ]; then
         say "Install Node.js from https://nodejs.org, or nodejs and npm of the system's packages."
+        return
+    fi
+    if [ "${1:-}" = mpi ]; then
+        say "Install Open MPI or MPICH with its headers, and libclang, of the system's packages."
         return
     fi
     cat >&2 <<'TEXT'

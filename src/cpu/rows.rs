@@ -365,9 +365,15 @@ impl<T: Stored> Job<'_, T> {
                 (None, None) => &[],
             };
             if form.asked.partials {
-                let told = tiling.write::<T, _>(None, within.clone(), grad_copy, |to| {
-                    vectorized!(form.tell(input, to, extra, rows.len(), &per_row))
-                });
+                let told = match self.losses.partials {
+                    None => tiling.write::<T, _>(None, within.clone(), grad_copy, |to| {
+                        vectorized!(form.tell(input, to, extra, rows.len(), &per_row))
+                    }),
+                    Some((partials, shards)) => {
+                        let settings = &form.logits;
+                        ShardPartials::merged(settings, partials, shards, &among_all)
+                    }
+                };
                 results.tell(within, &told, |lane| {
                     form.asked.row_outputs || per_row.kept[lane] != 0.0
                 });

@@ -1,6 +1,6 @@
 //! Cross entropy from its definition.
 
-use super::shards::{partials, told};
+use super::shards::{partials, told, values};
 use super::{Factors, Values, reduce, times};
 use crate::ops::{CrossEntropy, has_classes};
 use crate::{Args, Array, Output, Pass, Reduction, Role};
@@ -121,6 +121,7 @@ pub(crate) fn cross_entropy(
             None => probabilities[at(r, c)],
         })
     };
+    let told = told(op, args);
     if pass == Pass::Partials {
         let of_row = |r: usize| match is_kept(&r) {
             true => Some((input_of(r), shares_of(r))),
@@ -131,11 +132,11 @@ pub(crate) fn cross_entropy(
             values: vec![divisor_here],
             magnitudes: vec![divisor_here.abs()],
         };
+        let found = told.unwrap_or_else(|| partials(op, (0..rows).map(of_row)));
         return Output::default()
-            .with(Role::Partial, partials(op, (0..rows).map(of_row)))
+            .with(Role::Partial, values(op, &found))
             .with_some(Role::Divisor, target.is_some().then_some(divisor));
     }
-    let told = told(op, args);
 
     // Ignored rows keep these zeros: neither the row nor its upstream is looked at.
     let (mut losses, mut loss_magnitudes) = (vec![0.0; rows], vec![0.0; rows]);

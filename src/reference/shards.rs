@@ -275,15 +275,19 @@ pub(super) fn told(op: &CrossEntropy, args: &Args<Array<'_>>) -> Option<Vec<Part
 }
 
 /// What a shard tells of rows: the numbers of the input and the weights of their targets, or nothing.
-pub(super) fn partials<'a>(
+pub(super) fn partials(
     op: &CrossEntropy,
-    rows: impl Iterator<Item = Option<(Vec<f64>, Vec<f64>)>> + 'a,
-) -> Values {
+    rows: impl Iterator<Item = Option<(Vec<f64>, Vec<f64>)>>,
+) -> Vec<Partial> {
     let of_row = |row: Option<(Vec<f64>, Vec<f64>)>| match row {
         Some((input, a)) => Partial::of(op, &input, &a),
         None => Partial::EMPTY,
     };
-    let partials: Vec<_> = rows.map(of_row).collect();
+    rows.map(of_row).collect()
+}
+
+/// Partials of rows as they lie in memory.
+pub(super) fn values(op: &CrossEntropy, partials: &[Partial]) -> Values {
     Values {
         shape: vec![partials.len(), 1, WORDS],
         values: partials.iter().flat_map(|part| part.words(op.row_outputs)).collect(),
