@@ -483,7 +483,10 @@ impl RowLoss {
             let total = match self.reduction {
                 // with probabilities the divisor is known, unless there is nothing to divide
                 Reduction::Mean if has_classes || rows == 0 || is_given => {
-                    Total::SumOverDivisor { sum: loss, empty_mean: self.empty_mean }
+                    // whether a row is kept is noted of classes alone
+                    let empty_mean =
+                        if has_classes || rows == 0 { self.empty_mean } else { f32::NAN };
+                    Total::SumOverDivisor { sum: loss, empty_mean }
                 }
                 Reduction::Mean => Total::SumOver(loss, rows as f32),
                 _ => Total::Sum(loss),
