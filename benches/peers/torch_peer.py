@@ -168,6 +168,12 @@ class Peer:
             return torch.from_numpy(array).to(self.device, copy=True)
 
         self.function = self.loss(data.op)
+        if data.projection is not None:
+            # a small one first, so that code, compiler and threads are there
+            small = [torch.zeros(size, device=self.device, requires_grad=True)
+                     for size in ([64, 64], [1000, 64])]
+            target = torch.zeros(64, dtype=torch.int64, device=self.device)
+            torch.autograd.grad(self.function(*small, target), small)
         before = memory("VmRSS:")
         of_layer = [] if data.projection is None else [data.projection]
         self.inputs = [
