@@ -5,6 +5,7 @@
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
     benches/peers/run.py --only linear --turns 1 --rounds 2 --limit 400
+                        # linear cross entropy, which a plain run leaves out
     benches/peers/run.py --runs 3 --record lavapipe-22.3.6-2-cores
                         # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json and .svg
 
@@ -414,15 +415,15 @@ def main():
         names = [*commands, *map(" ".join, WORKLOADS + LINEAR)]
         if not any(text in name.lower() for name in names):
             parser.error(f"--only {text}: none of {', '.join(names)}")
+    without = set() if has_cuda() else {name for name in commands if "CUDA" in name}
     if programs:
-        # wgloss is what the others are compared with
-        programs |= {"wgloss GPU", "wgloss CPU"}
+        # and what those that can run are compared with
+        present = programs - without
+        programs |= {own for _, settings, own in report.RATIOS if present & set(settings)}
         commands = {name: command for name, command in commands.items() if name in programs}
+    skipped = {name: "no NVIDIA GPU" for name in commands if name in without}
     workloads = chosen or workloads
 
-    skipped = {}
-    if not has_cuda():
-        skipped = {name: "no NVIDIA GPU" for name in commands if "CUDA" in name}
     names = [name for name in commands if name not in skipped]
     if not flags.no_build:
         skipped.update(build(names))
