@@ -5,7 +5,8 @@
     benches/peers/report.py RECORD --fill README.md benches/record/README.md
 
 run.py prints the same when it ends. `--fill` puts it into files, between the lines
-`<!-- peers: sentences -->` or `<!-- peers: tables -->` and `<!-- /peers -->`. Needs Python alone.
+`<!-- peers: sentences -->` or `<!-- peers: tables -->` and `<!-- /peers -->`; a record of linear cross
+entropy alone has places of its own, `<!-- peers: linear tables -->`. Needs Python alone.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import textwrap
 
 # A peer, the programs that are its settings, and the program of wgloss beside it. A ratio is
 # against the fastest setting whose results are right.
-ON_CPU, ON_CUDA = ([f"PyTorch {device} {how}" for how in ("eager", "compile", "native")]
+ON_CPU, ON_CUDA = ([f"PyTorch {device} {how}" for how in ("eager", "compile", "chunked")]
                    for device in ("CPU", "CUDA"))
 RATIOS = [
     ("burn wgpu", ["burn SPIR-V", "burn WGSL"], "wgloss GPU"),
@@ -285,8 +286,10 @@ def main():
     report = json.loads(flags.record.read_text())
     if "runs" not in report:
         parser.error(f"{flags.record}: from before runs were recorded")
+    is_linear = all(r["op"] == "linear_cross_entropy" for r in report["records"])
+    kind = "linear " if is_linear else ""
     for file in flags.fill:
-        fill(file, {"sentences": sentences(report), "tables": tables(report)})
+        fill(file, {f"{kind}sentences": sentences(report), f"{kind}tables": tables(report)})
     if not flags.fill:
         print("\n".join(lines(report)))
 

@@ -4,6 +4,8 @@
     benches/peers/run.py                    # one run: about five minutes once all is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
+    benches/peers/run.py --only linear --turns 1 --rounds 2 --limit 400
+                        # linear cross entropy, which a plain run leaves out
     benches/peers/run.py --runs 3 --record lavapipe-22.3.6-2-cores
                         # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json and .svg
 
@@ -50,9 +52,6 @@ LINEAR = [
     ("linear_cross_entropy", "8192x64x1000"),
 ]
 
-# What a program may take for one turn, its first one with compilation and tuning included.
-LIMIT_SECONDS = 180
-
 # For programs on the CPU glibc keeps freed memory instead of giving it back and mapping it anew at
 # every step: otherwise page faults are most of what is timed of those that allocate their results.
 # Not for those on a GPU, whose driver may be software: lavapipe is slower with this.
@@ -71,12 +70,12 @@ def peers():
         "burn WGSL": [native / "burn-wgsl", "wgpu"],
         "PyTorch CUDA eager": [*torch, "cuda", "eager"],
         "PyTorch CUDA compile": [*torch, "cuda", "compile"],
-        "PyTorch CUDA native": [*torch, "cuda", "native"],
+        "PyTorch CUDA chunked": [*torch, "cuda", "chunked"],
         "Liger CUDA": [*torch, "cuda", "liger"],
         "wgloss CPU": [own, "cpu"],
         "PyTorch CPU eager": [*torch, "cpu", "eager"],
         "PyTorch CPU compile": [*torch, "cpu", "compile"],
-        "PyTorch CPU native": [*torch, "cpu", "native"],
+        "PyTorch CPU chunked": [*torch, "cpu", "chunked"],
         "candle CPU": [native / "candle"],
         "burn flex": [native / "burn-spirv", "flex"],
     }
@@ -148,9 +147,10 @@ def draw(record):
 
 
 class Program:
-    """A running program, which answers a line with a line."""
+    """A running program, which answers a line with a line within so many seconds."""
 
-    def __init__(self, command, environment):
+    def __init__(self, command, environment, limit):
+        self.limit = limit
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -160,6 +160,11 @@ class Program:
             env=environment,
             text=True,
         )
+        try:
+            # where memory runs out, Linux ends the program under test and nothing else
+            pathlib.Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("1000")
+        except OSError:
+            pass
 
     def ask(self, line):
         """The answer, or an answer that says why there is none; and what the CPUs did meanwhile."""
@@ -177,7 +182,7 @@ class Program:
             late.set()
             self.process.kill()
 
-        timer = threading.Timer(LIMIT_SECONDS, stop)
+        timer = threading.Timer(self.limit, stop)
         timer.start()
         try:
             self.process.stdin.write(line + "\n")
@@ -190,7 +195,7 @@ class Program:
         if answer.endswith("\n"):
             return json.loads(answer)
         if late.is_set():
-            return {"error": f"no result within {LIMIT_SECONDS} s"}
+            return {"error": f"no result within {self.limit} s"}
         status = self.process.wait()
         self.errors.seek(0)
         lines = [text.strip() for text in self.errors if text.strip()]
@@ -201,7 +206,11 @@ class Program:
         return {"error": reason[:200]}
 
     def stop(self):
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except OSError:
+            # it has ended, with a line unread
+            pass
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -246,29 +255,29 @@ def has(name, op):
     """Whether a program has such a loss."""
     if name == "Liger CUDA":
         return op == "cross_entropy"
-    # linear and cross entropy in one call
-    return not name.endswith("native") or op == "linear_cross_entropy"
+    return not name.endswith("chunked") or op == "linear_cross_entropy"
 
 
-def measure(commands, workloads, turns, rounds, calls, environment):
+def measure(commands, workloads, flags, environment):
     """Every program's answers to each workload, each taking its turn after the other."""
     programs, answers = {}, {}
     for op, shape in workloads:
-        for turn in range(turns):
+        for turn in range(flags.turns):
             for name, command in commands.items():
                 got = answers.setdefault((op, shape, name), [])
                 if got and "error" in got[-1] or not has(name, op):
                     # it has failed once, or has no such loss
                     continue
-                progress(f"{op} {shape}, turn {turn + 1} of {turns}: {name}")
+                progress(f"{op} {shape}, turn {turn + 1} of {flags.turns}: {name}")
                 if name not in programs:
                     malloc = MALLOC if any(word in name for word in ON_CPU) else {}
                     try:
-                        programs[name] = Program(command, {**environment, **malloc})
+                        programs[name] = Program(command, {**environment, **malloc},
+                                                 flags.limit)
                     except OSError as error:
                         got.append({"error": f"cannot be started: {error.strerror}"})
                         continue
-                got.append(programs[name].ask(f"{op} {shape} {rounds} {calls}"))
+                got.append(programs[name].ask(f"{op} {shape} {flags.rounds} {flags.calls}"))
                 if "error" in got[-1] or op == "linear_cross_entropy":
                     # Many of them would not fit the machine's memory together, and none is to have
                     # memory at hand that another workload has left.
@@ -335,10 +344,10 @@ def records_of(answers):
     return records
 
 
-def run_once(commands, workloads, turns, rounds, calls, environment):
+def run_once(commands, workloads, flags, environment):
     """A whole run, every program started anew: its record, and what the programs are."""
     load_before, start = load(), time.monotonic()
-    answers = measure(commands, workloads, turns, rounds, calls, environment)
+    answers = measure(commands, workloads, flags, environment)
     run = {
         "seconds": round(time.monotonic() - start),
         "load_before": load_before,
@@ -380,19 +389,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="in a turn")
     parser.add_argument("--calls", type=int, default=1,
                         help="timed together in a round and waited for once: hides latency")
+    parser.add_argument("--limit", type=int, default=180, metavar="SECONDS",
+                        help="for one turn, the first one with compilation and tuning (180)")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
                         help="programs, or workloads, whose name contains this; may be repeated")
     parser.add_argument("--no-build", action="store_true", help="what is built is current")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write results")
     parser.add_argument("--record", metavar="DEVICE",
-                        help="write results to benches/record/DEVICE/<date>-peers.json, and .svg")
+                        help="write results to benches/record/DEVICE/<date>-peers.json, and .svg;"
+                             " <date>-peers-linear where nothing else is measured")
     parser.add_argument("--draw", type=pathlib.Path, metavar="RECORD",
                         help="only draw the picture of this record, beside it")
     flags = parser.parse_args()
     if flags.draw:
         draw(flags.draw.resolve())
         return
-    turns = 2 if flags.quick else flags.turns
+    if flags.quick:
+        flags.turns = 2
 
     commands, workloads = peers(), WORKLOADS
     wanted = [text.lower() for text in flags.only]
@@ -402,15 +415,15 @@ def main():
         names = [*commands, *map(" ".join, WORKLOADS + LINEAR)]
         if not any(text in name.lower() for name in names):
             parser.error(f"--only {text}: none of {', '.join(names)}")
+    without = set() if has_cuda() else {name for name in commands if "CUDA" in name}
     if programs:
-        # wgloss is what the others are compared with
-        programs |= {"wgloss GPU", "wgloss CPU"}
+        # and what those that can run are compared with
+        present = programs - without
+        programs |= {own for _, settings, own in report.RATIOS if present & set(settings)}
         commands = {name: command for name, command in commands.items() if name in programs}
+    skipped = {name: "no NVIDIA GPU" for name in commands if name in without}
     workloads = chosen or workloads
 
-    skipped = {}
-    if not has_cuda():
-        skipped = {name: "no NVIDIA GPU" for name in commands if "CUDA" in name}
     names = [name for name in commands if name not in skipped]
     if not flags.no_build:
         skipped.update(build(names))
@@ -427,8 +440,7 @@ def main():
     try:
         for number in range(flags.runs):
             print(f"run {number + 1} of {flags.runs}", file=sys.stderr)
-            run, found = run_once(commands, workloads, turns, flags.rounds, flags.calls,
-                                  environment)
+            run, found = run_once(commands, workloads, flags, environment)
             runs.append(run)
             programs.update(found)
     finally:
@@ -446,7 +458,7 @@ def main():
         "command": " ".join(["benches/peers/run.py", *sys.argv[1:]]),
         "dtype": "f32",
         "pass": "forward_backward",
-        "turns": turns,
+        "turns": flags.turns,
         "rounds": flags.rounds,
         "calls": flags.calls,
         "seconds": sum(run["seconds"] for run in runs),
@@ -464,7 +476,8 @@ def main():
     if flags.json:
         flags.json.write_text(text)
     if flags.record:
-        file = ROOT / "benches" / "record" / flags.record / f"{started.date()}-peers.json"
+        what = "peers-linear" if all(w in LINEAR for w in workloads) else "peers"
+        file = ROOT / "benches" / "record" / flags.record / f"{started.date()}-{what}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         print(f"\nrecorded in {file.relative_to(ROOT)}")

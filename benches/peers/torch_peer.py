@@ -1,10 +1,12 @@
 """PyTorch's losses and its automatic differentiation, by the protocol of src/lib.rs:
 
-    torch_peer.py cpu|cuda eager|compile|native|liger
+    torch_peer.py cpu|cuda eager|compile|chunked|liger
 
 Inputs and their float64 results are the same as there, to the bit and to rounding.
 """
 
+import ctypes
+import functools
 import json
 import statistics
 import sys
@@ -116,6 +118,15 @@ def memory(name):
         return None
 
 
+def give_back_memory():
+    """What glibc keeps of NumPy's intermediate results would be used again, and not be seen."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        # another C library
+        pass
+
+
 def linear(x, projection, target):
     return F.cross_entropy(F.linear(x, projection), target)
 
@@ -145,10 +156,12 @@ class Peer:
             from liger_kernel.transformers import LigerCrossEntropyLoss
 
             return LigerCrossEntropyLoss()
-        if self.how == "native":
-            if op != "linear_cross_entropy" or not hasattr(F, op):
-                sys.exit(f"PyTorch {self.version} has no {op} of one call")
-            return F.linear_cross_entropy
+        if self.how == "chunked":
+            if op != "linear_cross_entropy" or not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+                sys.exit(f"PyTorch {self.version} has no {op} in chunks of rows")
+            # without options it is `linear`, below
+            options = torch.nn.LinearCrossEntropyOptions()
+            return functools.partial(F.linear_cross_entropy, options=options)
         loss = {
             "cross_entropy": F.cross_entropy,
             "bce_with_logits": F.binary_cross_entropy_with_logits,
@@ -165,13 +178,14 @@ class Peer:
             return torch.from_numpy(array).to(self.device, copy=True)
 
         self.function = self.loss(data.op)
-        try:
-            # the system finds the peak anew
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-            before = memory("VmRSS:")
-        except OSError:
-            before = None
+        if data.projection is not None:
+            # a small one first, so that code, compiler and threads are there
+            small = [torch.zeros(size, device=self.device, requires_grad=True)
+                     for size in ([64, 64], [1000, 64])]
+            target = torch.zeros(64, dtype=torch.int64, device=self.device)
+            torch.autograd.grad(self.function(*small, target), small)
+            give_back_memory()
+        before = memory("VmRSS:")
         of_layer = [] if data.projection is None else [data.projection]
         self.inputs = [
             ([copy(array).requires_grad_() for array in [data.input, *of_layer]],
@@ -179,6 +193,12 @@ class Peer:
         ]
         self.turn = 0
         self.wait()
+        try:
+            # the system finds the peak anew: bringing inputs to a device takes memory too
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            before = None
         last = self.run()
         self.wait()
         self.memory_mib = None

@@ -150,6 +150,7 @@ impl<'a> Panel<'a> {
             let name = match op {
                 "cross_entropy" => "cross entropy",
                 "bce_with_logits" => "BCE with logits",
+                "linear_cross_entropy" => "linear cross entropy",
                 other => other,
             };
             let middle = y + row / 2;
