@@ -41,7 +41,8 @@ pub enum Pass {
     ForwardBackward,
     /// What a shard of the classes tells of each row, for the passes of all shards: of
     /// [`CrossEntropy`](crate::CrossEntropy::shard) and
-    /// [`LinearCrossEntropy`](crate::LinearCrossEntropy) alone. Of given partials it makes one.
+    /// [`LinearCrossEntropy`](crate::LinearCrossEntropy) alone. Of given partials it makes one,
+    /// on the CPU.
     Partials,
 }
 

@@ -225,9 +225,9 @@ impl CrossEntropy {
     /// outputs name classes below 2^25; where a [`softcap`](Self::softcap) makes the largest logits of
     /// several shards equal, the argmax is of the first of these.
     ///
-    /// Given partials of several shards, [`Pass::Partials`] makes one of them, without a look at the
-    /// input. So groups of shards can merge theirs before they tell other groups, where there
-    /// are too many shards for each to hear of all.
+    /// Given partials of several shards, [`Pass::Partials`] makes one of them on the CPU, without a look at
+    /// the input: where there are too many shards for each to hear of all, some can merge what they
+    /// tell before others hear of it.
     ///
     /// Source: Shoeybi et al., "Megatron-LM", 2019, whose three all-reduces these partials replace.
     pub fn shard(mut self, first_class: usize, classes: usize) -> Self {
@@ -412,6 +412,7 @@ impl Op for CrossEntropy {
         outputs: &Output<Layout>,
         profile: &DeviceProfile,
     ) -> Result<Program> {
+        self.expect_no_merge(pass, args, || format!("{}.{}", self.name(), pass.name()))?;
         let mut program = Program::new(&profile.limits);
         let target = View::of(Role::Target, args.required(Role::Target, || self.name().into())?);
         let has_classes = has_classes(args);

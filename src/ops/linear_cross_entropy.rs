@@ -387,6 +387,8 @@ impl Op for LinearCrossEntropy {
         outputs: &Output<Layout>,
         profile: &DeviceProfile,
     ) -> Result<Program> {
+        let describe = || format!("{}.{}", self.name(), pass.name());
+        self.loss.expect_no_merge(pass, args, describe)?;
         let mut program = Program::new(&profile.limits);
         Linear::of(self, pass, args, outputs, profile)?.push(&mut program, profile)?;
         Ok(program)
@@ -564,7 +566,7 @@ impl<'a> Linear<'a> {
     fn push(&self, program: &mut Program, profile: &DeviceProfile) -> Result<()> {
         let LinearShape { rows, classes, .. } = self.shape;
         let rows = rows as u64;
-        if !self.pass.has_grad() && self.per_row.given_partials.is_some() {
+        if self.pass == Pass::Forward && self.per_row.given_partials.is_some() {
             // they tell all of the rows
             return self.loss_of(None, rows, None).push(program, profile);
         }

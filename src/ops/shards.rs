@@ -36,6 +36,20 @@ impl CrossEntropy {
         }
     }
 
+    /// Refuses to merge given partials on a device, where an argument and a result of one role have one place.
+    pub(super) fn expect_no_merge(
+        &self,
+        pass: Pass,
+        args: &Args<Layout>,
+        op: impl Fn() -> String,
+    ) -> Result<()> {
+        if pass == Pass::Partials && args.get(Role::Partials).is_some() {
+            let op = format!("{} on a device, but of the CPU", op());
+            return Err(Error::Unexpected { argument: Role::Partials.name(), op });
+        }
+        Ok(())
+    }
+
     /// Refuses a state that does not fit, and tells the layout of one that does.
     pub(super) fn expect_state(&self, args: &Args<Layout>, rows: usize) -> Result<Layout> {
         let state = Layout::new(&[rows, 4], DType::F32);
