@@ -6,8 +6,8 @@
 //! mpirun -n 4 --oversubscribe target/mpi/debug/examples/characters --cpu
 //! ```
 //!
-//! It is a check too: it fails where the three do not learn the same, where shards have another loss than one process of
-//! the same weights, and where the gradient of a part of the batch has other bits than one process's.
+//! It is a check too: it fails where the three do not learn the same, and where shards have another loss than one
+//! process of the same weights.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

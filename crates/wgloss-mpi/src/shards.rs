@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wgloss::options::Value;
 use wgloss::{
-    Args, Array, CrossEntropy, DType, Layout, Op, Operand, Output, Pass, Reduction, Role,
+    Args, Array, Cpu, CrossEntropy, DType, Layout, Op, Operand, Output, Pass, Reduction, Role,
 };
 
 use crate::agree::{Call, Kind};
@@ -115,7 +115,8 @@ impl<'r> Shards<'r> {
 
     /// Whether each rank merges the partials of a part of the rows, and sends the others what it made of them, in place of
     /// each rank gathering and merging all: 64 bytes a row for each rank, however many there are, in two
-    /// exchanges and not 32 a row and rank in one. The same bits either way. All ranks choose the same.
+    /// exchanges and not 32 a row and rank in one. That merge is the CPU's: where a GPU computes the rest, last bits
+    /// are not those of the gather, though the same on every rank. All ranks choose the same.
     /// Default: from 9 ranks on.
     pub fn scattered(mut self, is_scattered: bool) -> Self {
         self.is_scattered = is_scattered;
@@ -264,7 +265,7 @@ impl<'r> Shards<'r> {
         op: &dyn Op,
         started: Started<'_>,
     ) -> Result<Told<T>> {
-        let told = self.gather(started, |told| self.merge(engine, op, told))?;
+        let told = self.gather(started, |told| self.merge(op, &told.partials))?;
         Ok(Told {
             partials: engine.argument(told.partials)?,
             divisor: engine.argument(told.divisor)?,
@@ -390,24 +391,19 @@ impl<'r> Shards<'r> {
         Ok((rows, Partials { partials, divisor }))
     }
 
-    /// One partial a row, of those of all ranks.
-    fn merge<T: Operand + Clone>(
-        &self,
-        engine: &impl Engine<T>,
-        op: &dyn Op,
-        told: &Gathered,
-    ) -> Result<Vec<f32>> {
-        let rows = told.partials.shape()[0];
+    /// One partial a row, of those of all ranks. They are on the host, and so is the merge.
+    fn merge(&self, op: &dyn Op, partials: &Array<'static>) -> Result<Vec<f32>> {
+        let rows = partials.shape()[0];
         if rows == 0 {
             return Ok(vec![]);
         }
-        // the pass reads neither, and of partials' options only those that they are made by
-        let args = Args::new(engine.argument(zeros(&[rows, 1], DType::F32)?)?)
-            .target(engine.argument(Array::from_vec(vec![0; rows], &[rows])?)?)
-            .partials(engine.argument(told.partials.clone())?);
+        // the pass reads neither logits nor targets
+        let args = Args::new(zeros(&[rows, 1], DType::F32)?)
+            .target(Array::from_vec(vec![0; rows], &[rows])?)
+            .partials(partials.clone());
         let op = self.of_shard(&loss_of(op)?.ignore_index(-100), 0)?;
-        let merged = engine.run(&*op, Pass::Partials, &args)?;
-        Ok(engine.read(merged.partial()?)?.to_f32())
+        let merged = Cpu::default().run(&*op, Pass::Partials, &args)?;
+        Ok(merged.partial()?.to_f32())
     }
 
     /// What a rank without classes has of a pass: the loss of whole rows, and gradients of nothing.

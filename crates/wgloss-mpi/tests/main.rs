@@ -53,7 +53,6 @@ fn subjects() -> Vec<Subject> {
         well("random_shards_on_the_gpu", &[1, 2, 4], calls::random_shards_on_the_gpu),
         well("random_products", &[1, 4], calls::random_products),
         well("one_rank_has_the_bits_of_one_device", &[1], calls::one_rank),
-        well("one_partial_of_several", &[1], calls::one_partial_of_several),
         well("merges_of_merges", &[2, 4], calls::merges_of_merges),
         well("tensors", &[2], calls::tensors),
         well("backward_later", &[2], calls::backward_later),
