@@ -257,6 +257,28 @@ fn bindings_are_never_larger_than_a_device_takes() {
     }
 }
 
+#[test]
+fn forward_keeps_to_the_least_workspace() {
+    // classes that fit in part, or that end within a tile
+    for (dims, classes, dtype) in [(8, 100, DType::F16), (4, 63, DType::F32), (8, 50, DType::F32)] {
+        let args = Args::new(Layout::new(&[20, dims], dtype))
+            .projection(Layout::new(&[classes, dims], dtype))
+            .target(Layout::new(&[20], DType::I32));
+        let least = (4 * classes).next_multiple_of(16) + 6 * 4 * dims;
+        for workspace in [least, 2 * least, 5 * least] {
+            let op = LinearCrossEntropy::default().workspace_bytes(workspace as i64);
+            for profile in wgloss_testing::kernels::devices() {
+                let outputs = op.outputs(Pass::Forward, &args).unwrap();
+                let program = program(&op, Pass::Forward, &args, &outputs, &profile).unwrap();
+                let scratch = program.scratch_layouts().iter().map(|layout| layout.bytes());
+                // and the losses of rows
+                let bound = (workspace + 20 * 4) as u64;
+                assert!(scratch.sum::<u64>() <= bound, "{dims} {classes} {workspace}");
+            }
+        }
+    }
+}
+
 /// Tiles of the product tell of their rows what losses, row outputs and states need: with several dispatches of
 /// classes, the last tile short, and rows that are ignored.
 #[test]

@@ -627,6 +627,20 @@ fn a_target_in_no_shard() {
             gpu.block_on(gpu.read(told.partial().unwrap())).unwrap()
         });
         let partials = shards::gather(&partials.collect::<Vec<_>>()).unwrap();
+        let hidden = Array::from_vec(vec![0.5_f32; 9 * 4], &[9, 4]).unwrap();
+        let projection = Array::from_vec(vec![0.5_f32; 50 * 4], &[50, 4]).unwrap();
+        let target = whole.args([0, 50]).get(Role::Target).unwrap().clone();
+        let of_product = Args::new(hidden).projection(projection).target(target);
+        let loss = whole.op.clone().shard(0, 50);
+        let linear = LinearCrossEntropy::new(loss.clone());
+        let of_partials = whole.args([0, 50]).partials(partials.clone());
+        let calls: [(&dyn Op, _); 2] = [(&linear, of_product), (&loss, of_partials)];
+        for (op, args) in calls {
+            let args = gpu.block_on(gpu.upload_args(&args)).unwrap();
+            let told = gpu.block_on(gpu.run(op, Pass::Partials, &args)).unwrap();
+            let found = gpu.block_on(gpu.check(told.status().unwrap()));
+            assert_eq!(found, Err(error.clone()), "{op:?}");
+        }
         for shard in whole.shards() {
             let op = whole.op.clone().shard(shard[0], 50);
             let args = whole.args(shard).partials(partials.clone());
@@ -880,7 +894,7 @@ fn refused(op: &dyn Op, pass: Pass, args: &Args<Array<'_>>, text: &str) {
 fn shards_that_do_not_fit() {
     let (op, args) = half();
     assert!(op.outputs(Pass::Forward, &args.layouts()).is_ok());
-    let text = "first_class: expected one of 10, after which there are 5, got 6";
+    let text = "first_class: expected 0 to 5, since 5 of 10 classes are here, got 6";
     refused(&op.clone().shard(6, 10), Pass::Forward, &args, text);
     let text = "total_classes: expected 0, or 5 to 2147483647, since so many are here, got 4";
     refused(&op.clone().shard(0, 4), Pass::Forward, &args, text);
@@ -889,7 +903,7 @@ fn shards_that_do_not_fit() {
         1_u64 << 31
     );
     refused(&op.clone().shard(0, 1 << 31), Pass::Forward, &args, &text);
-    let text = "first_class: expected one of 5, after which there are 5, got 1";
+    let text = "first_class: expected 0 to 0, since 5 of 5 classes are here, got 1";
     refused(&op.shard(1, 0), Pass::Forward, &args, text);
 }
 

@@ -57,6 +57,8 @@ struct Columns {
     a: vec4<f32>,
     b: vec4<f32>,
     has_nan: bool,
+    // whether anybody asks for the row's partial
+    is_asked: bool,
 }
 
 fn are_columns(column: u32) -> vec4<bool> {
@@ -92,7 +94,8 @@ fn columns_of(
     return Columns(
         column, next, logits_of(x), logits_of(y),
         target_weights_of(column, label, target_weight),
-        target_weights_of(next, label, target_weight), has_nan_or_positive_infinity(extremes));
+        target_weights_of(next, label, target_weight), has_nan_or_positive_infinity(extremes),
+        target_class.kind == ROW_KEPT || ROW_OUTPUTS);
 }
 
 fn largest_of(columns: Columns) -> f32 {
@@ -122,7 +125,11 @@ fn first_of_columns(columns: Columns, m: f32) -> u32 {
 fn finish_row(
     team: Team, row: u32, column: u32, product: vec4<f32>, next: u32, more: vec4<f32>,
 ) {
-    let partial = partial_of_row(team, columns_of(row, column, product, next, more));
+    let columns = columns_of(row, column, product, next, more);
+    var partial = partial_of_row(team, columns);
+    if !columns.is_asked {
+        partial = empty_row_partial();
+    }
     if is_first_of_row() && row < params.rows {
         let packed = pack_partial(partial);
         let share = params.first_share + column / TILE_COLUMNS;

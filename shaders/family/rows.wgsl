@@ -294,7 +294,9 @@ fn merge_partials(workgroup: Workgroup, invocation: Invocation) {
     let team = team_of(workgroup, invocation);
     let rows = rows_of(team);
     for (var index = rows.x; index < rows.y; index += 1u) {
-        let packed = pack_partial(merged_partial(index));
+        // what the row's target says, for the report of a class that is out of range
+        let row = row_of(index);
+        let packed = pack_partial(merged_partial(row.index));
         if member == 0u {
             let i = element_index(RESULTS, 0u, 8u * index);
             for (var k = 0u; k < 4u; k += 1u) {

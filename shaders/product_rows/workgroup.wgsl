@@ -32,7 +32,9 @@ fn partial_of_row(team: Team, columns: Columns) -> RowPartial {
     let m = largest_of(columns);
     var own = partial_of_columns(columns, m);
     own.flags |= select(0u, HAS_NAN_LOGIT, columns.has_nan);
-    own.first_at_max = first_of_columns(columns, m);
+    if ROW_OUTPUTS {
+        own.first_at_max = first_of_columns(columns, m);
+    }
     workgroupBarrier();
     write_partial(own);
     for (var step = 1u; step < TILE_SIDE; step *= 2u) {

@@ -501,6 +501,11 @@ impl<'a> Linear<'a> {
         };
         linear.stores_logits = !linear.finds_partials(profile);
         linear.fit(profile);
+        if !linear.stores_logits && linear.shares() > classes.div_ceil(linear.tile_classes) {
+            // so few classes fit that tiles would be cut to them, and partials take more than was counted
+            linear.stores_logits = true;
+            linear.fit(profile);
+        }
         Ok(linear)
     }
 
@@ -533,7 +538,6 @@ impl<'a> Linear<'a> {
         self.tile_classes = launch.columns.into();
         let stored = match self.stores_logits {
             true => logits,
-            // as many more as tiles may be cut to what fits
             false => classes.div_ceil(self.tile_classes) * 32,
         };
         let copies = u64::from(!self.input.is_wide()) + u64::from(self.narrows_grad());
@@ -546,8 +550,8 @@ impl<'a> Linear<'a> {
             bytes = bytes.min(workspace / 4).min(workspace.saturating_sub(per_row));
         }
         let of_classes = |bytes: u64| (bytes / dims).min(classes);
-        let copied =
-            if self.projection.is_wide() { 0 } else { rounded(of_classes(bytes), step, 4) * dims };
+        let whole = |count: u64| if count == classes { classes } else { rounded(count, step, 4) };
+        let copied = if self.projection.is_wide() { 0 } else { whole(of_classes(bytes)) * dims };
         let row_bytes = |matrix: &Matrix| matrix.stride * matrix.dtype().size() as u64;
         let of_input = [Some(&self.input), self.grad.as_ref()].into_iter().flatten().map(row_bytes);
         let widest = of_input.chain([stored, dims]).max().unwrap_or(logits);
@@ -559,7 +563,7 @@ impl<'a> Linear<'a> {
         let even = all.div_ceil(blocks).next_multiple_of(launch.rows.into());
         self.block_rows = even.min(rows).min(all);
         let by_time = MULTIPLICATIONS / (self.block_rows * self.shape.dims as u64).max(1);
-        self.chunk_classes = rounded(of_classes(bytes).min(by_time), step, 4);
+        self.chunk_classes = whole(of_classes(bytes).min(by_time));
     }
 
     /// Whether the input's gradient is summed in f32 before it is stored.

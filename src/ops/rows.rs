@@ -116,6 +116,9 @@ pub(super) mod ports {
     pub const STATE: Port = Port::write(8);
 }
 
+/// The most classes whose largest a partial can name.
+pub(super) const MOST_CLASSES: u32 = 1 << 25;
+
 /// What the loop over rows is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RowKernel {
@@ -438,7 +441,9 @@ impl RowLoss {
         let launch = profile.for_merges(shape);
         let kernel = self.kernel("merge_partials", shape, &[], launch);
         let params = RowParams { rows_per_team: launch.rows_per_team, splits: 1, ..*params };
-        let bindings = vec![from, per_row(ports::RESULTS, to, 8, row, rows)];
+        let has_classes = self.operands.has_classes();
+        let mut bindings = if has_classes { self.bindings(&[], row, rows) } else { vec![] };
+        bindings.extend([from, per_row(ports::RESULTS, to, 8, row, rows)]);
         program.dispatch_teams(launch.launch, launch.teams(rows), kernel, &params, bindings)
     }
 
@@ -509,8 +514,6 @@ impl RowLoss {
 
     /// Whether partials of a row's classes tell all that is asked of it.
     pub fn may_split(&self) -> bool {
-        /// The most classes whose largest a partial can name.
-        const MOST_CLASSES: u32 = 1 << 25;
         // a cap makes ties of large logits, which partials cannot tell apart
         let is_capped = self.constants.contains(&("SOFTCAP", 1));
         let names_largest = self.constants.contains(&("ROW_OUTPUTS", 1));

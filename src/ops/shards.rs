@@ -1,5 +1,6 @@
 //! Shards of the classes, and of the batch: what one tells others, and what it is told by them.
 
+use super::rows::MOST_CLASSES;
 use super::{CrossEntropy, expect_dtype, expect_shape};
 use crate::shape::Layout;
 use crate::{Args, DType, Error, Output, Pass, Reduction, Result, Role};
@@ -71,8 +72,19 @@ impl CrossEntropy {
         if !(0..=total - here).contains(&self.first_class) {
             return Err(Error::Value {
                 argument: "first_class",
-                expected: format!("one of {total}, after which there are {here}"),
+                expected: format!(
+                    "0 to {}, since {here} of {total} classes are here",
+                    total - here
+                ),
                 actual: self.first_class.to_string(),
+            });
+        }
+        let of_partials = pass == Pass::Partials || args.get(Role::Partials).is_some();
+        if of_partials && self.row_outputs && total > MOST_CLASSES.into() {
+            return Err(Error::Value {
+                argument: "row_outputs",
+                expected: format!("false in shards of more than {MOST_CLASSES} classes"),
+                actual: "true".into(),
             });
         }
         if let Some(given) = args.get(Role::Partials) {

@@ -28,6 +28,9 @@ const FIELDS: [&str; 12] = [
 const FAILED: usize = WORDS - 4;
 const OWN: usize = WORDS - 3;
 
+/// Options that each rank may have of its own.
+const FREE: [&str; 2] = ["first_class", "workspace_bytes"];
+
 /// What a call exchanges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -79,10 +82,10 @@ impl Call {
         self
     }
 
-    /// With an op and its options, but for `first_class`, which is each rank's own.
+    /// With an op and its options, but for those that each rank may have of its own.
     pub fn op(mut self, op: &dyn Op) -> Self {
         self.words[2] = hash(op.name());
-        let options = op.options().into_iter().filter(|info| info.name != "first_class");
+        let options = op.options().into_iter().filter(|info| !FREE.contains(&info.name));
         self.options = options.map(|info| (info.name, info.value)).collect();
         for (word, (_, value)) in self.words[FIELDS.len()..FAILED].iter_mut().zip(&self.options) {
             *word = bits(*value);

@@ -15,7 +15,8 @@ use crate::{Engine, Error, Ranks, Result};
 /// compute of all rows: the same bits, where the sum of the targets' weights is exact in f32 (without
 /// weights it is a count). The loss is the sum of the ranks' losses, in f64 and in their order,
 /// rounded once: the same bits on every rank. Gradients of a model's parameters are parts of a sum:
-/// [`Ranks::sum`] adds them.
+/// [`Ranks::sum`] adds them. A mean is that of [`CrossEntropy`](wgloss::CrossEntropy) or
+/// [`LinearCrossEntropy`](wgloss::LinearCrossEntropy); other losses are summed or not reduced.
 ///
 /// ```no_run
 /// use wgloss::{Args, Array, CrossEntropy};
@@ -103,7 +104,10 @@ impl<'r> Batch<'r> {
             Ok(own) => {
                 let projection = layouts.get(Role::Projection).map(|layout| layout.shape());
                 let shape = layouts.input().shape();
-                let classes = projection.map_or(shape[usize::from(shape.len() > 1)], |p| p[0]);
+                let classes = match projection {
+                    Some(projection) => projection[0],
+                    None => shape.get(usize::from(shape.len() > 1)).copied().unwrap_or(1),
+                };
                 let dims = projection.map_or(0, |p| p[1]);
                 let target = layouts.get(Role::Target).map_or(DType::I32, |t| t.dtype());
                 let is_weighted = layouts.get(Role::Weight).is_some();

@@ -59,8 +59,9 @@ pub struct Shards<'r> {
     is_scattered: bool,
 }
 
-/// Partials of this rank on their way to the others: [`Shards::wait`] ends that.
-#[must_use]
+/// Partials of this rank on their way to the others: [`Shards::wait`] ends that. Dropped without it, the exchange is given
+/// up, and these ranks exchange nothing more.
+#[must_use = "dropping it ends all exchanges of these ranks"]
 pub struct Started<'s> {
     exchange: Exchange<'s>,
     rows: usize,
@@ -204,15 +205,24 @@ impl<'r> Shards<'r> {
         op: &dyn Op,
         args: &Args<T>,
     ) -> Result<Started<'_>> {
-        let (op, args) = (self.of_shard(op, self.range.start)?, of_partials(args));
+        // an op without shards is refused below, where the others hear of it
+        let (op, has_shards) = match self.of_shard(op, self.range.start) {
+            Ok(op) => (op, Ok(())),
+            Err(error) => (op.boxed(), Err(error)),
+        };
+        let args = of_partials(args);
         let layouts = args.layouts();
         let call = Call::new(Kind::Partials).classes(self.classes).op(&*op);
         let call = call.size(usize::from(self.is_scattered));
-        let rows = self.check(&*op, &layouts);
+        let rows = has_shards.and_then(|()| self.check(&*op, &layouts));
         let agreement = self.ranks.agree(match &rows {
             Ok(rows) => {
                 let target = layouts.get(Role::Target).map_or(DType::I32, Layout::dtype);
-                let dims = layouts.get(Role::Projection).map_or(0, |p| p.shape()[1]);
+                let dims = layouts
+                    .get(Role::Projection)
+                    .and_then(|p| p.shape().get(1))
+                    .copied()
+                    .unwrap_or(0);
                 let is_weighted = layouts.get(Role::Weight).is_some();
                 call.rows(*rows).args(layouts.input(), dims, target, is_weighted)
             }
