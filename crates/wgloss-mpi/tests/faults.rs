@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mpi::topology::SimpleCommunicator;
-use wgloss::{Args, Array, Cpu, CrossEntropy, DType, LinearCrossEntropy};
+use wgloss::{Args, Array, Cpu, CrossEntropy, DType, LinearCrossEntropy, Mse, Op};
 use wgloss_mpi::{Batch, Error, Ranks, Shards};
 
 fn logits(rows: usize, classes: usize) -> Array<'static> {
@@ -103,6 +103,9 @@ pub fn a_rank_that_fails(_: &SimpleCommunicator, ranks: Ranks) {
         expect("width", shards.forward(&cpu, &op, &args(5, width)).err());
         let odd = if is_odd { op.clone().label_smoothing(2.0) } else { op.clone() };
         expect("option", shards.forward(&cpu, &odd, &args(5, here)).err());
+        let mse = Mse::default();
+        let odd: &dyn Op = if is_odd { &mse } else { &op };
+        expect("op without shards", shards.forward(&cpu, odd, &args(5, here)).err());
         // in the exchange: values that only the pass looks at
         let class = if is_odd { 99 } else { 0 };
         let bad = Args::new(logits(5, here)).target(Array::from_vec(vec![class; 5], &[5]).unwrap());
