@@ -83,7 +83,7 @@ fn pack_partial(p: RowPartial) -> PackedPartial {
         vec4(p.m, p.exp_sum_below, p.max_count, p.target_below),
         vec4(
             p.target_at_max, p.margin_sum,
-            bitcast<f32>(NORMAL_BITS | p.flags << CLASS_BITS | first), p.entropy_sum));
+            bitcast<f32>(NORMAL_BITS | (p.flags << CLASS_BITS) | first), p.entropy_sum));
 }
 
 fn unpack_partial(packed: PackedPartial) -> RowPartial {
