@@ -340,10 +340,7 @@ impl<'r> Shards<'r> {
             engine.run(&*op, pass, &with(args.clone())).map_err(Error::from)
         };
         // every rank knows whether there is a sum to be had
-        let freezes_input = op
-            .options()
-            .iter()
-            .any(|info| info.name == "freeze_input" && info.value == Value::Bool(true));
+        let freezes_input = is_set(op, "freeze_input");
         let is_product = args.get(Role::Projection).is_some();
         if !is_product || !pass.has_grad() || freezes_input {
             return output;
@@ -436,12 +433,18 @@ impl<'r> Shards<'r> {
             None => vec![(Role::Grad, layouts.input().clone())],
             Some(projection) => {
                 let f32 = |layout: &Layout| Layout::new(layout.shape(), DType::F32);
-                let bias = layouts.get(Role::Bias).map(|bias| (Role::GradBias, f32(bias)));
-                let both = [
-                    (Role::Grad, layouts.input().clone()),
-                    (Role::GradProjection, f32(projection)),
+                let of_projection = match is_set(op, "narrow_grad_projection") {
+                    true => Layout::new(projection.shape(), projection.dtype()),
+                    false => f32(projection),
+                };
+                let of_bias = layouts.get(Role::Bias).map(f32);
+                let all = [
+                    ("freeze_input", Role::Grad, Some(layouts.input().clone())),
+                    ("freeze_projection", Role::GradProjection, Some(of_projection)),
+                    ("freeze_bias", Role::GradBias, of_bias),
                 ];
-                both.into_iter().chain(bias).collect()
+                let asked = all.into_iter().filter(|(freeze, ..)| !is_set(op, freeze));
+                asked.filter_map(|(_, role, layout)| Some((role, layout?))).collect()
             }
         };
         for (role, layout) in grads {
@@ -598,4 +601,9 @@ pub(crate) fn reduction(op: &dyn Op) -> Option<Reduction> {
         Value::Reduction(reduction) => Some(reduction),
         _ => None,
     })
+}
+
+/// Whether an option that is yes or no is yes.
+fn is_set(op: &dyn Op, name: &str) -> bool {
+    op.options().iter().any(|info| info.name == name && info.value == Value::Bool(true))
 }
