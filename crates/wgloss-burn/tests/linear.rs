@@ -15,6 +15,10 @@ use crate::common::{
 const ROWS: usize = 37;
 const DIMS: usize = 19;
 const CLASSES: usize = 45;
+/// What two graphs in f32 may differ by, relative to the largest value: each product rounds logits by up to
+/// (D + 8) 2^-24 of the sum of their terms' sizes, and each loss is within 2e-6 of its own. Numbers are other ones
+/// on every run.
+const ALLOWED: f32 = 2.0 * ((DIMS + 8) as f32 * (f32::EPSILON / 2.0) + 2e-6);
 
 type Loss = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, Tensor<1, Int>) -> Tensor<1>;
 
@@ -91,7 +95,7 @@ fn same_graph(
     graph: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Loss) -> Tensor<1>,
 ) {
     // f16 has 11 bits
-    let allowed = if dtype == DType::F16 { 1e-3 } else { 3e-6 };
+    let allowed = if dtype == DType::F16 { 1e-3 } else { ALLOWED };
     for device in [autodiff(), autodiff().gradient_checkpointing()] {
         let leaves = Leaves::new(dtype, &device);
         let of = |loss: Loss| run(&leaves, is_tracked, |x, w, b| graph(x, w, b, loss));
@@ -101,7 +105,7 @@ fn same_graph(
             let (got, grads) = of(loss);
             let name = format!("{name}, {way}, {dtype:?}, {is_tracked:?}, {strategy:?}");
             let want = want_grads.clone();
-            expect_close(&name, want_value.clone(), got, 3e-6);
+            expect_close(&name, want_value.clone(), got, ALLOWED);
             same(&format!("{name}: input"), want.0, grads.0, allowed);
             same(&format!("{name}: projection"), want.1, grads.1, allowed);
             same(&format!("{name}: bias"), want.2, grads.2, allowed);
