@@ -4,8 +4,8 @@
 use crate::array::Data;
 use crate::{Array, DType, Error, Result, Role};
 
-/// The numbers of a partial.
-const WORDS: usize = 8;
+/// The numbers of a partial (`shaders/shared/row_state.wgsl`).
+pub(crate) const WORDS: usize = 8;
 
 /// What every shard of the classes told of each row, as the passes that ask for it take it
 /// ([`Args::partials`](crate::Args::partials)): `[rows, shards, 8]` of so many `[rows, 1, 8]`, which come in the

@@ -222,8 +222,6 @@ pub struct ProductLaunch {
     pub max_terms: u64,
     /// The most bytes in f32 of the part of the projection that one dispatch works on.
     pub max_projection_bytes: u64,
-    /// The most tiles of a row whose partials one invocation merges.
-    pub max_tiles: u64,
 }
 
 impl DeviceProfile {
@@ -372,6 +370,11 @@ impl DeviceProfile {
         })
     }
 
+    /// The most partials that one invocation merges, beside what else it does.
+    pub fn max_merges(&self) -> u64 {
+        if self.is_software() { Self::SOFTWARE_ITERATIONS / 4 } else { 1 << 31 }
+    }
+
     /// Rows of which only partials are read, each by one invocation.
     pub fn for_merges(&self, shape: ClassShape) -> RowLaunch {
         let tuning = self.tuning();
@@ -458,8 +461,7 @@ impl DeviceProfile {
             Team::Invocation | Team::Subgroup => Self::SOFTWARE_ITERATIONS,
         };
         let max_projection_bytes = if self.is_software() { 4 << 20 } else { 1 << 30 };
-        let max_tiles = if self.is_software() { Self::SOFTWARE_ITERATIONS / 4 } else { 1 << 31 };
-        ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes, max_tiles }
+        ProductLaunch { launch, rows, columns, max_terms, max_projection_bytes }
     }
 
     /// The members along a side of a workgroup's tile of a product, which takes 512 bytes of workgroup memory for

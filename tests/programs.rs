@@ -512,6 +512,20 @@ fn forced_teams_keep_to_what_lavapipe_iterates() {
     assert_eq!(error(90_001).unwrap(), expected);
 }
 
+/// lavapipe would stop the loop over partials after some rows.
+#[test]
+fn teams_that_merge_many_partials_take_fewer_rows() {
+    let rows = 1 << 20;
+    let args = Args::new(f32(&[rows, 1])).target(classes(&[rows]));
+    let rows_per_team = |shards| {
+        let op = CrossEntropy::default().reduction(Reduction::Sum).shard(0, shards);
+        let args = args.clone().partials(f32(&[rows, shards, 8]));
+        let planned = plan(&op, Pass::Backward, args, &lavapipe());
+        params::<RowParams>(planned.steps_of("family/rows.wgsl")[0]).rows_per_team
+    };
+    assert_eq!([1, 58, 1000, 20_000].map(rows_per_team), [256, 256, 15, 1]);
+}
+
 #[test]
 fn software_without_subgroups_does_without_barriers() {
     let profile = DeviceProfile { subgroup: None, ..lavapipe() };

@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use super::math::{LANES, LOWEST, Lanes, exp_nonpositive, max, min, select};
 use super::row_state::{Logits, RowPartials, cost};
-
-/// The words of a partial.
-pub(super) const WORDS: usize = 8;
+use crate::shards::WORDS;
 
 /// A target weight is NaN.
 const HAS_NAN_TARGET: u32 = 8;

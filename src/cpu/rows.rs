@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::labels::{self, Labels};
 use super::math::{LANES, Lanes, vectorized, zero_wins_unless_nan};
-use super::row_partials::{ShardPartials, WORDS};
+use super::row_partials::ShardPartials;
 use super::row_state::{
     HAS_NAN_LOGIT, Logits, Results, RowGradients, RowStats, Rows, cap, exponentials, first_at,
     margin_sums, peaks, row_partials, row_stats,
@@ -14,6 +14,7 @@ use super::threads;
 use super::tiles::{Piece, Tiling};
 use crate::ops::{CrossEntropy, has_classes};
 use crate::shape::ClassShape;
+use crate::shards::WORDS;
 use crate::{Args, Array, Output, Reduction, Result, Role};
 
 /// Computes [`CrossEntropy`] over arrays that the op's checks have passed.

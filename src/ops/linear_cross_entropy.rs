@@ -516,7 +516,7 @@ impl<'a> Linear<'a> {
         !self.pass.has_grad()
             && kernel::rows_of_product(launch.launch.team).is_some()
             && self.shape.dims as u64 <= launch.max_terms
-            && classes.div_ceil(launch.columns.into()) < launch.max_tiles
+            && classes.div_ceil(launch.columns.into()) < profile.max_merges()
             && self.loss_of(None, 0, None).may_split()
     }
 

@@ -391,10 +391,15 @@ impl RowLoss {
             return Ok(profile.for_merges(shape));
         }
         let may_split = self.may_split() && self.operands.kept_state.is_none();
-        match profile.for_split_rows(shape).filter(|_| may_split) {
-            Some(launch) => Ok(launch),
-            None => profile.for_rows(shape),
-        }
+        let launch = match profile.for_split_rows(shape).filter(|_| may_split) {
+            Some(launch) => launch,
+            None => profile.for_rows(shape)?,
+        };
+        // of each of its rows a team merges so many partials, in a loop that software drivers count too
+        let shares = self.operands.given_partials.as_ref().map_or(1, |given| given.shares);
+        let most = (profile.max_merges() / u64::from(shares)).max(1);
+        let rows_per_team = u64::from(launch.rows_per_team).min(most) as u32;
+        Ok(RowLaunch { rows_per_team, ..launch })
     }
 
     /// Memory for the partials that the pass is to find first.

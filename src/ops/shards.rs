@@ -3,10 +3,8 @@
 use super::rows::MOST_CLASSES;
 use super::{CrossEntropy, expect_dtype, expect_shape};
 use crate::shape::Layout;
+use crate::shards::WORDS;
 use crate::{Args, DType, Error, Output, Pass, Reduction, Result, Role};
-
-/// The numbers of a partial (`shaders/shared/row_state.wgsl`).
-pub(super) const WORDS: usize = 8;
 
 /// The pass whose arguments a pass takes.
 pub(super) fn checked_as(pass: Pass) -> Pass {
