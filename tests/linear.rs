@@ -91,6 +91,42 @@ fn bits_are_the_same_wherever_in_the_queue() {
 }
 
 #[test]
+fn its_products_can_be_run_apart() {
+    let Some(gpu) = &gpu() else { return };
+    // whole vec4s, which products read in place
+    let sizes @ [rows, dims, _] = [6, 8, 9];
+    let drawn = Drawn::new(3, sizes);
+    let args = gpu.block_on(gpu.upload_args(&drawn.args())).unwrap();
+    let op = LinearCrossEntropy::default();
+    let plan = gpu.block_on(gpu.plan(&op, Pass::ForwardBackward, &args.layouts())).unwrap();
+    let output = gpu.block_on(plan.allocate()).unwrap();
+    let bound = plan.bind(&args, &output).unwrap();
+    let run = |bound: &wgloss::BoundPlan| {
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        bound.encode(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        read(gpu, &output)
+    };
+    let products = run(&bound.only(|label| label.starts_with("product.")));
+    // without the loss's kernel, the logits themselves stand in for their gradient
+    let Drawn { input, projection, bias, .. } = &drawn;
+    let logit = |row: usize, class: usize| {
+        let terms = 0..dims;
+        let sum = terms.map(|d| input[row * dims + d] * projection[class * dims + d]).sum::<f32>();
+        sum + bias[class]
+    };
+    let got = products.get(Role::GradProjection).unwrap().to_f32();
+    for (i, got) in got.iter().enumerate() {
+        let (class, d) = (i / dims, i % dims);
+        let want: f32 = (0..rows).map(|row| logit(row, class) * input[row * dims + d]).sum();
+        assert!((got - want).abs() < 1e-4, "{got} in place of {want}, class {class}, {d}");
+    }
+    assert_eq!(products.loss().unwrap().item().unwrap(), 0.0);
+    assert!(products.get(Role::GradBias).unwrap().to_f32().iter().all(|&sum| sum == 0.0));
+    assert!(bits(&run(&bound.only(|_| true))) == bits(&self::run(gpu, &op, &drawn.args())));
+}
+
+#[test]
 fn a_plan_holds_its_workspace_and_no_logits() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
     let [rows, dims, classes] = [4096, 16, 1000];

@@ -17,8 +17,17 @@ pub struct BoundPlan {
 
 #[derive(Debug, Clone)]
 enum BoundCommand {
-    Dispatch { pipeline: wgpu::ComputePipeline, group: wgpu::BindGroup, workgroups: [u32; 3] },
-    Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
+    Dispatch {
+        label: String,
+        pipeline: wgpu::ComputePipeline,
+        group: wgpu::BindGroup,
+        workgroups: [u32; 3],
+    },
+    Copy {
+        from: (wgpu::Buffer, u64),
+        to: (wgpu::Buffer, u64),
+        bytes: u64,
+    },
 }
 
 /// The tensors of a call by their roles: in place, the gradient is the input.
@@ -219,7 +228,12 @@ impl Plan {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &params.chain(buffers).collect::<Vec<_>>(),
         });
-        Ok(Some(BoundCommand::Dispatch { pipeline, group, workgroups: step.workgroups }))
+        Ok(Some(BoundCommand::Dispatch {
+            label: step.kernel.label.clone(),
+            pipeline,
+            group,
+            workgroups: step.workgroups,
+        }))
     }
 
     /// Refuses results that overlap one another or an argument.
@@ -314,6 +328,17 @@ impl BoundPlan {
         self.encode_timed(encoder, None);
     }
 
+    /// Those of its dispatches whose kernels' labels ([`Plan::kernels`]) are kept, to be timed apart from the
+    /// others. They find what others have left, or have not: their results are not the plan's.
+    pub fn only(&self, keeps: impl Fn(&str) -> bool) -> BoundPlan {
+        let is_kept = |command: &&BoundCommand| match command {
+            BoundCommand::Dispatch { label, .. } => keeps(label),
+            BoundCommand::Copy { .. } => false,
+        };
+        let commands = self.commands.iter().filter(is_kept).cloned().collect();
+        BoundPlan { commands, control: self.control.clone() }
+    }
+
     /// [`BoundPlan::encode`] with timestamps before the first dispatch and after the last.
     pub fn encode_timed(
         &self,
@@ -356,7 +381,9 @@ impl BoundPlan {
                 timestamp_writes,
             });
             for command in run {
-                if let BoundCommand::Dispatch { pipeline, group, workgroups: [x, y, z] } = command {
+                if let BoundCommand::Dispatch { pipeline, group, workgroups: [x, y, z], .. } =
+                    command
+                {
                     pass.set_pipeline(pipeline);
                     pass.set_bind_group(0, group, &[]);
                     pass.dispatch_workgroups(*x, *y, *z);

@@ -438,16 +438,28 @@ fn folders_of_cases_have_projections_and_their_gradients() {
 #[test]
 fn it_is_timed_by_hidden_states_numbers_and_classes() {
     let folder = TempDir::new().unwrap();
-    let run = |rest: &str| {
-        let command = format!("bench --op linear-cross-entropy --device cpu --rounds 1 {rest}");
+    let on = |device: &str, rest: &str| {
+        let command =
+            format!("bench --op linear-cross-entropy --device {device} --rounds 1 {rest}");
         wgloss(folder.path(), &command, &[])
     };
+    let run = |rest: &str| on("cpu", rest);
     let bench = run("--shape 40x8x30 --json j.json");
     assert_eq!(bench.code, Some(0), "{}", bench.stderr);
     let json: Value =
         serde_json::from_slice(&fs::read(folder.path().join("j.json")).unwrap()).unwrap();
     assert_eq!(json["records"][0]["shape"], json!([40, 8, 30]));
     assert!(json["records"][0]["max_error"].as_f64().unwrap() <= 1.0);
+    if wgloss_testing::devices::gpu().is_some() {
+        let report = on("gpu", "--shape 40x8x30").report();
+        let (_, products) = report.split_once("products of matrices alone").unwrap();
+        let row = products.lines().last().unwrap();
+        let [.., gflops, of_loop, share] = row.split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("{products}")
+        };
+        let [gflops, of_loop, share] = [gflops, of_loop, share].map(|n| n.parse::<f64>().unwrap());
+        assert!(of_loop > 1.0 && of_loop > gflops && share < 1.0, "{products}");
+    }
     assert_eq!(
         run("--shape 40x8").refusal(),
         "--shape: expected NxDxV for linear_cross_entropy, got [40, 8]"

@@ -163,6 +163,15 @@ impl Workload {
         read.chain(output.iter()).map(|(_, array)| array.layout().bytes()).sum()
     }
 
+    /// Multiplications, each with an addition, of the products of matrices that a call with these results takes, if
+    /// it takes any: one for the logits, and one for each gradient of a factor.
+    pub fn multiplications(&self, output: &Output<Array<'_>>) -> Option<f64> {
+        let of_one: f64 = self.linear()?.iter().map(|&size| size as f64).product();
+        let factors = [Role::Grad, Role::GradProjection];
+        let gradients = factors.iter().filter(|&&role| output.get(role).is_some()).count();
+        Some(of_one * (1 + gradients) as f64)
+    }
+
     /// `cross_entropy forward_backward f32 [4096, 1000]`.
     pub fn name(&self) -> String {
         format!("{} {} {} {:?}", self.op.name(), self.pass.name(), self.dtype, self.shape)

@@ -1,6 +1,8 @@
-//! `wgloss bench`: how fast kernels are, beside copies of the same bytes on the same device.
+//! `wgloss bench`: how fast kernels are, beside copies of the same bytes on the same device, and products
+//! beside a loop of multiplications and additions.
 
 mod copy;
+mod multiply_add;
 mod report;
 
 use std::path::PathBuf;
@@ -19,7 +21,8 @@ use crate::machine::{Device, Machine};
 use crate::report::{Json, print};
 use crate::{devices, files, ops, progress};
 use copy::Copy;
-use report::{Record, Report, Times};
+use multiply_add::MultiplyAdds;
+use report::{Products, Record, Report, Times};
 
 /// The flags.
 #[derive(Debug, clap::Args)]
@@ -219,6 +222,8 @@ fn parse_shape(text: &str) -> Result<Vec<usize>> {
 struct Call {
     args: Args<Array<'static>>,
     bound: BoundPlan,
+    /// Its products of matrices alone, if there are any.
+    products: BoundPlan,
 }
 
 /// Calls on memory of their own: together more than caches hold, unless they are very small.
@@ -241,7 +246,8 @@ fn prepare(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Call>, String)> {
             .find(|label| label.starts_with(workload.op.name()))
             .unwrap_or_default()
             .into();
-        calls.push(Call { args, bound });
+        let products = bound.only(|label| label.starts_with("product."));
+        calls.push(Call { args, bound, products });
     }
     Ok((calls, kernel))
 }
@@ -260,7 +266,6 @@ fn time(
     let output = host()?;
     let max_error = judged(workload, args, &output, run)?;
     let bytes = workload.bytes(args, &output);
-    drop(output);
 
     let timer = Timer::new(gpu);
     // in as many places as the kernel is given
@@ -272,6 +277,9 @@ fn time(
     let (kernels, commands): (Vec<_>, Vec<_>) = copies.iter().partition(|copy| copy.has_pass());
     let best = best_copy(&kernels, time_copy)?;
     let command = best_copy(&commands, time_copy)?;
+    let multiplications = workload.multiplications(&output);
+    drop(output);
+    let bare = multiplications.map(|_| MultiplyAdds::fastest(gpu, &timer)).transpose()?;
     let mut memory = Memory::new(bytes);
     // into the results of the last round: fresh memory would be most of what is timed
     let (cpu, mut on_cpu) = (Cpu::default(), Output::default());
@@ -298,6 +306,15 @@ fn time(
         };
         // the second counts: after all of the above the host's caches are cold
         let encode = [encode(), encode()][1];
+        if let Some(bare) = &bare {
+            let products = &call.products;
+            let products = timer.time(|encoder, writes| products.encode_timed(encoder, writes))?;
+            let loops = timer.time(|encoder, writes| bare.encode(encoder, writes))?;
+            if round > 0 {
+                times.products.push(products);
+                times.loops.push(loops);
+            }
+        }
         if round > 0 {
             times.encode.push(encode);
             times.kernel.push(kernel);
@@ -309,7 +326,12 @@ fn time(
             bar.inc(1);
         }
     }
-    Ok(Record::new(workload, kernel, bytes, (&best.name, best.bytes()), times, max_error))
+    let copied = (&best.name[..], best.bytes());
+    let mut record = Record::new(workload, kernel, bytes, copied, &times, max_error);
+    if let (Some(count), Some(bare)) = (multiplications, bare) {
+        record.products = Some(Products::new(count, bare.count(), &times));
+    }
+    Ok(record)
 }
 
 /// The worst error of a call in units of the error allowed: of one with fewer rows where the reference would
@@ -355,7 +377,7 @@ fn time_on_cpu(workload: &Workload, rounds: u32, bar: &indicatif::ProgressBar) -
         }
     }
     let kernel = format!("cpu ({} threads)", cpu.threads());
-    Ok(Record::new(workload, kernel, bytes, ("memcpy", bytes / 2 * 2), times, max_error))
+    Ok(Record::new(workload, kernel, bytes, ("memcpy", bytes / 2 * 2), &times, max_error))
 }
 
 /// The fastest way to copy, by the medians of a few runs.

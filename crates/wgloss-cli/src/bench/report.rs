@@ -1,5 +1,6 @@
 //! What was timed: a table for people, JSON for programs, a picture.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -18,6 +19,10 @@ pub struct Times {
     pub memcpy: Vec<Duration>,
     pub cpu: Vec<Duration>,
     pub call: Vec<Duration>,
+    /// Of the dispatches that are products of matrices.
+    pub products: Vec<Duration>,
+    /// Of a loop of multiplications and additions.
+    pub loops: Vec<Duration>,
 }
 
 /// What came of a workload. Times are medians.
@@ -50,6 +55,36 @@ pub struct Record {
     memcpy_gbps: f64,
     /// In units of the error allowed.
     max_error: f64,
+    /// Of an op that is made of products of matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<Products>,
+}
+
+/// The products of matrices that a call is made of, on their own.
+#[derive(Serialize, Deserialize)]
+pub struct Products {
+    ms: f64,
+    /// A multiplication and its addition count as two operations.
+    gflops: f64,
+    /// What a loop of nothing else reaches.
+    loop_gflops: f64,
+    fraction_of_loop: f64,
+}
+
+impl Products {
+    /// Of so many multiplications and additions, beside a loop of so many.
+    pub fn new(count: f64, count_of_loop: f64, times: &Times) -> Self {
+        let gflops =
+            |count: f64, times: &[Duration]| 2e-9 * count / median(times).as_secs_f64().max(1e-9);
+        let own = gflops(count, &times.products);
+        let loop_gflops = gflops(count_of_loop, &times.loops);
+        Products {
+            ms: ms(median(&times.products)),
+            gflops: own,
+            loop_gflops,
+            fraction_of_loop: own / loop_gflops,
+        }
+    }
 }
 
 impl Record {
@@ -58,7 +93,7 @@ impl Record {
         kernel: String,
         bytes: u64,
         (copy, copy_bytes): (&str, u64),
-        times: Times,
+        times: &Times,
         max_error: f64,
     ) -> Self {
         let gbps = |bytes: u64, time: Duration| bytes as f64 / time.as_secs_f64().max(1e-9) / 1e9;
@@ -86,8 +121,31 @@ impl Record {
             cpu_gbps: gbps(bytes, median(&times.cpu)),
             memcpy_gbps: gbps(bytes, median(&times.memcpy)),
             max_error,
+            products: None,
         }
     }
+
+    /// `4096x1000`.
+    fn sizes(&self) -> String {
+        let sizes: Vec<_> = self.shape.iter().map(usize::to_string).collect();
+        sizes.join("x")
+    }
+}
+
+/// Cells in columns as wide as their widest, numbers to the right.
+fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]], numbers: Range<usize>) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match numbers
+            .contains(&column)
+        {
+            true => format!("{cell:>width$}"),
+            false => format!("{cell:width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
 }
 
 fn ms(time: Duration) -> f64 {
@@ -144,13 +202,12 @@ impl Report {
             .map(String::from),
         ];
         rows.extend(self.records.iter().map(|record| {
-            let shape: Vec<_> = record.shape.iter().map(usize::to_string).collect();
             let [low, high] = record.kernel_ms_quartiles;
             [
                 record.op.clone(),
                 record.pass.clone(),
                 record.dtype.clone(),
-                shape.join("x"),
+                record.sizes(),
                 format!("{:.3}", record.kernel_ms),
                 format!("{low:.3}-{high:.3}"),
                 format!("{:.2}", record.gbps),
@@ -166,8 +223,6 @@ impl Report {
                 record.kernel.clone(),
             ]
         }));
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: [usize; 17] = std::array::from_fn(|column| width(column).unwrap_or(0));
         let mut lines = vec![
             format!("device  {}", self.device),
             format!("times   medians of {} rounds; {}", self.rounds, self.times),
@@ -177,16 +232,36 @@ impl Report {
             "error   of the results before they were timed, in units of the error allowed".into(),
             String::new(),
         ];
-        lines.extend(rows.iter().map(|row| {
-            let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
-                // numbers to the right
-                match (4..16).contains(&column) {
-                    true => format!("{cell:>width$}"),
-                    false => format!("{cell:width$}"),
-                }
-            });
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        lines.extend(table(&rows, 4..16));
+        let with_products =
+            self.records.iter().filter_map(|record| Some((record, record.products.as_ref()?)));
+        let mut rows = vec![
+            ["op", "pass", "type", "shape", "products ms", "rest", "GFLOP/s", "loop", "of loop"]
+                .map(String::from),
+        ];
+        rows.extend(with_products.map(|(record, products)| {
+            [
+                record.op.clone(),
+                record.pass.clone(),
+                record.dtype.clone(),
+                record.sizes(),
+                format!("{:.3}", products.ms),
+                format!("{:.1}%", 100.0 * (record.kernel_ms / products.ms - 1.0)),
+                format!("{:.1}", products.gflops),
+                format!("{:.1}", products.loop_gflops),
+                format!("{:.2}", products.fraction_of_loop),
+            ]
         }));
+        if rows.len() > 1 {
+            lines.extend([
+                String::new(),
+                "products of matrices alone; rest: what all else takes beside them; loop: nothing but \
+                 multiplications and additions, two operations each"
+                    .into(),
+                String::new(),
+            ]);
+            lines.extend(table(&rows, 4..9));
+        }
         lines
     }
 
