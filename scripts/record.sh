@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records what a device does, as files benches/record/DEVICE/<date>-*:
 #
-#     scripts/record.sh DEVICE                 # all but the last four: ten minutes on two cores
+#     scripts/record.sh DEVICE                 # all but the last five: ten minutes on two cores
 #     scripts/record.sh DEVICE large peers     # these steps
 #
 # DEVICE names the folder: nvidia-h100, say, or lavapipe-22.3.6-2-cores. The device is the one that
@@ -9,7 +9,7 @@
 # WGLOSS=<program> uses that one, built elsewhere, instead of building it.
 set -euo pipefail
 
-steps=(devices check bench classes sweep pictures large peers burn)
+steps=(devices check bench linear classes sweep pictures large peers peers-linear burn)
 
 # What the device is and offers.
 devices() { "$wgloss" devices --json >"$to-devices.json"; }
@@ -19,6 +19,12 @@ check() { "$wgloss" check --device gpu | tee "$to-check.txt"; }
 
 # README's workloads.
 bench() { "$wgloss" bench --device gpu --rounds 15 --json "$to.json"; }
+
+# Linear cross entropy, its products on their own, and a loop of multiplications and additions.
+linear() {
+    "$wgloss" bench --device gpu --op linear-cross-entropy --pass forward --pass forward-backward \
+        --rounds 9 --shape 8192x64x1000 --shape 512x256x32000 --json "$to-linear.json"
+}
 
 # Four million logits, over numbers of classes.
 classes() {
@@ -67,6 +73,11 @@ large() {
 # burn, candle and PyTorch beside it, in three runs: builds them first.
 peers() { benches/peers/run.py --runs 3 --record "$device"; }
 
+# The same of linear cross entropy, its memory too.
+peers-linear() {
+    benches/peers/run.py --only linear --turns 3 --rounds 2 --limit 600 --record "$device"
+}
+
 # wgloss-burn beside burn's own losses, in three settings of burn: builds it three times first.
 burn() { make bench-burn RECORD="$to-burn.json"; }
 
@@ -88,7 +99,7 @@ main() {
     shift
     local step
     for step in "$@"; do [[ " ${steps[*]} " == *" $step "* ]] || usage; done
-    [ $# != 0 ] || set -- devices check bench classes sweep
+    [ $# != 0 ] || set -- devices check bench linear classes sweep
 
     wgloss=$(realpath "${WGLOSS:-.}")
     cd "$(dirname "$0")/.."

@@ -254,7 +254,7 @@ def shares(cpu):
 def has(name, op):
     """Whether a program has such a loss."""
     if name == "Liger CUDA":
-        return op == "cross_entropy"
+        return op != "bce_with_logits"
     return not name.endswith("chunked") or op == "linear_cross_entropy"
 
 

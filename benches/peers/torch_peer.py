@@ -151,11 +151,14 @@ class Peer:
     def loss(self, op):
         """The loss as a user would write it."""
         if self.how == "liger":
-            if op != "cross_entropy":
-                sys.exit(f"Liger has no {op}")
-            from liger_kernel.transformers import LigerCrossEntropyLoss
+            from liger_kernel import transformers
 
-            return LigerCrossEntropyLoss()
+            if op == "cross_entropy":
+                return transformers.LigerCrossEntropyLoss()
+            if op != "linear_cross_entropy":
+                sys.exit(f"Liger has no {op}")
+            loss = transformers.LigerFusedLinearCrossEntropyLoss()
+            return lambda x, projection, target: loss(projection, x, target)
         if self.how == "chunked":
             if op != "linear_cross_entropy" or not hasattr(torch.nn, "LinearCrossEntropyOptions"):
                 sys.exit(f"PyTorch {self.version} has no {op} in chunks of rows")
@@ -193,6 +196,10 @@ class Peer:
         ]
         self.turn = 0
         self.wait()
+        is_cuda = self.device == "cuda"
+        if is_cuda:
+            on_device = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
         try:
             # the system finds the peak anew: bringing inputs to a device takes memory too
             with open("/proc/self/clear_refs", "w") as file:
@@ -202,9 +209,12 @@ class Peer:
         last = self.run()
         self.wait()
         self.memory_mib = None
-        if before is not None:
-            known = data.copies * (data.size + 4 * data.target.size)
-            known += sum(4 * grad.numel() for grad in last[1])
+        of_results = sum(4 * grad.numel() for grad in last[1])
+        if is_cuda:
+            most = torch.cuda.max_memory_allocated()
+            self.memory_mib = (most - on_device - of_results) / 2**20
+        elif before is not None:
+            known = data.copies * (data.size + 4 * data.target.size) + of_results
             self.memory_mib = (memory("VmHWM:") - before - known / 1024) / 1024
         del last
         for _ in self.inputs[1:]:

@@ -36,6 +36,11 @@ pub trait Peer {
     /// Waits until everything that was run is complete.
     fn wait(&mut self) -> Result<()>;
 
+    /// Bytes that calls take on a device with memory of its own, which this process's does not show.
+    fn on_device(&self, _inputs: &Self::Inputs) -> Option<u64> {
+        None
+    }
+
     /// What was computed: the loss, the gradient of the input, and that of a classifier.
     fn read(&mut self, inputs: &mut Self::Inputs, output: Self::Output) -> Result<Results>;
 }
@@ -308,9 +313,11 @@ pub fn serve<P: Peer>(mut peer: P) -> Result<()> {
                 first = first.or_else(|| before.as_ref()?.most_since(&data));
                 drop(output);
             }
+            let on_device = peer.on_device(&inputs).map(|bytes| bytes as f64 / f64::from(1 << 20));
+            let memory_mib = on_device.or(first);
             // later, so that its memory is not what a program uses again
             let expected = data.expected();
-            current = Some(Current { data, expected, inputs, next: 0, memory_mib: first });
+            current = Some(Current { data, expected, inputs, next: 0, memory_mib });
         }
         if let Some(current) = &mut current {
             let answer = turn(&mut peer, &request, current)?;

@@ -44,6 +44,7 @@ struct OnGpu {
 struct Buffers {
     copies: Vec<BoundPlan>,
     output: Output<Tensor>,
+    workspace_bytes: u64,
 }
 
 impl Peer for OnGpu {
@@ -66,7 +67,7 @@ impl Peer for OnGpu {
         let bind = |tensors| plan.bind(tensors, &output);
         let copies = tensors.iter().map(bind).collect::<wgloss::Result<_>>()?;
         self.wait()?;
-        Ok(Buffers { copies, output })
+        Ok(Buffers { copies, output, workspace_bytes: plan.workspace_bytes() })
     }
 
     fn run(&mut self, inputs: &mut Buffers, copy: usize) -> Result<()> {
@@ -79,6 +80,12 @@ impl Peer for OnGpu {
     fn wait(&mut self) -> Result<()> {
         self.gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
         Ok(())
+    }
+
+    fn on_device(&self, inputs: &Buffers) -> Option<u64> {
+        // a software device's memory is this process's
+        let is_software = self.gpu.info().device_type == wgpu::DeviceType::Cpu;
+        (!is_software).then_some(inputs.workspace_bytes)
     }
 
     fn read(&mut self, inputs: &mut Buffers, (): ()) -> Result<Results> {
