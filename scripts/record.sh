@@ -75,7 +75,7 @@ peers() { benches/peers/run.py --runs 3 --record "$device"; }
 
 # The same of linear cross entropy, its memory too.
 peers-linear() {
-    benches/peers/run.py --only linear --turns 3 --rounds 2 --limit 600 --record "$device"
+    benches/peers/run.py --only linear --turns 2 --rounds 2 --limit 300 --record "$device"
 }
 
 # wgloss-burn beside burn's own losses, in three settings of burn: builds it three times first.
