@@ -107,6 +107,11 @@ def interval(low, high):
     return low if low == high else f"{low} to {high}"
 
 
+def spread(value, low, high):
+    """With the range in brackets, where there is one."""
+    return number(value) if low == high else f"{number(value)} ({interval(low, high)})"
+
+
 def outwards(value, whole):
     """Two digits, so rounded that a range holds what was measured."""
     step = 10 ** (math.floor(math.log10(value)) - 1)
@@ -141,8 +146,8 @@ def table_of_times(summaries):
             return "-"
         if "error" in record:
             return "failed"
-        spread = f"{number(record['median_ms'])} ({interval(*record['range_ms'])})"
-        return spread if record["is_right"] else f"{spread}, **wrong**"
+        time = spread(record["median_ms"], *record["range_ms"])
+        return time if record["is_right"] else f"{time}, **wrong**"
 
     workloads = dict.fromkeys(map(workload_of, summaries))
     rows = [[title(*workload)] + [cell(by_key.get((peer, *workload))) for peer in peers]
@@ -169,7 +174,7 @@ def table_of_ratios(report):
     def cell(record):
         if record is None:
             return "-"
-        return f"{number(record['ratio'])} ({interval(*record['range'])})"
+        return spread(record["ratio"], *record["range"])
 
     workloads = dict.fromkeys(map(workload_of, report["records"]))
     rows = [[title(*workload)] + [cell(by_key.get((*pair, *workload))) for pair in pairs]
