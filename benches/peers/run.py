@@ -4,7 +4,7 @@
     benches/peers/run.py                    # one run: about five minutes once all is built
     benches/peers/run.py --quick            # fewer rounds
     benches/peers/run.py --only burn --only 4096x1000
-    benches/peers/run.py --only linear --turns 1 --rounds 2 --limit 400
+    benches/peers/run.py --only linear --turns 2 --rounds 2 --limit 300
                         # linear cross entropy, which a plain run leaves out
     benches/peers/run.py --runs 3 --record lavapipe-22.3.6-2-cores
                         # writes benches/record/lavapipe-22.3.6-2-cores/<date>-peers.json and .svg
@@ -120,9 +120,9 @@ def build(names):
     native = {"RUSTFLAGS": "-C target-cpu=native"}
     attempt(["wgloss GPU", "wgloss CPU"], "wgloss", [cargo("portable", "wgloss")])
     # together: apart, each would have their dependencies built with other features
-    attempt(["burn SPIR-V", "burn flex", "candle CPU"], "burn and candle (ten minutes)",
+    attempt(["burn SPIR-V", "burn flex", "candle CPU"], "burn and candle (twenty minutes)",
             [cargo("native", "burn-spirv", "candle")], native)
-    attempt(["burn WGSL"], "burn again, for WGSL (five minutes)",
+    attempt(["burn WGSL"], "burn again, for WGSL (fifteen minutes)",
             [cargo("native", "burn-wgsl")], native)
 
     torch = [name for name in names if name.startswith(("PyTorch", "Liger"))]
